@@ -1,0 +1,89 @@
+# psi: untrusted Python in a real container. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VERSION := $(shell cat VERSION)
+PYTHON  ?= /usr/bin/python3.11
+PREFIX  ?= /usr/local
+BIN     := bin
+BUILD   := build
+TOOLS   := $(BUILD)/tools
+# a Go that setup had to fetch comes first
+export PATH := $(CURDIR)/$(BUILD)/go/bin:$(PATH)
+
+TAGS    := seccomp,netgo,osusergo
+LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION)
+GOBUILD := go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)'
+GOLANGCI := v2.12.2
+RUN     ?=
+
+.PHONY: help setup build rootfs demo test test-all test-host test-vm lint generate bench install uninstall clean
+.PHONY: check-generated check-leaks $(BIN)/psi-runtime $(BIN)/psi-shim
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install the missing Debian packages and, where Go is too old, a Go (needs root; a no-op the second time)
+	@scripts/setup
+
+build: setup $(BIN)/psi-runtime $(BIN)/psi-shim ## build bin/psi-runtime and bin/psi-shim (static)
+
+$(BIN)/psi-runtime $(BIN)/psi-shim:
+	@$(GOBUILD) -o $@ ./cmd/$(@F)
+
+rootfs: build ## build the minimal Python root file system, build/rootfs
+	@scripts/rootfs "$(BIN)/psi-runtime" "$(PYTHON)" "$(BUILD)/rootfs"
+
+demo: rootfs ## spawn guests in real containers and show what they do
+	@PYTHONPATH=python $(PYTHON) examples/hello.py
+	@PYTHONPATH=python $(PYTHON) examples/etl.py
+
+test: rootfs lint check-generated ## lint, every test here, and the everyday tests on the second kernel
+	@go run ./tests/run
+	@go run -tags '$(TAGS)' ./tests/vm
+	@$(MAKE) check-leaks
+
+test-all: rootfs lint check-generated ## as test, with every test on the second kernel too (long)
+	@go run ./tests/run
+	@go run -tags '$(TAGS)' ./tests/vm -timeout 3h all
+	@$(MAKE) check-leaks
+
+test-host: rootfs ## tests on this machine only; RUN=TestName, SUITE=pkg/policy
+	@go run ./tests/run $(if $(RUN),-run '$(RUN)') $(SUITE)
+
+test-vm: rootfs ## tests on the second kernel only; RUN=TestName, SUITE=internal/container
+	@go run -tags '$(TAGS)' ./tests/vm $(if $(RUN),-run '$(RUN)') $(SUITE)
+
+lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## gofmt, golangci-lint, mypy --strict, shellcheck
+	@test -z "$$(gofmt -l bpf cmd internal pkg rootfs tests)" || { gofmt -d bpf cmd internal pkg rootfs tests; echo 'lint: run gofmt -w on these files' >&2; exit 1; }
+	@$(TOOLS)/golangci-lint-$(GOLANGCI) run --build-tags '$(TAGS)' ./...
+	@scripts/lint-python
+	@shellcheck scripts/* .ci/run
+
+$(TOOLS)/golangci-lint-$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI) (once, a minute or two)"
+	@GOBIN=$(CURDIR)/$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	@mv $(TOOLS)/golangci-lint $@
+
+generate: setup ## compile bpf/*.bpf.c and write the Go that loads it
+	@go generate ./bpf/...
+
+check-generated: generate
+	@git diff --exit-code --stat -- bpf || { echo 'generated files differ: run `make generate` and commit the result' >&2; exit 1; }
+
+check-leaks:
+	@scripts/check-leaks
+
+bench: rootfs ## measure against the peers; writes build/bench/report.md
+	@$(PYTHON) bench/run.py --output $(BUILD)/bench
+
+install: rootfs ## install both programs, the root file system and the Python package's files below PREFIX
+	@scripts/install "$(PREFIX)" "$(PYTHON)"
+
+uninstall: ## remove what install put there
+	@scripts/install --remove "$(PREFIX)" "$(PYTHON)"
+
+clean: ## remove what was built here
+	@rm -rf $(BIN) $(BUILD) python/build python/*.egg-info

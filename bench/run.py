@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Measure psi against its peers on this machine, in one run, and report ratios.
+
+Machines differ and drift, so nothing here is an absolute promise: every figure of psi's is taken in
+turn with the figure it is compared with (A B A B ...), and the ratio of the medians is what counts.
+
+    make bench          writes build/bench/report.md and report.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "python"))
+
+import pyisolate as psi  # noqa: E402
+
+RUNTIME = ROOT / "bin" / "psi-runtime"
+ROOTFS = ROOT / "build" / "rootfs"
+
+
+class Row:
+    """One figure: what was measured, in which unit, against what, and the target of the ratio or value."""
+
+    def __init__(self, name: str, unit: str, values: List[float], peer: str = "", peer_values: Optional[List[float]] = None,
+                 target: str = "", bound: Optional[float] = None) -> None:
+        self.name, self.unit, self.values = name, unit, sorted(values)
+        self.peer, self.peer_values = peer, sorted(peer_values or [])
+        self.target, self.bound = target, bound
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def ratio(self) -> Optional[float]:
+        return self.median / statistics.median(self.peer_values) if self.peer_values else None
+
+    @property
+    def met(self) -> Optional[bool]:
+        if self.bound is None:
+            return None
+        return (self.ratio if self.ratio is not None else self.median) <= self.bound
+
+    def as_dict(self) -> Dict[str, object]:
+        return {
+            "name": self.name, "unit": self.unit, "median": self.median, "p99": percentile(self.values, 99), "runs": len(self.values),
+            "peer": self.peer, "peer_median": statistics.median(self.peer_values) if self.peer_values else None,
+            "ratio": self.ratio, "target": self.target, "met": self.met,
+        }
+
+
+def percentile(ordered: List[float], percent: int) -> float:
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[Kbench: {text}", end="", file=sys.stderr, flush=True)
+
+
+def timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def interleaved(runs: int, *actions: Callable[[], object]) -> List[List[float]]:
+    """Time the actions in turn, after one warm-up of each. Seconds."""
+    for action in actions:
+        action()
+    times: List[List[float]] = [[] for _ in actions]
+    for _ in range(runs):
+        for action, column in zip(actions, times):
+            column.append(timed(action))
+    return times
+
+
+def command(*args: str) -> Callable[[], object]:
+    def run() -> None:
+        subprocess.run(args, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return run
+
+
+def cold_run(runs: int, work: Path) -> List[Row]:
+    """`psi-runtime run` against `runc run` of the same bundle, a script that prints 1."""
+    script = work / "one.py"
+    script.write_text("print(1)\n")
+    bundle = work / "bundle"
+    subprocess.run([str(RUNTIME), "bundle", "--policy", "defaults", "--rootfs", str(ROOTFS), "--entry", str(script), "-o", str(bundle)],
+                   check=True, stdout=subprocess.DEVNULL)
+    runc = shutil.which("runc") or "/usr/sbin/runc"
+    mine, theirs, floor = interleaved(
+        runs,
+        command(str(RUNTIME), "run", "--bundle", str(bundle), "bench-psi"),
+        command(runc, "run", "--bundle", str(bundle), "bench-runc"),
+        command(sys.executable, "-I", "-S", "-c", "print(1)"),
+    )
+    ms = [[value * 1e3 for value in column] for column in (mine, theirs, floor)]
+    return [
+        Row("cold: psi-runtime run, print(1)", "ms", ms[0], "runc run, same bundle", ms[1], "≤ 1.0 ×", 1.0),
+        Row("floor: python3 -I -S -c 'print(1)', no container", "ms", ms[2]),
+    ]
+
+
+def cold_spawn(runs: int) -> List[Row]:
+    """psi.spawn to the first value received, through a supervisor that already runs."""
+    times: List[float] = []
+    for number in range(runs + 1):
+        start = time.perf_counter()
+        with psi.spawn(f"bench-{number}") as sandbox:
+            sandbox.exec("post(1)")
+            if sandbox.recv(timeout=10) != 1:
+                raise SystemExit("bench: a guest answered something else than 1")
+            times.append((time.perf_counter() - start) * 1e3)
+    return [Row("cold spawn to first recv, supervisor running", "ms", times[1:], target="≤ 35 ms", bound=35.0)]
+
+
+def bare_echo() -> Callable[[], None]:
+    """One round trip of 1 kB between two Python processes over a socketpair, with nothing around it."""
+    here, there = socket.socketpair()
+    if os.fork() == 0:
+        here.close()
+        while True:
+            data = there.recv(4096)
+            if not data:
+                os._exit(0)
+            there.sendall(data)
+    there.close()
+    payload = b"x" * 1024
+
+    def once() -> None:
+        here.sendall(payload)
+        got = 0
+        while got < 1024:
+            got += len(here.recv(4096))
+    return once
+
+
+def round_trip(runs: int) -> List[Row]:
+    """post and recv of a 1 kB string, against the bare echo, in alternating batches."""
+    batch = 1000
+    bare = bare_echo()
+    with psi.spawn("bench-echo") as sandbox:
+        sandbox.exec("while True: post(recv())")
+        value = "x" * 1024
+
+        def echo() -> None:
+            sandbox.post(value)
+            sandbox.recv()
+
+        def repeated(action: Callable[[], None]) -> Callable[[], None]:
+            def run() -> None:
+                for _ in range(batch):
+                    action()
+            return run
+
+        mine, theirs = interleaved(runs, repeated(echo), repeated(bare))
+    to_us = 1e6 / batch
+    return [Row("1 kB post/recv round trip", "µs", [v * to_us for v in mine], "bare socketpair echo of 1 kB",
+                [v * to_us for v in theirs], "≤ 2 ×", 2.0)]
+
+
+def flooded_client() -> List[Row]:
+    """Growth of the client's peak memory while a guest posts as fast as it can and nobody receives."""
+    with psi.spawn("bench-flood", policy={"message": "1MiB"}) as sandbox:
+        sandbox.exec("post('ready')")
+        sandbox.recv(timeout=10)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sandbox.exec("while True: post('x' * 500_000)")
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            _ = sandbox.stats
+            time.sleep(0.05)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return [Row("client memory growth under a flood of posts, 3 s, nobody receives", "MiB", [(after - before) / 1024], target="bounded: ≤ 64 MiB", bound=64.0)]
+
+
+def markdown(rows: List[Row]) -> str:
+    lines = [
+        "# psi benchmarks", "",
+        f"Taken {time.strftime('%Y-%m-%d')} on Linux {os.uname().release}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, by `make bench`.",
+        "Medians of interleaved runs; the ratio is what to look at.", "",
+        "| figure | median | p99 | against | ratio | target | met |", "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
+        against = f"{row.peer}: {statistics.median(row.peer_values):.1f} {row.unit}" if row.peer_values else ""
+        met = {True: "yes", False: "**no**", None: ""}[row.met]
+        lines.append(f"| {row.name} | {row.median:.1f} {row.unit} | {percentile(row.values, 99):.1f} | {against} | {ratio} | {row.target} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else "")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", help="directory of the report")
+    parser.add_argument("--runs", type=int, default=30, help="counted runs of each figure")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of Markdown")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows: List[Row] = []
+    with tempfile.TemporaryDirectory(prefix="psi-bench-") as work:
+        for name, part in (
+            ("cold start", lambda: cold_run(options.runs, Path(work))),
+            ("cold spawn", lambda: cold_spawn(options.runs)),
+            ("round trip", lambda: round_trip(options.runs)),
+            ("flooded client", flooded_client),
+        ):
+            progress(name)
+            rows.extend(part())
+    progress("")
+    report = {"rows": [row.as_dict() for row in rows], "kernel": os.uname().release, "cpus": os.cpu_count()}
+    (options.output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (options.output / "report.md").write_text(markdown(rows))
+    print(json.dumps(report, ensure_ascii=False) if options.json else markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

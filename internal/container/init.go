@@ -1,0 +1,27 @@
+package container
+
+import (
+	"os"
+	"runtime/debug"
+
+	// The manager of cgroup devices registers itself.
+	_ "github.com/opencontainers/cgroups/devices"
+	"github.com/opencontainers/runc/libcontainer"
+
+	// The C half of `init`: it joins and makes namespaces before Go's runtime starts.
+	_ "github.com/opencontainers/runc/libcontainer/nsenter"
+)
+
+// MaybeInit must be the first statement of every main (and TestMain) that calls
+// Create or Exec. libcontainer starts a container by executing the same binary
+// again as `argv[0] init`; in that process MaybeInit becomes the container's
+// first process and never returns. `init` is therefore a reserved command word.
+func MaybeInit() {
+	if len(os.Args) < 2 || os.Args[1] != "init" {
+		return
+	}
+	// It lives for milliseconds, inside the guest's memory limit: collecting
+	// garbage costs more than the garbage.
+	debug.SetGCPercent(-1)
+	libcontainer.Init()
+}

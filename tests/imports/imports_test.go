@@ -1,0 +1,61 @@
+// Package imports holds the import graph of ARCHITECTURE.md against the code: the linter forbids
+// single imports, this test says which package may know which, as a whole.
+package imports
+
+import (
+	"bytes"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/psi-runtime/psi/"
+
+// allowed lists, for every package, the packages of ours that it may import. Arrows point down.
+var allowed = map[string][]string{
+	"pkg/policy":          {},
+	"pkg/channel":         {},
+	"bpf":                 {},
+	"rootfs":              {},
+	"pkg/bundle":          {"pkg/policy"},
+	"internal/enforce":    {"bpf", "pkg/policy"},
+	"internal/netproxy":   {"pkg/policy"},
+	"internal/container":  {"pkg/bundle"},
+	"internal/attend":     {"internal/container", "internal/enforce", "internal/netproxy", "pkg/policy"},
+	"internal/supervisor": {"internal/attend", "internal/container", "internal/netproxy", "pkg/bundle", "pkg/channel", "pkg/policy"},
+	"cmd/psi-shim":        {"internal/container", "internal/supervisor"},
+	"cmd/psi-runtime":     {"internal/attend", "internal/container", "internal/enforce", "internal/netproxy", "pkg/bundle", "pkg/policy", "rootfs"},
+	"internal/leakcheck":  {},
+}
+
+func TestImportsPointDown(t *testing.T) {
+	cmd := exec.Command("go", "list", "-tags", "seccomp,netgo,osusergo", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	seen := 0
+	for _, line := range bytes.Split(bytes.TrimSpace(out), []byte("\n")) {
+		fields := strings.Fields(string(line))
+		name := strings.TrimPrefix(fields[0], module)
+		if strings.HasPrefix(name, "tests/") {
+			continue
+		}
+		may, ok := allowed[name]
+		if !ok {
+			t.Errorf("package %s is not in the table: say what it may import", name)
+			continue
+		}
+		seen++
+		for _, imported := range fields[1:] {
+			if ours, ok := strings.CutPrefix(imported, module); ok && !slices.Contains(may, ours) {
+				t.Errorf("%s imports %s: the table does not allow it", name, ours)
+			}
+		}
+	}
+	if seen < len(allowed) {
+		t.Errorf("saw %d packages of the %d in the table: remove what is gone", seen, len(allowed))
+	}
+}

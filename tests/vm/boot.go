@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// machine is what qemu is started with.
+type machine struct {
+	Kernel, Initrd, Disk string
+	Console, Results     string // files that the two serial ports are written to
+	MemoryMiB            int
+}
+
+// exitLine is the guest's last word; without it the run has failed.
+const exitLine = "PSI-VM-EXIT "
+
+// boot runs the machine, shows what the guest writes to its second serial port as it comes, and
+// returns the exit code in its last line.
+func boot(ctx context.Context, m machine) (int, error) {
+	results, err := os.Create(m.Results)
+	if err != nil {
+		return 1, err
+	}
+	defer results.Close()
+	reader, writer := io.Pipe()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(m.MemoryMiB),
+		"-kernel", m.Kernel, "-initrd", m.Initrd,
+		"-append", "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,bpf systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
+		"-drive", "file="+m.Disk+",format=raw,if=virtio,cache=unsafe",
+		"-display", "none", "-no-reboot", "-nic", "none", "-monitor", "none",
+		"-serial", "file:"+m.Console, "-serial", "stdio")
+	cmd.Stdout = writer
+	cmd.Stderr = os.Stderr
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		return 1, fmt.Errorf("starting qemu-system-x86_64 (package qemu-system-x86): %w", err)
+	}
+	code := make(chan int, 1)
+	go func() { code <- follow(io.TeeReader(reader, results), os.Stdout) }()
+	waitErr := cmd.Wait()
+	writer.Close()
+	got := <-code
+	if ctx.Err() != nil {
+		return 1, fmt.Errorf("the machine did not finish in time (%w); its console is in %s", ctx.Err(), m.Console)
+	}
+	if got < 0 {
+		return 1, fmt.Errorf("the machine stopped without a result (%w); its console is in %s",
+			errors.Join(waitErr, errors.New("no "+strings.TrimSpace(exitLine)+" line")), m.Console)
+	}
+	return got, nil
+}
+
+// follow copies lines to out until the exit line, whose code it returns; -1 without one.
+func follow(in io.Reader, out io.Writer) int {
+	code := -1
+	lines := bufio.NewReader(in)
+	for {
+		line, err := lines.ReadString('\n')
+		if text := strings.TrimRight(line, "\r\n"); strings.HasPrefix(text, exitLine) {
+			if n, convErr := strconv.Atoi(strings.TrimPrefix(text, exitLine)); convErr == nil {
+				code = n
+			}
+		} else if line != "" {
+			fmt.Fprintln(out, text)
+		}
+		if err != nil {
+			return code
+		}
+	}
+}
