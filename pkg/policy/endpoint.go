@@ -1,0 +1,212 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Endpoint is something that a guest may connect to by TCP, in canonical form:
+// comparable, one value per meaning.
+//
+// Host is an IPv4 or IPv6 address, a CIDR block of either ("10.0.0.0/8"), or an
+// exact host name in lower case without a trailing dot. IPv4 addresses mapped
+// into IPv6 are written as IPv4; so a block of IPv6 addresses never covers IPv4
+// ones. Port is 1 to 65535.
+type Endpoint struct {
+	Host string
+	Port uint16
+}
+
+// String writes the endpoint as documents do: "host:port", IPv6 in brackets.
+func (e Endpoint) String() string {
+	port := strconv.Itoa(int(e.Port))
+	if strings.Contains(e.Host, ":") {
+		return "[" + e.Host + "]:" + port
+	}
+	return e.Host + ":" + port
+}
+
+// Prefix returns the addresses of an address or CIDR endpoint; a single address
+// is a prefix of its full length. ok is false for a name.
+func (e Endpoint) Prefix() (prefix netip.Prefix, ok bool) {
+	if prefix, err := netip.ParsePrefix(e.Host); err == nil {
+		return prefix, true
+	}
+	addr, err := netip.ParseAddr(e.Host)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(addr, addr.BitLen()), true
+}
+
+// ParseEndpoint reads "host:port", "[v6]:port" or "10.0.0.0/8:port". Errors are
+// [*Error]s.
+func ParseEndpoint(text string) (Endpoint, error) {
+	e, err := parseEndpoint(text)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	return e, nil
+}
+
+func parseEndpoint(text string) (Endpoint, *Error) {
+	bad := func(rule, wayOut string) (Endpoint, *Error) {
+		return Endpoint{}, &Error{Value: text, Rule: rule, WayOut: wayOut}
+	}
+	if strings.Contains(text, "//") {
+		return bad("is a URL", "write only host:port, such as api.example.com:443")
+	}
+	colon := strings.LastIndexByte(text, ':')
+	if colon < 0 || strings.HasSuffix(text, "]") {
+		return bad("has no port", "write host:port, such as 127.0.0.1:9200 or [::1]:9200")
+	}
+	host, portText := text[:colon], text[colon+1:]
+	port, rule, wayOut := parsePort(portText)
+	if rule != "" {
+		return bad(rule, wayOut)
+	}
+	bracketed := strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]")
+	switch {
+	case bracketed:
+		host = host[1 : len(host)-1]
+		if !strings.Contains(host, ":") {
+			return bad("has brackets around what is not an IPv6 address", "remove the brackets")
+		}
+	case strings.Contains(host, ":"):
+		return bad("has an IPv6 address without brackets", "write [address]:port, such as [::1]:9200")
+	}
+	host, rule, wayOut = canonicalHost(host)
+	if rule != "" {
+		return bad(rule, wayOut)
+	}
+	return Endpoint{Host: host, Port: port}, nil
+}
+
+func parsePort(text string) (port uint16, rule, wayOut string) {
+	if first, last, found := strings.Cut(text, "-"); found && isDigits(first) && isDigits(last) {
+		return 0, "has a range of ports, which is not supported", "use one rule per port"
+	}
+	if text == "*" {
+		return 0, "has a wildcard for the port, which is not supported", "use one rule per port"
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 || !isDigits(text) || text[0] == '0' {
+		return 0, fmt.Sprintf("has no valid port: %s", quote(text)), "write a number from 1 to 65535, such as 127.0.0.1:9200"
+	}
+	return uint16(n), "", ""
+}
+
+// canonicalHost returns the one form of an address, CIDR block or name.
+func canonicalHost(host string) (canonical, rule, wayOut string) {
+	if strings.Contains(host, "/") {
+		return canonicalBlock(host)
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return canonicalName(host)
+	}
+	if addr.Zone() != "" {
+		return "", "has a zone, which names an interface of the host", "a link-local address cannot be allowed: use another"
+	}
+	addr = addr.Unmap()
+	if rule, wayOut := unreachable(addr); rule != "" {
+		return "", rule, wayOut
+	}
+	return addr.String(), "", ""
+}
+
+// unreachable says why no TCP connection can mean this address.
+func unreachable(addr netip.Addr) (rule, wayOut string) {
+	switch {
+	case addr.IsUnspecified():
+		return "is not the address of a host", "write 127.0.0.1 or [::1] for this host, 0.0.0.0/0 or [::/0] for every address"
+	case addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "is an address of many hosts, which TCP cannot connect to", "write the address of one host"
+	}
+	return "", ""
+}
+
+// canonicalBlock returns the one form of a CIDR block.
+func canonicalBlock(host string) (canonical, rule, wayOut string) {
+	block, err := netip.ParsePrefix(host)
+	if err != nil {
+		return "", "has no valid CIDR block", "write address/bits, such as 10.0.0.0/8 or [fd00::/8]"
+	}
+	if block.Addr().Is4In6() {
+		if block.Bits() < 96 {
+			return "", "mixes IPv4 and IPv6 addresses in one block", "use one rule for each family"
+		}
+		block = netip.PrefixFrom(block.Addr().Unmap(), block.Bits()-96)
+	}
+	if masked := block.Masked(); masked != block {
+		return "", "has bits beyond its prefix", fmt.Sprintf("write %s for the block, or the address alone", masked)
+	}
+	if block.IsSingleIP() {
+		if rule, wayOut := unreachable(block.Addr()); rule != "" {
+			return "", rule, wayOut
+		}
+		return block.Addr().String(), "", ""
+	}
+	if block.Addr().IsMulticast() && block.Bits() >= 4 {
+		rule, wayOut := unreachable(block.Addr())
+		return "", rule, wayOut
+	}
+	return block.String(), "", ""
+}
+
+// canonicalName returns the one form of a host name.
+func canonicalName(host string) (canonical, rule, wayOut string) {
+	const example = "write an exact name such as api.example.com"
+	if strings.ContainsFunc(host, func(r rune) bool { return r >= 0x80 }) {
+		return "", "has a name that is not ASCII", "write its xn-- form"
+	}
+	name := strings.ToLower(strings.TrimSuffix(host, "."))
+	switch {
+	case strings.Contains(name, "*"):
+		return "", "has a wildcard in the name, which is not supported", "use one rule per name"
+	case name == "":
+		return "", "has no host", "write host:port, such as 127.0.0.1:9200"
+	case len(name) > 253:
+		return "", "has a name longer than 253 characters", example
+	case name == "localhost" || strings.HasSuffix(name, ".localhost"):
+		return "", "names this host, which names may not lead to", "write 127.0.0.1 or [::1]"
+	}
+	labels := strings.Split(name, ".")
+	for _, label := range labels {
+		if rule := labelFault(label); rule != "" {
+			return "", rule, example
+		}
+	}
+	if last := labels[len(labels)-1]; isDigits(last) || strings.HasPrefix(last, "0x") {
+		return "", "is neither a name nor an address in the usual form", "write four decimal numbers, such as 127.0.0.1"
+	}
+	return name, "", ""
+}
+
+// labelFault says what is wrong with one part of a host name.
+func labelFault(label string) string {
+	if label == "" || len(label) > 63 {
+		return "has a part of the name that is empty or longer than 63 characters"
+	}
+	for i := range len(label) {
+		c := label[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '_':
+		case c == '-' && i > 0 && i < len(label)-1:
+		default:
+			return fmt.Sprintf("has %q in the name, or at an end of one of its parts", string(c))
+		}
+	}
+	return ""
+}
+
+func isDigits(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false
+		}
+	}
+	return s != ""
+}

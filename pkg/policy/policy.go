@@ -1,0 +1,209 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Bounds of one policy. They keep every cost linear and small, and the canonical
+// document within what a supervisor and an annotation carry.
+const (
+	maxRules    = 4096    // of fs, of tcp and of imports, each
+	maxDocument = 1 << 20 // bytes of a document, and of the canonical one
+)
+
+// Policy says what a guest may do. It is an immutable value: copy it freely,
+// share it among goroutines; the modifiers return changed copies. The zero
+// Policy is [Defaults]. Compare two by [Policy.Digest].
+type Policy struct {
+	limits         Limits // the zero Limits, which is not valid, stands for the defaults
+	fs             []FSRule
+	tcp            []Endpoint
+	imports        []string // sorted
+	importsLimited bool
+	allowDegraded  bool
+	readOnly       bool
+}
+
+// Defaults returns the policy that holds where nothing else is said: the default
+// limits, no host file, no endpoint, every module of the root filesystem.
+func Defaults() Policy {
+	return Policy{limits: defaultLimits()}
+}
+
+// Limits returns how much the guest may use.
+func (p Policy) Limits() Limits {
+	if p.limits == (Limits{}) {
+		return defaultLimits()
+	}
+	return p.limits
+}
+
+// FS returns the file rules in the order in which they were given. Their meaning
+// does not depend on the order: a path is open if a read or write rule matches
+// it and no deny rule does.
+func (p Policy) FS() []FSRule { return slices.Clone(p.fs) }
+
+// TCP returns the endpoints that the guest may connect to, in the order in which
+// they were given, each once.
+func (p Policy) TCP() []Endpoint { return slices.Clone(p.tcp) }
+
+// Imports returns the modules that guest code may import, sorted. A name covers
+// the module and, for a package, everything in it. limited false means every
+// module of the root filesystem; limited true and no module means none.
+func (p Policy) Imports() (modules []string, limited bool) {
+	return slices.Clone(p.imports), p.importsLimited
+}
+
+// AllowDegraded reports whether the guest may start on a host that cannot
+// enforce all of the policy. The guest's state then says what is missing.
+func (p Policy) AllowDegraded() bool { return p.allowDegraded }
+
+// ReadOnly reports whether the policy refuses every fs rule that writes.
+func (p Policy) ReadOnly() bool { return p.readOnly }
+
+// AllowFS returns a copy with one more file rule. A rule that is there already
+// changes nothing. Errors are [*Error]s with the key "fs".
+func (p Policy) AllowFS(pattern string, mode FSMode) (Policy, error) {
+	q := p
+	q.fs = slices.Clone(p.fs)
+	err := q.addFS(FSRule{Mode: mode, Pattern: pattern})
+	return checked(p, q, err, "fs")
+}
+
+// AllowTCP returns a copy with one more endpoint, written as [ParseEndpoint]
+// reads it. Errors are [*Error]s with the key "tcp".
+func (p Policy) AllowTCP(endpoint string) (Policy, error) {
+	q := p
+	q.tcp = slices.Clone(p.tcp)
+	err := q.addTCP(endpoint)
+	return checked(p, q, err, "tcp")
+}
+
+// AllowImport returns a copy that lists one more module. The first one turns
+// "every module" into a list: Defaults().AllowImport("math") permits math only.
+// Errors are [*Error]s with the key "imports".
+func (p Policy) AllowImport(name string) (Policy, error) {
+	q := p
+	q.imports = slices.Clone(p.imports)
+	err := q.addImport(name)
+	return checked(p, q, err, "imports")
+}
+
+// IntersectImports returns a copy that permits only modules that both the policy
+// and names cover. No names means no module. Errors are [*Error]s with the key
+// "imports".
+func (p Policy) IntersectImports(names []string) (Policy, error) {
+	var other Policy
+	for _, name := range names {
+		if err := other.addImport(name); err != nil {
+			return checked(p, p, err, "imports")
+		}
+	}
+	q := p
+	q.importsLimited = true
+	q.imports = other.imports
+	if p.importsLimited {
+		q.imports = intersectImports(p.imports, other.imports)
+	}
+	return checked(p, q, nil, "imports")
+}
+
+// WithLimits returns a copy with other limits, all of them. To change one, start
+// from [Policy.Limits]. Errors are [*Error]s with the key of the limit.
+func (p Policy) WithLimits(l Limits) (Policy, error) {
+	if err := checkLimits(l); err != nil {
+		return p, err
+	}
+	q := p
+	q.limits = l
+	return q, nil
+}
+
+// checked ends a modifier: it returns q, or before and the error about key.
+func checked(before, q Policy, err *Error, key string) (Policy, error) {
+	if err == nil {
+		err = q.checkDocument()
+	}
+	if err != nil {
+		err.Key = key
+		return before, err
+	}
+	return q, nil
+}
+
+// checkDocument reports a policy whose canonical document could not be read back.
+func (p Policy) checkDocument() *Error {
+	// The bound of the cheap sum is the worst that JSON can make of a byte.
+	bytes := kib
+	for _, r := range p.fs {
+		bytes += int64(6*len(r.Pattern) + 32)
+	}
+	for _, e := range p.tcp {
+		bytes += int64(len(e.Host) + 16)
+	}
+	for _, name := range p.imports {
+		bytes += int64(len(name) + 4)
+	}
+	if bytes <= maxDocument || len(p.Canonical()) <= maxDocument {
+		return nil
+	}
+	return &Error{Rule: fmt.Sprintf("the policy is larger than %s", formatSize(maxDocument)),
+		WayOut: "use fewer rules, with wildcards"}
+}
+
+// The add methods change p in place: their callers own its lists.
+
+func (p *Policy) addFS(r FSRule) *Error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	if p.readOnly && r.Mode == Write {
+		return &Error{Value: r.Pattern, Rule: "no rule of a policy with read_only: true may write",
+			WayOut: "use read, or start from another policy such as defaults"}
+	}
+	if slices.Contains(p.fs, r) {
+		return nil
+	}
+	if len(p.fs) >= maxRules {
+		return tooMany(r.Pattern)
+	}
+	p.fs = append(p.fs, r)
+	return nil
+}
+
+func (p *Policy) addTCP(text string) *Error {
+	e, err := parseEndpoint(text)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(p.tcp, e) {
+		return nil
+	}
+	if len(p.tcp) >= maxRules {
+		return tooMany(text)
+	}
+	p.tcp = append(p.tcp, e)
+	return nil
+}
+
+func (p *Policy) addImport(name string) *Error {
+	if err := checkImport(name); err != nil {
+		return err
+	}
+	p.importsLimited = true
+	at, found := slices.BinarySearch(p.imports, name)
+	if found {
+		return nil
+	}
+	if len(p.imports) >= maxRules {
+		return tooMany(name)
+	}
+	p.imports = slices.Insert(p.imports, at, name)
+	return nil
+}
+
+func tooMany(value string) *Error {
+	return &Error{Value: value, Rule: fmt.Sprintf("is one more than the %d entries that a policy may hold here", maxRules),
+		WayOut: "use fewer rules, with wildcards"}
+}
