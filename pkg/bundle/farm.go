@@ -1,0 +1,92 @@
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// linkTree makes the tree at to look like the one at from: directories anew,
+// regular files as hard links, symbolic links as they are. A root of 2,000 files
+// takes some 20 ms this way, and no space. Nothing else belongs into a root filesystem.
+func linkTree(from, to string) error {
+	from, err := filepath.EvalSymlinks(from)
+	if err != nil {
+		return err
+	}
+	return filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		return linkEntry(path, filepath.Join(to, rel), entry.Type())
+	})
+}
+
+func linkEntry(from, to string, kind fs.FileMode) error {
+	switch kind {
+	case fs.ModeDir:
+		return linkDir(from, to)
+	case fs.ModeSymlink:
+		target, err := os.Readlink(from)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(target, to)
+	case 0:
+		return linkFile(from, to)
+	}
+	return fmt.Errorf("%q is %s: a root filesystem holds files, directories and links only", from, kind)
+}
+
+// linkDir makes a directory with the mode of the original, but that every user
+// can pass: the guest's is one that owns nothing here.
+func linkDir(from, to string) error {
+	st, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(to, st.Mode().Perm()|st.Mode()&fs.ModeSticky|0o755)
+}
+
+// linkFile links, or copies where links are not possible: to another file system,
+// a file of another user (fs.protected_hardlinks), one with too many links.
+func linkFile(from, to string) error {
+	err := os.Link(from, to)
+	for _, cause := range []error{unix.EXDEV, unix.EPERM, unix.EMLINK} {
+		if errors.Is(err, cause) {
+			return copyFile(from, to)
+		}
+	}
+	return err
+}
+
+func copyFile(from, to string) error {
+	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	st, err := regular(in)
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	// The times too: Python compares them with what its caches say.
+	return errors.Join(err, out.Chmod(st.Mode().Perm()), out.Close(), os.Chtimes(to, st.ModTime(), st.ModTime()))
+}

@@ -1,0 +1,157 @@
+"""Start of the guest agent: `python3 -I -S agent.pyc [--script FILE [ARG...]]`.
+
+The other modules lie beside this one and are imported as a package of a name
+that guest code will not want. PSI_CONFIG, JSON, says what the policy says:
+{"imports": null or [names], "message": bytes, "output": bytes}.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+_HOME = __file__.rpartition("/")[0] + "/"
+if __package__ != "_psi":
+    _package = type(sys)("_psi")
+    _package.__path__ = [_HOME]
+    sys.modules["_psi"] = _package
+    __package__ = "_psi"
+
+from .codec import decode  # noqa: E402
+from .imports import ImportRules  # noqa: E402
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from typing import Any
+
+    from .session import Session
+else:
+    import _signal
+
+
+def main() -> None:
+    """Serves the channel on fds 0 and 1, or runs a script."""
+    config = _configuration()
+    sys.dont_write_bytecode = True
+    _add_site_packages()
+    args = sys.argv[1:]
+    if args[:1] == ["--script"] and len(args) > 1:
+        from .script import run_script
+
+        _limit_imports(config)
+        run_script(args[1], args[2:], _HOME)
+    elif args:
+        sys.exit("usage: agent.pyc [--script FILE [ARG...]]")
+    else:
+        session = _start(config)
+        _limit_imports(config)
+        sys.argv = [""]
+        _say_ready(session)
+        session.serve()
+
+
+def _configuration() -> dict[str, Any]:
+    import os
+
+    text = os.environ.pop("PSI_CONFIG", "{}")
+    try:
+        config = decode(b"J" + text.encode())
+    except ValueError as error:
+        sys.exit(f"psi: PSI_CONFIG is not valid: {error}")
+    return {"imports": None, "message": 64 << 20, "output": 16 << 20, **config}
+
+
+def _add_site_packages() -> None:
+    """-S leaves site-packages out: add the rootfs's own."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for directory in (f"/usr/lib/{version}/site-packages", "/usr/lib/python3/dist-packages"):
+        try:
+            posix.stat(directory)
+        except OSError:
+            continue
+        sys.path.append(directory)
+        return
+
+
+def _limit_imports(config: dict[str, Any]) -> None:
+    if config["imports"] is not None:
+        ImportRules(config["imports"]).install()
+
+
+def _start(config: dict[str, Any]) -> Session:
+    """Takes the channel away from fds 0 and 1 and connects everything to it."""
+    import builtins
+
+    from .channel import Channel
+    from .orphans import Orphans
+    from .session import Session
+    from .signals import Guard
+    from .streams import Output, Pipes
+
+    reader, writer = _take_channel()
+    guard = Guard()
+    session = Session(guard, config["message"], _HOME)
+    session.channel = Channel(reader, writer, config["message"], guard, session.deliver)
+    session.output = Output(session.channel, config["output"])
+    session.orphans = Orphans()
+    session.orphans.watch()
+    _watch_signals(session)
+    session.pipes = Pipes(session.output)
+    _replace_streams(session)
+    builtins.post = session.post  # type: ignore[attr-defined]
+    builtins.recv = session.recv  # type: ignore[attr-defined]
+    return session
+
+
+def _take_channel() -> tuple[int, int]:
+    from .streams import move_high
+
+    stdin, stdout = posix.fstat(0), posix.fstat(1)
+    same = stdin.st_mode >> 12 == 0o14 and stdin[:3] == stdout[:3]  # one socket
+    reader = move_high(posix.dup(0))
+    writer = reader if same else move_high(posix.dup(1))
+    null = posix.open("/dev/null", posix.O_RDONLY)
+    posix.dup2(null, 0, True)
+    posix.close(null)
+    return reader, writer
+
+
+def _watch_signals(session: Session) -> None:
+    import os
+
+    from .signals import SIGPIPES
+
+    guard = session.guard
+    guard.watch(_signal.SIGIO, session.on_arrival)
+    guard.watch(SIGPIPES, session.on_output)
+    guard.watch(_signal.SIGTERM, session.on_terminate)
+    guard.watch(_signal.SIGCHLD, session.on_child)
+    guard.take_over()
+
+    def after_in_child() -> None:
+        session.channel.abandon()
+        session.pipes.abandon()
+        guard.give_back()
+
+    os.register_at_fork(after_in_child=after_in_child)
+
+
+def _replace_streams(session: Session) -> None:
+    from . import frames
+    from .streams import text_stream
+
+    sys.stdout = sys.__stdout__ = text_stream(session.output, frames.STDOUT)
+    sys.stderr = sys.__stderr__ = text_stream(session.output, frames.STDERR)
+
+
+def _say_ready(session: Session) -> None:
+    from . import frames
+
+    version = sys.version.split()[0]
+    ready = '{"python":"%s","pid":%d,"protocol":%d}' % (version, posix.getpid(), frames.PROTOCOL)
+    session.channel.send(frames.READY, 0, ready.encode())
+
+
+if __name__ == "__main__":
+    main()

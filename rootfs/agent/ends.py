@@ -1,0 +1,89 @@
+"""The two kinds of channel: one socket, or a pair of pipes.
+
+A read stores its result in a list by C code, within the call, so that an
+exception raised by a signal handler never loses bytes that were received.
+"""
+
+from __future__ import annotations
+
+import posix
+import select
+
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .codec import Data
+
+_NOW = _socket.MSG_DONTWAIT
+_PARTS = 64  # buffers handed to the kernel at once
+
+
+class End:
+    """What Channel needs of its file descriptors; one thread at a time reads, one writes."""
+
+    blocking = False  # whether read() can wait by itself
+
+    def __init__(self, reader: int) -> None:
+        self._poll = select.poll()
+        self._poll.register(reader, select.POLLIN)
+
+    def read(self, counts: list[int], room: memoryview, block: bool) -> None:
+        """Receives into room and appends the number of bytes to counts; 0 is the end."""
+        raise NotImplementedError
+
+    def write(self, parts: list[Data]) -> int:
+        """Sends what fits and returns the number of bytes; BlockingIOError if none."""
+        raise NotImplementedError
+
+    def available(self) -> bool:
+        """Whether a read would return at once: with bytes, or with the end."""
+        return bool(self._poll.poll(0))
+
+    def forget(self) -> None:
+        """Gives up the descriptors without closing them."""
+
+
+class SocketEnd(End):
+    """A socket that is both stdin and stdout: the supervisor's way."""
+
+    blocking = True
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._socket = _socket.socket(fileno=fd)
+
+    def read(self, counts: list[int], room: memoryview, block: bool) -> None:
+        counts.extend(map(self._socket.recv_into, (room,), (0,), (0 if block else _NOW,)))
+
+    def write(self, parts: list[Data]) -> int:
+        if len(parts) == 1:
+            return self._socket.send(parts[0], _NOW)
+        return self._socket.sendmsg(parts[:_PARTS], (), _NOW)
+
+    def forget(self) -> None:
+        self._socket.detach()
+
+
+class Pair(End):
+    """Two pipes or files: what a container engine gives as stdin and stdout."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        super().__init__(reader)
+        self._reader = reader
+        self._writer = writer
+        posix.set_blocking(reader, False)
+        posix.set_blocking(writer, False)
+
+    def read(self, counts: list[int], room: memoryview, block: bool) -> None:
+        counts.extend(map(posix.readv, (self._reader,), ((room,),)))
+
+    def write(self, parts: list[Data]) -> int:
+        return posix.writev(self._writer, parts[:_PARTS])
+
+
+def wait_for(fd: int, events: int, timeout: float) -> None:
+    """Waits until fd is ready; timeout in seconds, negative for ever."""
+    poll = select.poll()
+    poll.register(fd, events)
+    poll.poll(None if timeout < 0 else timeout * 1000 + 1)
