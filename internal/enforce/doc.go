@@ -1,0 +1,44 @@
+// Package enforce holds a guest to its network policy in the kernel: eBPF
+// programs at the guest's cgroup, which refuse (EPERM) every destination that
+// the policy does not list, whatever the guest's network looks like.
+//
+// Under psi's own network (internal/netproxy) the guest could not reach anything
+// else anyway; this is the second wall, and the one that counts what it stops.
+// Where an engine made the network it is the only one.
+//
+//	hook                    what it holds
+//	connect4, connect6      TCP connect and MSG_FASTOPEN: the policy's endpoints
+//	sendmsg4, sendmsg6      datagrams: none
+//	bind4, bind6            bind: none, a guest has no port of its own
+//	sock_create             sockets of AF_INET and AF_INET6: TCP only
+//
+// A socket belongs to the cgroup of the process that made it. So these programs
+// say nothing about a socket that is handed to a guest, nor about other families
+// (AF_PACKET, AF_NETLINK, AF_VSOCK, AF_UNIX: the seccomp filter's business), nor
+// about listen without bind.
+//
+// # How a policy gets into the kernel
+//
+// [Load] puts the programs and their three maps into the kernel, once for a
+// process. [Programs.Attach] attaches them to one cgroup, and gives the guest a
+// policy number; all that differs between guests is what the maps say:
+//
+//	guests    cgroup → policy number. Cgroup storage: starts as 0, dies with the
+//	          cgroup, and is the guest's children's too.
+//	endpoints (port, policy number, address prefix) → allow or deny, by the
+//	          longest prefix (endpoint.List.Entries)
+//	denied    policy number → how many calls were refused
+//
+// Policy 0 has no entries: from the moment of attaching until its policy is
+// complete, a guest is denied everything. [Guest.Update] writes the new entries
+// under a new number, swaps the number with one write, waits until no program
+// can be using the old one, and removes it; a call sees the old or the new list.
+//
+// Programs are attached without a link and without a pin. They stay when this
+// process dies and go when the cgroup is removed: a guest is never without them,
+// and nothing is left behind. Closing a [Guest] closes its network rather than
+// opening it.
+//
+// Loading and attaching cost about 2 ms in a fresh process, attaching one more
+// guest 0.1 ms. A caller in a hurry runs [Load] while the container is made.
+package enforce

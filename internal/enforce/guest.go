@@ -1,0 +1,245 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/bpf"
+	"github.com/psi-runtime/psi/internal/endpoint"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+const (
+	attachMulti    = 1 << 1 // BPF_F_ALLOW_MULTI: beside the programs of others; all must agree
+	queryEffective = 1 << 0 // BPF_F_QUERY_EFFECTIVE: what the kernel really runs, ancestors included
+)
+
+// Guest is a cgroup that is held to a policy. It is safe for use by several
+// goroutines.
+type Guest struct {
+	programs *Programs
+	owned    bool   // programs are of this guest alone: closed with it
+	cgroup   string // directory, for messages
+	id       uint64 // of the cgroup
+
+	mu     sync.Mutex
+	tables []table // the last is in force; others wait for Close
+	past   uint64  // denials counted by tables that are gone
+	closed bool
+}
+
+// Attach is [Load] and [Programs.Attach] for a process with one guest.
+func Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Addr) (*Guest, error) {
+	p, err := Load()
+	if err != nil {
+		return nil, err
+	}
+	g, err := p.Attach(cgroupDir, eps, names)
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	g.owned = true
+	return g, nil
+}
+
+// Attach holds every process of the cgroup2 directory cgroupDir, and of those
+// below it, to eps. names gives the addresses at which the guest finds each name
+// of eps. On an error the cgroup is as it was. The error wraps [ErrNotSupported]
+// when the host lacks something.
+func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Addr) (*Guest, error) {
+	entries, err := compile(eps, names)
+	if err != nil {
+		return nil, err
+	}
+	dir, id, err := openCgroup2(cgroupDir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+
+	t, err := p.write(entries)
+	if err != nil {
+		return nil, err
+	}
+	g := &Guest{programs: p, cgroup: cgroupDir, id: id, tables: []table{t}}
+	if err := p.attachHooks(dir); err != nil {
+		return nil, errors.Join(err, p.erase(t))
+	}
+	// From here on everything is denied, until this one write.
+	if err := g.use(t.policy); err != nil {
+		return nil, errors.Join(err, p.detachHooks(dir, p.hooks), p.erase(t))
+	}
+	return g, nil
+}
+
+func compile(eps []policy.Endpoint, names map[string][]netip.Addr) ([]endpoint.Entry, error) {
+	list, err := endpoint.Compile(eps)
+	if err != nil {
+		return nil, err
+	}
+	return list.Entries(names)
+}
+
+// attachHooks attaches all programs to the cgroup, or none, and believes it only
+// when the kernel lists them as what it runs there.
+func (p *Programs) attachHooks(dir *os.File) error {
+	for i, h := range p.hooks {
+		err := link.RawAttachProgram(link.RawAttachProgramOptions{
+			Target: int(dir.Fd()), Program: h.program, Attach: h.attach, Flags: attachMulti,
+		})
+		if err != nil {
+			return errors.Join(attachError(dir.Name(), h, err), p.detachHooks(dir, p.hooks[:i]))
+		}
+		if err := checkEffective(dir, h); err != nil {
+			return errors.Join(attachError(dir.Name(), h, err), p.detachHooks(dir, p.hooks[:i+1]))
+		}
+	}
+	return nil
+}
+
+func attachError(dir string, h hook, err error) error {
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("attaching %s to %s: the cgroup has this policy's programs already: %w", h.attach, dir, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("attaching %s to %s: a cgroup above has a program that allows none below it, or: %w", h.attach, dir, explain(err))
+	case errors.Is(err, unix.E2BIG):
+		return fmt.Errorf("attaching %s to %s: the cgroup has 64 programs already, the kernel's limit: %w", h.attach, dir, err)
+	}
+	return fmt.Errorf("attaching %s to %s: %w", h.attach, dir, err)
+}
+
+func checkEffective(dir *os.File, h hook) error {
+	result, err := link.QueryPrograms(link.QueryOptions{
+		Target: int(dir.Fd()), Attach: h.attach, QueryFlags: queryEffective,
+	})
+	if err != nil {
+		return fmt.Errorf("asking what runs there: %w", err)
+	}
+	if !slices.ContainsFunc(result.Programs, func(a link.AttachedProgram) bool { return a.ID == h.id }) {
+		return errors.New("the kernel took the program but does not run it")
+	}
+	return nil
+}
+
+func (p *Programs) detachHooks(dir *os.File, hooks []hook) error {
+	var errs []error
+	for _, h := range hooks {
+		err := link.RawDetachProgram(link.RawDetachProgramOptions{
+			Target: int(dir.Fd()), Program: h.program, Attach: h.attach,
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("detaching %s from %s: %w", h.attach, dir.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// use makes a policy number the one in force, at once for every hook.
+func (g *Guest) use(policy uint64) error {
+	err := g.programs.objects.Guests.Put(g.id, bpf.NetGuest{Policy: policy})
+	if err != nil {
+		return fmt.Errorf("setting the policy of cgroup %s: %w", g.cgroup, err)
+	}
+	return nil
+}
+
+// Update replaces the guest's endpoints. Each call of the guest sees the old list
+// or the new one, and when Update returns none sees the old. On an error the old
+// list stays in force. Connections that exist are not touched.
+func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr) error {
+	entries, err := compile(eps, names)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return fmt.Errorf("updating the policy of cgroup %s: %w", g.cgroup, os.ErrClosed)
+	}
+	t, err := g.programs.write(entries)
+	if err != nil {
+		return err
+	}
+	if err := g.use(t.policy); err != nil {
+		return errors.Join(err, g.programs.erase(t))
+	}
+	old := g.tables
+	g.tables = append(slices.Clone(old), t)
+	if err := awaitPrograms(); err != nil {
+		return nil //nolint:nilerr // the old tables are out of use and harmless: Close removes them
+	}
+	for _, t := range old {
+		count, err := g.programs.count(t)
+		if err == nil {
+			err = g.programs.erase(t)
+		}
+		if err != nil {
+			return fmt.Errorf("removing the former policy of cgroup %s: %w", g.cgroup, err)
+		}
+		g.past += count
+		g.tables = g.tables[1:]
+	}
+	return nil
+}
+
+// awaitPrograms returns when every eBPF program that runs now has ended. The
+// global membarrier is synchronize_rcu by another name. Kernels with nohz_full
+// cpus refuse it.
+func awaitPrograms() error {
+	const membarrierCmdGlobal = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Denied returns how many calls of the guest were refused since Attach.
+func (g *Guest) Denied() (uint64, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	total := g.past
+	for _, t := range g.tables {
+		count, err := g.programs.count(t)
+		if err != nil {
+			return 0, err
+		}
+		total += count
+	}
+	return total, nil
+}
+
+// Close takes the guest's policy away: what is still running there is denied
+// everything. The programs go when the cgroup is removed, and not before.
+// [Guest.Denied] keeps its last value. Closing again does nothing.
+func (g *Guest) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil
+	}
+	g.closed = true
+	var errs []error
+	// First, so that half of a list is never in force: a hole gone before its block.
+	if err := g.use(0); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // the cgroup may be gone
+		errs = append(errs, err)
+	}
+	for _, t := range g.tables {
+		count, err := g.programs.count(t)
+		errs = append(errs, err, g.programs.erase(t))
+		g.past += count
+	}
+	g.tables = nil
+	if g.owned {
+		errs = append(errs, g.programs.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,127 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/bpf"
+)
+
+// Programs is the eBPF programs and maps in the kernel, shared by the guests of
+// one process. It is safe for use by several goroutines.
+type Programs struct {
+	objects bpf.NetObjects
+	hooks   []hook
+
+	mu         sync.Mutex
+	lastPolicy uint64 // numbers are never used again
+}
+
+// hook is a program and the place of a cgroup where it belongs.
+type hook struct {
+	program *ebpf.Program
+	attach  ebpf.AttachType
+	id      ebpf.ProgramID
+}
+
+// Load puts the programs into the kernel, attached to nothing. The error wraps
+// [ErrNotSupported] when the host lacks something.
+func Load() (*Programs, error) {
+	spec, err := bpf.LoadNet()
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded network programs: %w", err)
+	}
+	dropDebugInfo(spec)
+	p := &Programs{}
+	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
+		return nil, fmt.Errorf("loading the network programs: %w", explain(err))
+	}
+	o := &p.objects
+	p.hooks = []hook{
+		{program: o.Connect4, attach: ebpf.AttachCGroupInet4Connect},
+		{program: o.Connect6, attach: ebpf.AttachCGroupInet6Connect},
+		{program: o.Sendmsg4, attach: ebpf.AttachCGroupUDP4Sendmsg},
+		{program: o.Sendmsg6, attach: ebpf.AttachCGroupUDP6Sendmsg},
+		{program: o.Bind4, attach: ebpf.AttachCGroupInet4Bind},
+		{program: o.Bind6, attach: ebpf.AttachCGroupInet6Bind},
+		{program: o.SockCreate, attach: ebpf.AttachCGroupInetSockCreate},
+	}
+	for i, h := range p.hooks {
+		info, err := h.program.Info()
+		if err != nil {
+			p.Close()
+			return nil, fmt.Errorf("reading the number of program %s: %w", h.program, err)
+		}
+		id, ok := info.ID()
+		if !ok {
+			p.Close()
+			return nil, fmt.Errorf("reading the number of program %s: %w", h.program, explain(ebpf.ErrNotSupported))
+		}
+		p.hooks[i].id = id
+	}
+	return p, nil
+}
+
+// dropDebugInfo removes the type and line information. Nothing here needs it in
+// the kernel, and putting it there takes half of the time of loading.
+func dropDebugInfo(spec *ebpf.CollectionSpec) {
+	for _, m := range spec.Maps {
+		m.Key, m.Value = nil, nil
+	}
+	for _, program := range spec.Programs {
+		for i, ins := range program.Instructions {
+			reference, symbol := ins.Reference(), ins.Symbol()
+			ins.Metadata = asm.Metadata{}
+			if reference != "" {
+				ins = ins.WithReference(reference)
+			}
+			if symbol != "" {
+				ins = ins.WithSymbol(symbol)
+			}
+			program.Instructions[i] = ins
+		}
+	}
+}
+
+// Close gives up this process's hold on the programs. Guests that still run stay
+// held to their policy as it is, and can no longer be updated: close them first.
+func (p *Programs) Close() error {
+	if err := p.objects.Close(); err != nil {
+		return fmt.Errorf("closing the network programs: %w", err)
+	}
+	return nil
+}
+
+// nextPolicy returns a policy number that no guest ever had.
+func (p *Programs) nextPolicy() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lastPolicy++
+	return p.lastPolicy
+}
+
+// openCgroup2 opens a directory of the cgroup2 hierarchy, the only one at which
+// these programs can be attached.
+func openCgroup2(dir string) (*os.File, uint64, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, 0, fmt.Errorf("opening the guest's cgroup: %w", err)
+	}
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if err := errors.Join(unix.Fstatfs(int(f.Fd()), &fs), unix.Fstat(int(f.Fd()), &st)); err != nil {
+		f.Close()
+		return nil, 0, fmt.Errorf("looking at the guest's cgroup %s: %w", dir, err)
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		f.Close()
+		return nil, 0, &NotSupportedError{"cgroup2", "mount it (mount -t cgroup2 none /sys/fs/cgroup/unified), " + dir + " is no directory of it", nil}
+	}
+	return f, st.Ino, nil // the inode number is the cgroup's id
+}

@@ -1,0 +1,112 @@
+package enforce
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/psi-runtime/psi/internal/endpoint"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// kernelAllows asks the trie in the kernel what the programs would.
+func kernelAllows(t *testing.T, p *Programs, policy uint64, addr netip.Addr, port uint16) bool {
+	t.Helper()
+	var verdict uint32
+	whole := endpoint.Entry{Port: port, Block: netip.PrefixFrom(netip.AddrFrom16(addr.As16()), 128)}
+	err := p.objects.Endpoints.Lookup(mapKey(policy, whole), &verdict)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return verdict == verdictAllow
+}
+
+func randomAddr(r *rand.Rand) netip.Addr {
+	b := make([]byte, 16)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	if all := endpoint.Reserved(); r.IntN(3) > 0 {
+		from := all[r.IntN(len(all))].Prefix.Addr()
+		b = from.AsSlice()
+		b[r.IntN(len(b))] ^= byte(1 << r.IntN(8))
+	} else if r.IntN(2) == 0 {
+		b = b[:4]
+	}
+	addr, _ := netip.AddrFromSlice(b)
+	return addr.Unmap()
+}
+
+// The kernel's trie, with many policies in it at once, agrees with the plain
+// reading of the rules.
+func TestKernelTrieAgreesWithReference(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: CAP_BPF")
+	}
+	p, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	r := rand.New(rand.NewPCG(3, 4))
+	type compiled struct {
+		list endpoint.List
+		t    table
+	}
+	var all []compiled
+	for len(all) < 200 {
+		var eps []policy.Endpoint
+		for range r.IntN(10) {
+			addr := randomAddr(r)
+			block := netip.PrefixFrom(addr, r.IntN(addr.BitLen()+1)).Masked()
+			eps = append(eps, policy.Endpoint{Host: block.String(), Port: uint16(80 + r.IntN(2))})
+		}
+		list, err := endpoint.Compile(eps)
+		if err != nil {
+			continue // a block of synthetic addresses
+		}
+		entries, err := list.Entries(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		written, err := p.write(entries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, compiled{list, written})
+	}
+	allowed := 0
+	for range 20000 {
+		c := all[r.IntN(len(all))]
+		addr, port := randomAddr(r), uint16(80+r.IntN(3))
+		if blocks := c.list.Blocks(); len(blocks) > 0 && r.IntN(2) == 0 { // or few answers are yes
+			addr = blocks[r.IntN(len(blocks))].Addr()
+		}
+		got, want := kernelAllows(t, p, c.t.policy, addr, port), c.list.AllowsAddr(addr, port)
+		if got != want {
+			t.Fatalf("%s port %d: the kernel says %v, the rules %v: %+v", addr, port, got, want, c.list)
+		}
+		if got {
+			allowed++
+		}
+	}
+	if allowed < 1000 {
+		t.Errorf("only %d of 20000 questions had the answer yes", allowed)
+	}
+	for _, c := range all {
+		if err := p.erase(c.t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var key, value any = new([32]byte), new(uint32)
+	if p.objects.Endpoints.Iterate().Next(key, value) {
+		t.Error("an entry is left in the trie")
+	}
+}

@@ -1,0 +1,142 @@
+package netproxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// backlog is as long as the kernel allows (net.core.somaxconn): a guest that
+// connects a thousand times at once waits for nobody.
+const backlog = 4096
+
+// loopbackIndex is the number of lo in every network namespace (the kernel's
+// LOOPBACK_IFINDEX).
+const loopbackIndex = 1
+
+// inside runs f on a thread that is in the network namespace. A thread that
+// cannot be brought back ends with its goroutine, and so serves nobody else.
+func inside(netns *os.File, f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			result <- fmt.Errorf("opening this thread's network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			result <- fmt.Errorf("entering the guest's network namespace: %w", err)
+			return
+		}
+		err = f()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// network is the namespace's routes, seen by a thread inside.
+type network struct {
+	handle *netlink.Handle
+}
+
+func openNetwork() (network, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return network{}, fmt.Errorf("opening a netlink socket in the guest's network namespace: %w", err)
+	}
+	return network{h}, nil
+}
+
+func (n network) loopbackUp() error {
+	lo := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: loopbackIndex, Name: "lo"}}
+	if err := n.handle.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bringing the guest's loopback up: %w", err)
+	}
+	return nil
+}
+
+// addLocal makes every address of the block one of the namespace's own.
+func (n network) addLocal(block netip.Prefix) error {
+	err := n.handle.RouteAdd(localRoute(block))
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("making %s local to the guest: %w", block, err)
+	}
+	return nil
+}
+
+func (n network) removeLocal(block netip.Prefix) error {
+	err := n.handle.RouteDel(localRoute(block))
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("taking %s from the guest: %w", block, err)
+	}
+	return nil
+}
+
+func localRoute(block netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: loopbackIndex,
+		Dst:       &net.IPNet{IP: block.Addr().AsSlice(), Mask: net.CIDRMask(block.Bits(), block.Addr().BitLen())},
+		Type:      unix.RTN_LOCAL,
+		Table:     unix.RT_TABLE_LOCAL,
+		Scope:     netlink.SCOPE_HOST,
+	}
+}
+
+// isLocalAnyway reports whether loopback already has the block's addresses.
+func isLocalAnyway(block netip.Prefix) bool {
+	return block.Addr().Is4() && block.Bits() >= 8 && block.Addr().IsLoopback() ||
+		block == netip.PrefixFrom(netip.IPv6Loopback(), 128)
+}
+
+// listen opens a socket that accepts connections to every local address at port.
+// Which of them are served is decided for each connection.
+func listen(ipv6 bool, port uint16) (net.Listener, error) {
+	family := unix.AF_INET
+	var everywhere unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
+	if ipv6 {
+		family, everywhere = unix.AF_INET6, &unix.SockaddrInet6{Port: int(port)}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening a socket in the guest's network namespace: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close() // net.FileListener has a copy
+	if ipv6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	if err == nil {
+		err = unix.Bind(fd, everywhere)
+	}
+	if err == nil {
+		err = unix.Listen(fd, backlog)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listening at port %d in the guest's network namespace: %w", port, err)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listening at port %d in the guest's network namespace: %w", port, err)
+	}
+	return l, nil
+}
+
+// hasIPv6 reports whether the namespace of this thread has IPv6: the kernel may
+// have none, or the administrator may have disabled it.
+func hasIPv6() bool {
+	disabled, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+	return err == nil && string(disabled) == "0\n"
+}

@@ -1,0 +1,236 @@
+package netproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/endpoint"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// Proxy serves the network of one guest. It is safe for use by several
+// goroutines.
+type Proxy struct {
+	opts   Options
+	netns  *os.File
+	ipv6   bool // the guest's namespace has it
+	pipes  pipePool
+	ctx    context.Context // of every connection; ends with Close
+	cancel context.CancelFunc
+	served sync.WaitGroup // accept loops and connections
+
+	// change is held while what exists in the namespace changes.
+	change    sync.Mutex
+	listeners map[socket]net.Listener
+	routes    map[netip.Prefix]bool
+
+	// mu guards what connections look at. A connection is judged and entered into
+	// conns under it, so that Update finds every one that the old rules let in.
+	mu       sync.Mutex
+	rules    rules
+	conns    map[*conn]bool
+	closed   bool
+	accepted uint64
+	refused  map[Reason]uint64
+
+	bytesOut, bytesIn atomic.Uint64
+}
+
+// socket is what a listener listens at.
+type socket struct {
+	ipv6 bool
+	port uint16
+}
+
+// rules is the policy as a connection needs it.
+type rules struct {
+	eps   []policy.Endpoint
+	list  endpoint.List
+	hosts map[string]netip.Addr // every name that was ever given an address
+	names map[netip.Addr]string // the same, the other way round
+}
+
+// Names returns the address at which a guest with these endpoints finds each
+// name: what its /etc/hosts has to say before it starts. [Open] uses the same
+// ones. It returns nil for endpoints that Open refuses, which says why.
+func Names(eps []policy.Endpoint) map[string]netip.Addr {
+	r, err := newRules(eps, nil)
+	if err != nil {
+		return nil
+	}
+	return r.hosts
+}
+
+func newRules(eps []policy.Endpoint, taken map[string]netip.Addr) (rules, error) {
+	list, err := endpoint.Compile(eps)
+	if err != nil {
+		return rules{}, err
+	}
+	hosts, err := endpoint.Synthetic(list.Names(), taken)
+	if err != nil {
+		return rules{}, err
+	}
+	r := rules{eps: slices.Clone(eps), list: list, hosts: hosts, names: make(map[netip.Addr]string, len(hosts))}
+	for name, addr := range hosts {
+		r.names[addr] = name
+	}
+	return r, nil
+}
+
+// judge says whether the guest may connect to dest, and which name dest stands
+// for, if any.
+func (r rules) judge(dest netip.AddrPort) (name string, allowed bool) {
+	if name, ok := r.names[dest.Addr()]; ok {
+		return name, r.list.AllowsName(name, dest.Port())
+	}
+	return "", r.list.AllowsAddr(dest.Addr(), dest.Port())
+}
+
+// Open makes the endpoints exist in the network namespace netns, which must have
+// nothing but a loopback, and serves them until Close. It brings the loopback up
+// even if there are none. netns remains the caller's. The caller needs
+// CAP_SYS_ADMIN and CAP_NET_ADMIN over the namespace. On an error nothing serves.
+func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
+	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keeping the guest's network namespace: %w", err)
+	}
+	p := &Proxy{
+		opts:      opts.withDefaults(),
+		netns:     os.NewFile(uintptr(fd), netns.Name()),
+		listeners: make(map[socket]net.Listener),
+		routes:    make(map[netip.Prefix]bool),
+		conns:     make(map[*conn]bool),
+		refused:   make(map[Reason]uint64),
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	err = inside(p.netns, func() error {
+		n, err := openNetwork()
+		if err != nil {
+			return err
+		}
+		defer n.handle.Close()
+		p.ipv6 = hasIPv6()
+		return n.loopbackUp()
+	})
+	if err == nil {
+		err = p.Update(eps)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// Hosts returns the address at which the guest finds each name, as [Names] does,
+// and those of names that earlier lists had.
+func (p *Proxy) Hosts() map[string]netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.rules.hosts)
+}
+
+// Unserved returns the IPv6 endpoints that the guest cannot reach because its
+// network namespace has no IPv6.
+func (p *Proxy) Unserved() []policy.Endpoint {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ipv6 {
+		return nil
+	}
+	var eps []policy.Endpoint
+	for _, ep := range p.rules.eps {
+		if block, ok := ep.Prefix(); ok && block.Addr().Is6() {
+			eps = append(eps, ep)
+		}
+	}
+	return eps
+}
+
+// Update replaces the endpoints. A connection is judged by the old list or by the
+// new one; those to endpoints that are no longer in the list are reset. Names
+// keep their addresses; one that is new has an address ([Proxy.Hosts]) which
+// nobody has told the guest. On an error the old list stays in force.
+func (p *Proxy) Update(eps []policy.Endpoint) error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	p.mu.Lock()
+	taken, closed := p.rules.hosts, p.closed
+	p.mu.Unlock()
+	if closed {
+		return fmt.Errorf("changing the guest's endpoints: %w", os.ErrClosed)
+	}
+	r, err := newRules(eps, taken)
+	if err != nil {
+		return err
+	}
+	plan := p.plan(r.list)
+	if err := p.extend(plan); err != nil {
+		return err
+	}
+	p.use(r)
+	return p.withdraw(plan)
+}
+
+// use puts rules in force and cuts what they no longer allow.
+func (p *Proxy) use(r rules) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rules = r
+	for c := range p.conns {
+		if _, allowed := r.judge(c.dest); !allowed {
+			p.cut(c, Revoked)
+		}
+	}
+}
+
+// Stats returns the counters.
+func (p *Proxy) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Stats{
+		Accepted: p.accepted,
+		Active:   uint64(len(p.conns)),
+		BytesOut: p.bytesOut.Load(),
+		BytesIn:  p.bytesIn.Load(),
+		Refused:  maps.Clone(p.refused),
+	}
+}
+
+// Close stops serving, resets every connection and returns when nothing of the
+// proxy runs. Routes stay in the namespace, where they lead nowhere. Closing again
+// does nothing.
+func (p *Proxy) Close() error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	for c := range p.conns {
+		p.cut(c, closing)
+	}
+	p.mu.Unlock()
+	p.cancel()
+	for _, l := range p.listeners {
+		l.Close()
+	}
+	p.served.Wait()
+	p.pipes.close()
+	if err := p.netns.Close(); err != nil {
+		return fmt.Errorf("letting go of the guest's network namespace: %w", err)
+	}
+	return nil
+}
