@@ -134,7 +134,9 @@ def _watch_signals(session: Session) -> None:
         session.pipes.abandon()
         guard.give_back()
 
-    os.register_at_fork(after_in_child=after_in_child)
+    os.register_at_fork(
+        before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=after_in_child
+    )
 
 
 def _replace_streams(session: Session) -> None:

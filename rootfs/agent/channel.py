@@ -359,8 +359,10 @@ class Channel:
             # Closed by the host: nobody is left to work for. Closed by the
             # guest itself: it has cut its own line.
             posix._exit(0 if isinstance(error, (BrokenPipeError, ConnectionError)) else 74)
-        except BaseException:  # half a frame must not be followed by another one
-            posix._exit(70)
+        except BaseException:  # a stack that is used up, say
+            if started:  # half a frame must not be followed by another one
+                posix._exit(70)
+            raise
 
     def _wait_inside(self) -> None:
         main = get_ident() == self.guard.main

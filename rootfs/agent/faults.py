@@ -7,7 +7,7 @@ from .codec import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
+    from traceback import TracebackException
     from typing import Mapping, Optional
 
 _MESSAGE = 4096  # characters
@@ -40,6 +40,11 @@ def describe(error: BaseException, sources: Mapping[str, str], home: str) -> byt
     return payload
 
 
+def class_name(error: BaseException) -> str:
+    """The name of its class, without running code of a metaclass."""
+    return str(vars(type)["__name__"].__get__(type(error)))
+
+
 def describe_briefly(kind: str, message: str, module: str = "builtins") -> bytes:
     """The payload of an ERROR frame for an exception without a traceback."""
     report: dict[str, object] = {
@@ -55,14 +60,16 @@ def format_traceback(error: BaseException, sources: Mapping[str, str], home: str
 
     for name, source in sources.items():
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    lines = traceback.format_exception(type(error), error, _guest_part(error.__traceback__, home), limit=-_FRAMES)
-    return "".join(lines)
-
-
-def _guest_part(found: Optional[TracebackType], home: str) -> Optional[TracebackType]:
-    while found is not None and found.tb_frame.f_code.co_filename.startswith(home):
-        found = found.tb_next
-    return found
+    found = traceback.TracebackException(type(error), error, error.__traceback__, limit=-_FRAMES)
+    todo: list[Optional[TracebackException]] = [found]
+    while todo:
+        part = todo.pop()
+        if part is not None:
+            part.stack = traceback.StackSummary.from_list(
+                [frame for frame in part.stack if not frame.filename.startswith(home)]
+            )
+            todo += (part.__cause__, part.__context__)
+    return "".join(found.format())
 
 
 def _message(error: BaseException) -> str:

@@ -69,7 +69,9 @@ class Orphans:
             except ChildProcessError:
                 pass
             self._dead.pop(pid, None)
-        self._known = {pid for pid in self._known if _is_child(pid)}
+        for pid in list(self._known):  # in place: another thread may be adding one
+            if not _is_child(pid):
+                self._known.discard(pid)
 
     def waiting(self) -> bool:
         """Whether a process is dead that may turn out to be an orphan."""

@@ -11,6 +11,7 @@ import os
 import sys
 
 from .orphans import Orphans
+from .signals import Guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ def run_script(path: str, args: list[str], home: str) -> None:
     """Runs the file; raises SystemExit with Python's own exit status for it."""
     orphans = Orphans()
     orphans.watch()
-    _signal.signal(_signal.SIGCHLD, orphans.reap)
-    _signal.signal(_signal.SIGTERM, _terminate)
-    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-    os.register_at_fork(after_in_child=_forget)
+    guard = Guard()
+    guard.critical = False
+    guard.watch(_signal.SIGCHLD, orphans.reap)
+    guard.watch(_signal.SIGTERM, _terminate)
+    os.register_at_fork(
+        before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=guard.give_back
+    )
     main = type(sys)("__main__")
     main.__dict__.update({"__builtins__": builtins, "__file__": path})
     sys.modules["__main__"] = main
@@ -52,8 +56,3 @@ def run_script(path: str, args: list[str], home: str) -> None:
 
 def _terminate(signum: int, frame: Optional[FrameType]) -> None:
     sys.exit(128 + signum)
-
-
-def _forget() -> None:
-    for signum in (_signal.SIGCHLD, _signal.SIGTERM):
-        _signal.signal(signum, _signal.SIG_DFL)

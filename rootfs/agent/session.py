@@ -14,7 +14,7 @@ from _thread import get_ident
 
 from . import frames
 from .codec import decode, encode
-from .faults import describe, describe_briefly
+from .faults import class_name, describe, describe_briefly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,13 +154,19 @@ class Session:
         self.channel.drain()
         if self.cancelled or self.interrupted or self.channel.ended:
             self._attend()
+        if self.guard.pending:
+            self.guard.leave()
 
     def on_output(self, signum: int = 0, frame: Optional[FrameType] = None) -> None:
         """SIGPIPES: a child or C code has written to fd 1 or 2."""
         if self.guard.critical:
             self.guard.pending.append(self.on_output)
-        else:
+            return
+        self.guard.critical = True  # or the next signal would overtake what was read
+        try:
             self.pipes.drain()
+        finally:
+            self.guard.leave()
 
     def on_child(self, signum: int = 0, frame: Optional[FrameType] = None) -> None:
         """SIGCHLD: a child, or an orphan, has died."""
@@ -216,7 +222,7 @@ class Session:
             failure = error
             report, again = self._attempt(lambda: describe(failure, self.sources, self.home))
             if again is not None:
-                report = describe_briefly(type(failure).__name__, "(no description: it raised another exception)")
+                report = describe_briefly(class_name(failure), "(no description: it raised another exception)")
         self.running = self.output.request = 0
         if error is not None:
             self.channel.send(frames.ERROR, ident, report, frames.FLAG_EXEC if kind == frames.EXEC else 0)

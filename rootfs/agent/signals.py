@@ -33,14 +33,24 @@ class Guard:
         self.pending: list[Callable[[], object]] = []
         self._own: dict[int, Handler] = {}
         self._theirs: dict[int, Any] = {}
+        self._leaving = False
+        self._masks: dict[int, Any] = {}
         self._set = _signal.signal
         self._get = _signal.getsignal
 
     def leave(self) -> None:
         """Ends the critical state and runs what was put off; may raise what that raises."""
         self.critical = False
-        while self.pending:
-            self.pending.pop(0)()
+        if self._leaving:  # called by what is being run: the loop below goes on
+            return
+        self._leaving = True
+        try:
+            while self.pending:
+                self.pending.pop(0)()
+        finally:
+            self._leaving = False
+            if self.pending:  # one of them raised: the rest comes with the next signal
+                _signal.pthread_kill(self.main, _signal.SIGIO)
 
     def watch(self, signum: int, handler: Handler) -> None:
         """Installs a handler of the agent. It runs at once and must look at critical."""
@@ -58,6 +68,14 @@ class Guard:
         _signal.getsignal = self._installed
         self._install(_signal.SIGINT, _signal.default_int_handler)
 
+    def before_fork(self) -> None:
+        """Holds the agent's signals back: one that came to the child too early would be lost."""
+        self._masks[get_ident()] = _signal.pthread_sigmask(_signal.SIG_BLOCK, self._own)
+
+    def after_fork(self) -> None:
+        """After fork, in the parent."""
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._masks.pop(get_ident()))
+
     def give_back(self) -> None:
         """After fork, in the child: signals mean what they mean to any program."""
         self.critical = False
@@ -66,6 +84,7 @@ class Guard:
             if signum not in self._theirs:
                 self._set(signum, _signal.SIG_DFL)
         self._own.clear()
+        self.after_fork()
 
     def installed(self, signum: int) -> Any:
         """The handler as guest code knows it."""
