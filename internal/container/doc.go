@@ -5,10 +5,9 @@
 // One container goes through these steps, and Create reads as that list:
 //
 //	plan      the spec is copied and completed, every name is chosen; nothing is touched
-//	claim     a journal entry names everything that is about to be made
-//	ids       io.psi.ids=auto: one host uid and gid nobody else has (RunDir/ids)
+//	claim     the journal names what is about to be made, then name and host ids are taken
 //	root      io.psi.ids=auto: an overlay over the bundle's root, for this guest alone
-//	cgroups   the leaf groups, made here so that nobody removes their parents meanwhile
+//	state     libcontainer's state directory; the cgroups are chosen and written down
 //	init      libcontainer starts `psi-runtime init`: namespaces, mounts, seccomp
 //	detach    our own mount of the root goes; the guest keeps it in its mount namespace
 //
@@ -18,12 +17,15 @@
 //
 // What is on the host while a guest lives:
 //
-//	RunDir/owners/<owner>/lock               flock held by the process that owns the guests
-//	RunDir/owners/<owner>/guests/<id>.json   the journal entry
-//	RunDir/ids/<uid>                         one file per id in use
-//	<root>/<id>/                             libcontainer's state
-//	<root>/<id>@                             symlink to the journal entry: the claim on the name
-//	<cgroup>/psi/<id>                        per hierarchy
+//	RunDir/<id>@        the journal, flocked by the process that owns the container; its
+//	                    last line is in force (with another root: <id>@<digest of the root>)
+//	RunDir/@<uid>       hard link to the journal: the claim on the host ids
+//	RunDir/<id>@.root/  where the root was mounted while it was made; empty
+//	RunDir/owners/<x>/  a supervisor's own directory, flocked by it
+//	<root>/<id>/        libcontainer's state
+//	<cgroup>/psi/<id>   per hierarchy
+//
+// With the last guest all of this goes, except RunDir itself.
 //
 // Do not use this package for a process that shares the caller's namespaces: it
 // starts containers, not commands.

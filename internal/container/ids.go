@@ -4,12 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // The host ids that psi hands out: 2^24 of them from 0x70000000 on, outside
@@ -31,8 +29,9 @@ type idRange struct {
 	Size  uint32 `json:"size"`
 }
 
+// file is the claim on r: a hard link to the journal of the container that has it.
 func (r idRange) file(run runDir) string {
-	return filepath.Join(run.ids(), strconv.FormatUint(uint64(r.First), 10))
+	return filepath.Join(string(run), "@"+strconv.FormatUint(uint64(r.First), 10))
 }
 
 // pickIDs names a range of the given size at random without claiming it. At
@@ -49,39 +48,9 @@ func pickIDs(size uint32) (idRange, error) {
 	return idRange{}, fmt.Errorf("io.psi.ids=auto maps 1 or %d ids, not %d", blockSize, size)
 }
 
-// claimIDs takes r for journal; os.ErrExist if somebody has it. The name of the
-// file is the claim (a symlink is made whole or not at all), its target says
-// whose it is. The caller holds the run directory's lock.
-func claimIDs(run runDir, r idRange, journal string) error {
-	if err := mkdirMode(run.ids(), 0o700); err != nil {
-		return err
-	}
-	return os.Symlink(journal, r.file(run))
-}
-
-// releaseIDs gives r back if journal has it.
-func releaseIDs(run runDir, r idRange, journal string) error {
-	if r.Size == 0 {
-		return nil
-	}
-	return removeLink(r.file(run), journal)
-}
-
-// removeLink deletes the symlink at path if it points to target; a link that is
-// missing or somebody else's is no error.
-func removeLink(path, target string) error {
-	got, err := os.Readlink(path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && got != target {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
-		return &os.PathError{Op: "unlink", Path: path, Err: err}
-	}
-	return nil
-}
+// AutoIDs reports whether the bundle is one of psi's own: it gets ids and a root
+// of its own.
+func AutoIDs(s *specs.Spec) bool { return s.Annotations[annotationIDs] == "auto" }
 
 // autoIDs reports whether the spec asks for ids of its own (io.psi.ids=auto),
 // and which host id in it stands for them. Such a spec maps container id 0

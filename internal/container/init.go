@@ -2,6 +2,7 @@ package container
 
 import (
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	// The manager of cgroup devices registers itself.
@@ -16,8 +17,15 @@ import (
 // Create or Exec. libcontainer starts a container by executing the same binary
 // again as `argv[0] init`; in that process MaybeInit becomes the container's
 // first process and never returns. `init` is therefore a reserved command word.
+//
+// It also keeps the program's first thread for the caller's goroutine. While
+// libcontainer starts a container it moves a thread into the container's mount
+// namespace and has Go end that thread afterwards, which Go cannot do with the
+// first one: it would stay there for good, keep the guest's mounts alive, and show
+// them as /proc/self/mountinfo.
 func MaybeInit() {
 	if len(os.Args) < 2 || os.Args[1] != "init" {
+		runtime.LockOSThread()
 		return
 	}
 	// It lives for milliseconds, inside the guest's memory limit: collecting

@@ -11,16 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Owner is a process's right over the containers it makes: while the process
-// lives it holds a lock, and GC leaves its containers alone; when it dies, in
-// whatever way, the kernel drops the lock and GC removes what it left.
-//
-// A supervisor opens one Owner for its life. CreateOptions without an Owner make
-// one for that single container.
+// Owner is a directory for a process that makes many containers, and for what it
+// keeps for them. While the process lives it holds a lock on it; when it dies, in
+// whatever way, the kernel drops the lock, and GC removes the directory once it is
+// empty. (The containers themselves are locked one by one, in their journals.)
 type Owner struct {
 	run  runDir
 	dir  string
-	lock *os.File
+	lock *os.File // dir itself, flocked
 }
 
 // OpenOwner makes a new owner below dir ("" is DefaultRunDir).
@@ -29,75 +27,86 @@ func OpenOwner(dir string) (*Owner, error) {
 		dir = DefaultRunDir
 	}
 	run := runDir(dir)
-	name, err := randomName()
+	lock, err := run.share()
 	if err != nil {
 		return nil, err
 	}
-	o := &Owner{run: run, dir: filepath.Join(run.owners(), name)}
-	err = run.locked(unix.LOCK_SH, o.make)
-	if err != nil {
-		return nil, fmt.Errorf("registering an owner of containers: %w", err)
-	}
-	return o, nil
+	defer lock.Close()
+	return newOwner(run)
 }
 
-func (o *Owner) make() error {
-	if err := mkdirMode(o.run.owners(), 0o700); err != nil {
-		return err
+// newOwner makes an owner. The caller holds the run directory's lock.
+func newOwner(run runDir) (*Owner, error) {
+	// 0711: guests walk through to their roots, and can list nothing.
+	if err := mkdirMode(run.owners(), 0o711); err != nil {
+		return nil, fmt.Errorf("making an owner's directory: %w", err)
 	}
-	if err := os.MkdirAll(o.guests(), 0o700); err != nil {
-		return err
-	}
-	lock, err := lockOwner(o.dir)
-	if err != nil {
-		return err
-	}
-	o.lock = lock
-	return nil
-}
-
-// lockOwner takes the lock of the owner at dir; ErrOwned if a process holds it.
-func lockOwner(dir string) (*os.File, error) {
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrOwned
+	for {
+		o, err := tryOwner(run)
+		if err != nil || o != nil {
+			return o, err
 		}
-		return nil, fmt.Errorf("locking owner %s: %w", dir, err)
 	}
-	return lock, nil
 }
 
-func (o *Owner) guests() string { return filepath.Join(o.dir, "guests") }
+// tryOwner makes and locks a directory. It returns nil if GC took it for a dead
+// owner's in the moment between.
+func tryOwner(run runDir) (*Owner, error) {
+	var name [16]byte
+	if _, err := rand.Read(name[:]); err != nil {
+		return nil, fmt.Errorf("naming an owner: %w", err)
+	}
+	dir := filepath.Join(run.owners(), hex.EncodeToString(name[:]))
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("making an owner's directory: %w", err)
+	}
+	lock, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making an owner's directory: %w", err)
+	}
+	gone, err := lockFile(lock, unix.LOCK_EX)
+	if err != nil || gone {
+		lock.Close()
+		return nil, err
+	}
+	return &Owner{run: run, dir: dir, lock: lock}, nil
+}
 
-func (o *Owner) journal(id string) string { return filepath.Join(o.guests(), id+".json") }
+// takeOwner takes the owner at dir over, whose process must have died; ErrOwned
+// if it has not.
+func takeOwner(run runDir, dir string) (*Owner, error) {
+	lock, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	err = flock(lock, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return &Owner{run: run, dir: dir, lock: lock}, nil
+	}
+	lock.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, ErrOwned
+	}
+	return nil, fmt.Errorf("locking owner %s: %w", dir, err)
+}
 
-// Dir is the directory that holds the owner's journal.
+// Dir is the owner's directory.
 func (o *Owner) Dir() string { return o.dir }
 
-// Close gives the right up. An owner that still has containers keeps its
-// directory, and GC removes them; an owner without any disappears.
+// Close gives the directory up and removes it if it is empty.
 func (o *Owner) Close() error {
-	err := o.run.locked(unix.LOCK_EX, func() error {
-		o.remove()
-		return nil
-	})
-	o.release()
-	return err
+	o.remove()
+	return o.run.tidy(nil)
 }
 
-// remove deletes the owner's directory if no container is written down in it.
-// The caller holds the run directory's lock exclusively.
-func (o *Owner) remove() {
-	if os.Remove(o.guests()) == nil {
-		_ = os.Remove(filepath.Join(o.dir, "lock"))
-		_ = os.Remove(o.dir)
-		o.run.tidy()
-	}
+// remove deletes the directory if nothing is left in it, and releases the lock.
+func (o *Owner) remove() bool {
+	removed := unix.Rmdir(o.dir) == nil
+	o.release()
+	return removed
 }
 
 func (o *Owner) release() {
@@ -105,13 +114,4 @@ func (o *Owner) release() {
 		o.lock.Close()
 		o.lock = nil
 	}
-}
-
-// randomName is 128 random bits in hex.
-func randomName() (string, error) {
-	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("reading random bytes: %w", err)
-	}
-	return hex.EncodeToString(b[:]), nil
 }

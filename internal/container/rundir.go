@@ -1,10 +1,13 @@
 package container
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,66 +15,126 @@ import (
 const (
 	// DefaultRunDir is where everything that psi owns on a host is written down.
 	DefaultRunDir = "/run/psi"
-	// DefaultRoot is where libcontainer keeps the state of containers.
-	DefaultRoot = DefaultRunDir + "/containers"
+	// DefaultRoot is where libcontainer keeps the state of containers. It is the
+	// same directory: names of containers have no "@" in them, and ours do.
+	DefaultRoot = DefaultRunDir
 )
 
-// runDir is the directory of owners, ids and mounts. Its lock (an flock on the
-// directory itself) is taken shared by those who add something below it and
-// exclusive by those who remove directories that might be in use: without it a
-// parent could vanish between one process's mkdir of it and of its child.
+// runDir is the directory of journals and ids. It is flat, because where it is not
+// a tmpfs making and removing a directory takes half a millisecond, and a hard
+// link some microseconds.
+//
+// Its lock (an flock on the directory itself) is held shared by those who add to
+// the psi cgroups, and exclusive by those who remove the parents that have become
+// empty: without it a parent could vanish between one process's mkdir of it and of
+// its child.
 type runDir string
 
-func (r runDir) owners() string { return filepath.Join(string(r), "owners") }
-func (r runDir) ids() string    { return filepath.Join(string(r), "ids") }
-func (r runDir) mounts() string { return filepath.Join(string(r), "mnt") }
+func (r runDir) owners() string   { return filepath.Join(string(r), "owners") }
+func (r runDir) deferred() string { return filepath.Join(string(r), "deferred") }
 
-// locked calls do with the directory's lock held; how is unix.LOCK_SH or LOCK_EX.
-func (r runDir) locked(how int, do func() error) error {
-	// 0711: the init process of a guest walks through it to its root as the guest's own uid.
-	if err := mkdirMode(string(r), 0o711); err != nil {
-		return fmt.Errorf("making the run directory: %w", err)
-	}
+// open makes the directory if necessary. 0711: the init process of a guest walks
+// through it to its root as the guest's own uid.
+func (r runDir) open() (*os.File, error) {
 	dir, err := os.OpenFile(string(r), unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("opening the run directory: %w", err)
-	}
-	defer dir.Close()
-	for {
-		err = unix.Flock(int(dir.Fd()), how)
-		if err != unix.EINTR {
-			break
+	if errors.Is(err, os.ErrNotExist) {
+		if err = mkdirMode(string(r), 0o711); err == nil {
+			dir, err = os.OpenFile(string(r), unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("locking %s: %w", r, err)
+		return nil, fmt.Errorf("opening the run directory: %w", err)
 	}
-	return do()
+	return dir, nil
 }
 
-// tidy removes the directories below r that have become empty. The caller holds
-// the lock exclusively. r itself stays.
-func (r runDir) tidy() {
-	for _, dir := range []string{r.owners(), r.ids(), r.mounts()} {
-		_ = os.Remove(dir)
+// share takes the lock shared; closing the file releases it. Whoever holds it must
+// not wait for anything that takes it exclusively.
+func (r runDir) share() (*os.File, error) {
+	dir, err := r.open()
+	if err != nil {
+		return nil, err
 	}
+	if err := flock(dir, unix.LOCK_SH); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("locking %s: %w", r, err)
+	}
+	return dir, nil
 }
 
-// mkdirMode makes path and its parents; path itself gets mode whatever the
-// umask is. An existing directory is left as it is.
-func mkdirMode(path string, mode os.FileMode) error {
-	err := os.Mkdir(path, mode)
-	if errors.Is(err, os.ErrExist) {
+// tidy removes those of the cgroups in parents that have become empty. If containers are being made at this moment it leaves a note
+// instead, and the next one to tidy does it: each of those containers will be
+// removed some time. r itself stays.
+func (r runDir) tidy(parents []string) error {
+	dir, err := r.open()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// Others who tidy are done in a moment; others who create may not be.
+	for try := 0; ; try++ {
+		err = flock(dir, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || try == 3 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err != nil {
+		return r.deferTidy(parents)
+	}
+	if note, err := os.ReadFile(r.deferred()); err == nil {
+		for line := range strings.Lines(string(note)) {
+			parents = append(parents, strings.TrimSuffix(line, "\n"))
+		}
+		_ = unix.Unlink(r.deferred())
+	}
+	for _, group := range parents {
+		if filepath.Base(group) == groupParent {
+			_ = unix.Rmdir(group)
+		}
+	}
+	_ = unix.Rmdir(r.owners())
+	return nil
+}
+
+func (r runDir) deferTidy(parents []string) error {
+	if len(parents) == 0 {
 		return nil
 	}
+	f, err := os.OpenFile(r.deferred(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	var note bytes.Buffer
+	for _, group := range parents {
+		note.WriteString(group + "\n")
+	}
+	_, err = f.Write(note.Bytes())
+	return errors.Join(err, f.Close())
+}
+
+// flock locks an open file or directory.
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// mkdirMode makes path and its parents, whatever the umask is: path with mode,
+// parents with 0755. An existing directory is left as it is.
+func mkdirMode(path string, mode os.FileMode) error {
+	err := os.Mkdir(path, mode)
 	if errors.Is(err, os.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err = mkdirMode(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
 		err = os.Mkdir(path, mode)
-		if errors.Is(err, os.ErrExist) {
-			return nil
-		}
+	}
+	if errors.Is(err, os.ErrExist) {
+		return nil
 	}
 	if err != nil {
 		return err

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/psi-runtime/psi/internal/container"
+)
+
+type eventsOptions struct {
+	interval time.Duration
+	once     bool
+}
+
+func eventsCommand(g *global) *cli.Command {
+	return &cli.Command{
+		Name:        "events",
+		Usage:       "print a container's statistics and out-of-memory events as JSON lines",
+		ArgsUsage:   "ID",
+		Description: "Ends when the container does.",
+		Flags: []cli.Flag{
+			&cli.DurationFlag{Name: "interval", Value: 5 * time.Second, Usage: "time between statistics"},
+			&cli.BoolFlag{Name: "stats", Usage: "print the statistics once"},
+		},
+		Action: withContainer(g, func(c *container.Container, ctx *cli.Context) error {
+			o := eventsOptions{interval: ctx.Duration("interval"), once: ctx.Bool("stats")}
+			return events(c, o, ctx.App.Writer)
+		}),
+	}
+}
+
+func events(c *container.Container, o eventsOptions, w io.Writer) error {
+	if o.interval <= 0 {
+		return errors.New("duration interval must be greater than 0")
+	}
+	status, err := c.Status()
+	if err != nil {
+		return err
+	}
+	if status == "stopped" {
+		return fmt.Errorf("container with id %s is not running", c.ID())
+	}
+	out := json.NewEncoder(w)
+	if o.once {
+		return printStats(c, out)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ooms, err := c.OOMEvents(ctx)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.WaitEnd()
+	}()
+	tick := time.NewTicker(o.interval)
+	defer tick.Stop()
+	for {
+		select {
+		case _, ok := <-ooms:
+			if !ok {
+				ooms = nil
+				continue
+			}
+			if err := out.Encode(c.OOMEvent()); err != nil {
+				return err
+			}
+		case <-tick.C:
+			if err := printStats(c, out); err != nil {
+				return err
+			}
+		case <-ended:
+			return nil
+		}
+	}
+}
+
+func printStats(c *container.Container, out *json.Encoder) error {
+	stats, err := c.StatsEvent()
+	if err != nil {
+		return err
+	}
+	return out.Encode(stats)
+}

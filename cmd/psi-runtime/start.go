@@ -1,0 +1,33 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"github.com/psi-runtime/psi/internal/container"
+)
+
+func startCommand(g *global) *cli.Command {
+	return &cli.Command{
+		Name:      "start",
+		Usage:     "run the program of a created container",
+		ArgsUsage: "ID",
+		Action: withContainer(g, func(c *container.Container, _ *cli.Context) error {
+			return c.Start()
+		}),
+	}
+}
+
+// withContainer is the action of a command whose one argument is a container.
+func withContainer(g *global, do func(*container.Container, *cli.Context) error) cli.ActionFunc {
+	return func(ctx *cli.Context) error {
+		if err := needArgs(ctx, 1, 1); err != nil {
+			return err
+		}
+		c, err := container.Load(g.root, ctx.Args().First())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return do(c, ctx)
+	}
+}

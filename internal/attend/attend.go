@@ -1,0 +1,217 @@
+// Package attend is the host-side half of one guest's policy: everything that has
+// to be done from outside, for as long as the guest lives, because the kernel does
+// not do it alone.
+//
+//	rule          who holds it                     what attend does
+//	tcp           cgroup/connect* programs and     attaches, listens and splices
+//	              an empty network namespace
+//	mem           the memory cgroup                on the first OOM kill ends the whole
+//	                                               guest, says MEM_KILL
+//	cpu           the cpu cgroup                   says CPU_THROTTLE
+//	cpu_ms        attend's clock on the cgroup's   kills the cgroup, says CPU_THROTTLE
+//	              own figure
+//	wall_ms       attend's timer                   kills the cgroup
+//
+// It is used by the supervisor and by `psi-runtime attend`. Call Start after the
+// container was created and before its process is started, so that nothing of the
+// guest ever runs unattended; call Close when the guest's first process has been
+// reaped and before the container is deleted, and only then read Cause.
+//
+// It is not the place for decisions about what a guest may do (pkg/policy), nor for
+// the lifecycle of the container itself (internal/container).
+package attend
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/psi-runtime/psi/internal/enforce"
+	"github.com/psi-runtime/psi/internal/netproxy"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// The types of event that attend itself finds out about.
+const (
+	MemKill     = "MEM_KILL"     // details: limit (bytes), oom_kills
+	CPUThrottle = "CPU_THROTTLE" // details: reason "quota" or "cpu_ms", limit, observed
+)
+
+// The causes of a guest's end that attend decides.
+const (
+	CauseOOM        = "oom"        // limit and observed in bytes
+	CauseCPU        = "cpu"        // in milliseconds of cpu time
+	CauseWall       = "wall"       // in milliseconds since Start
+	CauseUnattended = "supervisor" // the clocks could not be read any more; no figures
+)
+
+// Event is something that happened to a guest, as its owner is told.
+type Event struct {
+	Time    time.Time
+	Type    string
+	Details map[string]any // JSON-shaped
+}
+
+// Container is what attend needs of a container. *container.Container is one.
+type Container interface {
+	// UnifiedCgroup is the guest's directory in the cgroup2 hierarchy.
+	UnifiedCgroup() (string, error)
+	// NetNS opens the guest's network namespace; the caller closes it.
+	NetNS() (*os.File, error)
+	// KillCgroup kills every process of the guest.
+	KillCgroup() error
+	// CPU is the cpu time the guest has consumed.
+	CPU() (time.Duration, error)
+	// Throttled counts the quota periods in which the guest was held back.
+	Throttled() (uint64, error)
+	// OOMKills counts the guest's processes that the kernel killed for memory.
+	OOMKills() (uint64, error)
+	// OOMEvents delivers that count whenever it grew, until ctx ends.
+	OOMEvents(ctx context.Context) (<-chan uint64, error)
+}
+
+// Options are the parts of attending that differ between owners.
+type Options struct {
+	// OnEvent is told every event, one at a time, before the guest is killed for it.
+	// It must not block: it runs on the clock's goroutine. Nil drops events.
+	OnEvent func(Event)
+	// Programs are those that the process already has in the kernel; nil loads them
+	// for this guest alone.
+	Programs *enforce.Programs
+	// Net is passed to the network proxy.
+	Net netproxy.Options
+}
+
+// Attendant attends one guest. Its methods may be called from any goroutine.
+type Attendant struct {
+	c       Container
+	opts    Options
+	started time.Time
+	net     network
+	updates chan policy.Policy
+	stop    context.CancelFunc
+	done    chan struct{} // closed when the clock goroutine has ended
+	clocks  clocks        // owned by the clock goroutine
+	closing sync.Once
+	closed  error // of the one Close
+
+	mu       sync.Mutex // guards the fields below
+	cause    string
+	limit    float64
+	observed float64
+}
+
+// Start puts the policy's network, memory and cpu rules into force around a
+// container whose process has not been started yet. On error nothing is left
+// behind and the container must not be started.
+func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error) {
+	ctx, stop := context.WithCancel(context.Background())
+	a := &Attendant{
+		c: c, opts: opts, started: time.Now(), stop: stop,
+		updates: make(chan policy.Policy), done: make(chan struct{}),
+	}
+	undo := []func(){stop}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for i := len(undo) - 1; i >= 0; i-- {
+			undo[i]()
+		}
+	}()
+	if a.net, err = openNetwork(c, p, opts); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { _ = a.net.close() })
+	if err = a.clocks.begin(ctx, c, p.Limits(), a.started); err != nil {
+		return nil, err
+	}
+	go a.run(ctx)
+	return a, nil
+}
+
+// Cause says why attend ended the guest: one of the Cause constants, with the limit
+// that was passed and the figure seen, in the units given there. It is "" when the
+// guest was not ended by attend. It is final once Close has returned.
+func (a *Attendant) Cause() (cause string, limit, observed float64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cause, a.limit, a.observed
+}
+
+// Enforced tells which mechanism holds the network rules, for people.
+func (a *Attendant) Enforced() []Enforcement { return a.net.enforced }
+
+// ErrClosed means that the guest is no longer attended.
+var ErrClosed = errors.New("attending guest: already closed")
+
+// Update puts another policy's endpoints and clocks into force. The memory, cpu and
+// pids limits are the container's to update, before this call. After an error the
+// old endpoints are in force.
+func (a *Attendant) Update(p policy.Policy) error {
+	if err := a.net.update(p.TCP()); err != nil {
+		return err
+	}
+	select {
+	case a.updates <- p:
+		return nil
+	case <-a.done:
+		return ErrClosed
+	}
+}
+
+// Close takes a last look at the memory events (a guest whose first process was the
+// victim is gone before anybody could be told), stops the clocks and closes the
+// network. It is idempotent.
+func (a *Attendant) Close() error {
+	a.closing.Do(func() {
+		a.stop()
+		<-a.done
+		a.lastLook()
+		a.closed = a.net.close()
+	})
+	return a.closed
+}
+
+// end records the first cause, tells the owner, then kills the guest.
+func (a *Attendant) end(cause string, limit, observed float64, ev *Event) {
+	if !a.record(cause, limit, observed) {
+		return
+	}
+	if ev != nil {
+		a.tell(*ev)
+	}
+	// A kill can fail only for lack of kernel memory or because the group is gone;
+	// the first passes, and an ended guest stops this goroutine through Close.
+	for range 100 {
+		if err := a.c.KillCgroup(); err == nil || errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		time.Sleep(minPoll)
+	}
+}
+
+// record keeps the first cause only.
+func (a *Attendant) record(cause string, limit, observed float64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cause != "" {
+		return false
+	}
+	a.cause, a.limit, a.observed = cause, limit, observed
+	return true
+}
+
+func (a *Attendant) tell(ev Event) {
+	if a.opts.OnEvent == nil {
+		return
+	}
+	if ev.Time.IsZero() {
+		ev.Time = time.Now()
+	}
+	a.opts.OnEvent(ev)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

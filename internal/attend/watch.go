@@ -1,0 +1,141 @@
+package attend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// maxReadFailures is how many times in a row the cgroup's cpu figure may be
+// unreadable before the guest is ended: a budget that nobody can check is no budget.
+const maxReadFailures = 20
+
+var errNoFigure = errors.New("the cgroup shows none")
+
+// clocks is everything the one goroutine of an Attendant waits for.
+type clocks struct {
+	limits   policy.Limits
+	cpu      cpuClock
+	phase    throttlePhase
+	failures int
+	oom      <-chan uint64
+	cpuTimer *time.Timer
+	wall     *time.Timer
+	throttle *time.Ticker
+}
+
+// begin takes the first readings and arms the timers. Throttling of the container's
+// own start is nobody's event.
+func (k *clocks) begin(ctx context.Context, c Container, l policy.Limits, started time.Time) (err error) {
+	if k.oom, err = c.OOMEvents(ctx); err != nil {
+		return fmt.Errorf("watching the guest's memory events: %w", err)
+	}
+	if k.phase.count, err = c.Throttled(); err != nil {
+		return fmt.Errorf("reading the guest's cpu statistics: %w", err)
+	}
+	if used, err := c.CPU(); l.CPUTime > 0 && (err != nil || used == 0) {
+		return fmt.Errorf("cpu_ms cannot be enforced: the guest's cpu time cannot be read (is the cpuacct or cpu cgroup controller mounted?): %w", errors.Join(err, errNoFigure))
+	}
+	k.cpuTimer, k.wall = time.NewTimer(0), time.NewTimer(0)
+	k.throttle = time.NewTicker(throttlePoll)
+	k.set(l, started)
+	return nil
+}
+
+// set arms the timers for these limits.
+func (k *clocks) set(l policy.Limits, started time.Time) {
+	k.limits = l
+	k.cpu = newCPUClock(l.CPUTime, l.CPU)
+	k.wall.Stop()
+	if l.Wall > 0 {
+		k.wall.Reset(time.Until(started.Add(l.Wall)))
+	}
+	k.cpuTimer.Stop()
+	if l.CPUTime > 0 {
+		k.cpuTimer.Reset(0)
+	}
+}
+
+func (k *clocks) end() {
+	k.cpuTimer.Stop()
+	k.wall.Stop()
+	k.throttle.Stop()
+}
+
+// run is the clock goroutine.
+func (a *Attendant) run(ctx context.Context) {
+	defer close(a.done)
+	k := &a.clocks
+	defer k.end()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case kills, open := <-k.oom:
+			if !open {
+				k.oom = nil
+			} else {
+				a.endForMemory(kills)
+			}
+		case now := <-k.throttle.C:
+			a.lookAtThrottling(now)
+		case <-k.cpuTimer.C:
+			a.lookAtCPU()
+		case <-k.wall.C:
+			a.end(CauseWall, milliseconds(k.limits.Wall), milliseconds(time.Since(a.started)), nil)
+		case p := <-a.updates:
+			k.set(p.Limits(), a.started)
+		}
+	}
+}
+
+// endForMemory ends the whole guest: what is left of it after the kernel took one of
+// its processes is in no state that anybody designed.
+func (a *Attendant) endForMemory(kills uint64) {
+	limit := float64(a.clocks.limits.Mem)
+	a.end(CauseOOM, limit, limit, &Event{Type: MemKill, Details: map[string]any{
+		"limit": a.clocks.limits.Mem, "oom_kills": kills,
+	}})
+}
+
+// lastLook runs after the clock goroutine has ended.
+func (a *Attendant) lastLook() {
+	if kills, err := a.c.OOMKills(); err == nil && kills > 0 {
+		a.endForMemory(kills)
+	}
+}
+
+func (a *Attendant) lookAtThrottling(now time.Time) {
+	count, err := a.c.Throttled()
+	if err != nil || !a.clocks.phase.observe(now, count) {
+		return
+	}
+	a.tell(Event{Time: now, Type: CPUThrottle, Details: map[string]any{
+		"reason": "quota", "limit": a.clocks.limits.CPU, "observed": count,
+	}})
+}
+
+func (a *Attendant) lookAtCPU() {
+	k := &a.clocks
+	used, err := a.c.CPU()
+	if err != nil || used == 0 { // the container's start alone costs some: 0 is no reading
+		if k.failures++; k.failures >= maxReadFailures {
+			a.end(CauseUnattended, 0, 0, nil)
+			return
+		}
+		k.cpuTimer.Reset(minPoll)
+		return
+	}
+	k.failures = 0
+	if !k.cpu.exceeded(used) {
+		k.cpuTimer.Reset(k.cpu.sleep(used))
+		return
+	}
+	limit, observed := milliseconds(k.limits.CPUTime), milliseconds(used)
+	a.end(CauseCPU, limit, observed, &Event{Type: CPUThrottle, Details: map[string]any{
+		"reason": "cpu_ms", "limit": limit, "observed": observed,
+	}})
+}

@@ -1,0 +1,210 @@
+package container
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// groupParent is the group below which containers without a path of their own
+	// live. It is removed with the last of them.
+	groupParent = "psi"
+	// killPatience is how long killed processes get to leave their cgroup.
+	killPatience = 10 * time.Second
+)
+
+// parentGroups are the parents of paths that psi makes, and removes with the
+// last container in them.
+func parentGroups(paths map[string]string) []string {
+	var parents []string
+	for _, leaf := range paths {
+		if parent := filepath.Dir(leaf); filepath.Base(parent) == groupParent {
+			parents = append(parents, parent)
+		}
+	}
+	return parents
+}
+
+// killGroups ends every process in the groups and returns when none is left.
+// With cgroup2 (also on hybrid hosts, where its groups have no controllers) the
+// kernel does it at once, forks included. Processes that are in other
+// hierarchies only are killed one by one, by pidfd.
+func killGroups(paths map[string]string) error {
+	deadline := time.Now().Add(killPatience)
+	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if dir, ok := paths[""]; ok {
+			err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+			if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("killing cgroup: %w", err)
+			}
+		}
+		alive := 0
+		for _, dir := range paths {
+			n, err := killMembers(dir)
+			if err != nil {
+				return err
+			}
+			alive += n
+		}
+		if alive == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("killing cgroups: %d processes are left after %v", alive, killPatience)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// killMembers sends SIGKILL to the members of one group and those below it, and
+// returns how many there were. A frozen v1 group is thawed, or nothing would die.
+func killMembers(dir string) (int, error) {
+	pids, err := groupPIDs(dir)
+	if err != nil || len(pids) == 0 {
+		return 0, err
+	}
+	return len(pids), signalMembers(dir, pids, unix.SIGKILL)
+}
+
+// signalMembers sends sig to those of pids that are (still) members of dir. A
+// pid is pinned by a pidfd before its membership is read again.
+func signalMembers(dir string, pids []int, sig unix.Signal) error {
+	fds := make(map[int]*os.File, len(pids))
+	defer func() {
+		for _, f := range fds {
+			f.Close()
+		}
+	}()
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err == unix.ESRCH || err == unix.EINVAL {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("pidfd_open", err)
+		}
+		fds[pid] = os.NewFile(uintptr(fd), "pidfd")
+	}
+	again, err := groupPIDs(dir)
+	if err != nil {
+		return err
+	}
+	for _, pid := range again {
+		if f, ok := fds[pid]; ok {
+			if err := signalFD(f, sig); err != nil && !errors.Is(err, ErrNotRunning) {
+				return err
+			}
+		}
+	}
+	thaw(dir)
+	return nil
+}
+
+func thaw(dir string) {
+	_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
+}
+
+// groupPIDs lists the processes in a group and below it, as pids of our own pid
+// namespace; a group that does not exist has none.
+func groupPIDs(dir string) ([]int, error) {
+	var pids []int
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if errors.Is(err, unix.ENOTSUP) { // a threaded group
+		data, err = os.ReadFile(filepath.Join(dir, "cgroup.threads"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	for line := range bytes.Lines(data) {
+		pid, err := strconv.Atoi(strings.TrimSpace(string(line)))
+		if err != nil {
+			return nil, fmt.Errorf("listing processes of %s: %w", dir, err)
+		}
+		if pid > 0 { // 0: a process that is not visible in our pid namespace
+			pids = append(pids, pid)
+		}
+	}
+	below, err := subdirs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, sub := range below {
+		more, err := groupPIDs(sub)
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, more...)
+	}
+	return pids, nil
+}
+
+// subdirs lists the groups directly below a group. The link count tells in one
+// call that there are none, which is the usual case.
+func subdirs(dir string) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil || st.Nlink <= 2 {
+		return nil, nil //nolint:nilerr // it went
+	}
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, item := range list {
+		if item.IsDir() {
+			out = append(out, filepath.Join(dir, item.Name()))
+		}
+	}
+	return out, nil
+}
+
+// removeGroups removes the groups and those below them. A process that has been
+// killed may keep its group busy for a moment.
+func removeGroups(paths map[string]string) error {
+	for _, dir := range paths {
+		if err := cgroups.RemovePath(dir); err != nil {
+			return fmt.Errorf("removing cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// groupValue reads the number that follows key in a flat keyed file of a group.
+func groupValue(dir, file, key string) (uint64, error) {
+	f, err := os.Open(filepath.Join(dir, file))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if name, value, ok := strings.Cut(s.Text(), " "); ok && name == key {
+			return strconv.ParseUint(value, 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("reading %s: no %q", filepath.Join(dir, file), key)
+}
+
+// groupNumber reads a file of a group that holds one number.
+func groupNumber(dir, file string) (uint64, error) {
+	data, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+}

@@ -1,0 +1,134 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/systemd"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	// annotationIDs with the value "auto" asks for host ids of the guest's own.
+	annotationIDs = "io.psi.ids"
+	// AnnotationPolicy carries the canonical policy document of a bundle.
+	AnnotationPolicy = "io.psi.policy"
+)
+
+// checkSpec refuses what libcontainer would stumble over later, with the rule.
+func checkSpec(s *specs.Spec) error {
+	switch {
+	case s == nil:
+		return errors.New("the bundle has no specification")
+	case s.Root == nil || s.Root.Path == "":
+		return errors.New("config.json: root.path must be set")
+	case s.Process == nil:
+		return errors.New("config.json: process must be set")
+	}
+	return checkProcess(s.Process)
+}
+
+// absolute returns a copy of the spec in which host paths no longer depend on the
+// working directory: a supervisor cannot change into every bundle it starts.
+func absolute(s *specs.Spec, bundle string) *specs.Spec {
+	out, root := *s, *s.Root
+	if !filepath.IsAbs(root.Path) {
+		root.Path = filepath.Join(bundle, root.Path)
+	}
+	out.Root = &root
+	out.Mounts = slices.Clone(s.Mounts)
+	for i, m := range out.Mounts {
+		if isBind(m) && !filepath.IsAbs(m.Source) {
+			out.Mounts[i].Source = filepath.Join(bundle, m.Source)
+		}
+	}
+	return &out
+}
+
+// groupPath decides where the container's cgroups are, as DESIGN.md's "State":
+// what the bundle says; else below parent; else with systemd a delegated scope,
+// on pure v2 /psi at the visible root, and on v1 (hybrid too) psi below the
+// caller's own group of each controller, which is what a relative path means.
+func groupPath(s *specs.Spec, o *CreateOptions) (path string, useSystemd bool) {
+	if s.Linux != nil && s.Linux.CgroupsPath != "" {
+		return s.Linux.CgroupsPath, o.SystemdCgroup
+	}
+	name := key(o.Root, o.ID, "-")
+	if o.CgroupParent != "" {
+		return filepath.Join(o.CgroupParent, name), false
+	}
+	if o.SystemdCgroup || cgroups.IsCgroup2UnifiedMode() && systemd.IsRunningSystemd() {
+		return "system.slice:psi:" + name, true
+	}
+	path = filepath.Join(groupParent, name)
+	if cgroups.IsCgroup2UnifiedMode() {
+		path = "/" + path
+	}
+	return path, false
+}
+
+// newConfig translates the completed spec into libcontainer's form.
+func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
+	path, useSystemd := groupPath(s, o)
+	out, linux := *s, specs.Linux{}
+	if s.Linux != nil {
+		linux = *s.Linux
+	}
+	linux.CgroupsPath = path
+	out.Linux = &linux
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       o.ID,
+		UseSystemdCgroup: useSystemd,
+		NoPivotRoot:      o.NoPivot,
+		NoNewKeyring:     o.NoNewKeyring,
+		Spec:             &out,
+		RootlessEUID:     os.Geteuid() != 0,
+		RootlessCgroups:  o.RootlessCgroups,
+	})
+	if err != nil {
+		return nil, err
+	}
+	// libcontainer takes the working directory for the bundle.
+	config.Labels = slices.DeleteFunc(config.Labels, func(l string) bool { return strings.HasPrefix(l, "bundle=") })
+	config.Labels = append(config.Labels, "bundle="+o.Bundle)
+	return config, adaptResources(config, s)
+}
+
+// adaptResources fits a psi bundle's limits to the host's kind of cgroups.
+func adaptResources(config *configs.Config, s *specs.Spec) error {
+	if _, ok := s.Annotations[AnnotationPolicy]; !ok {
+		return nil
+	}
+	r := config.Cgroups.Resources
+	if cgroups.IsCgroup2UnifiedMode() {
+		// Out of memory in one process ends the guest, not a random part of it.
+		r.Unified = maps.Clone(r.Unified)
+		if r.Unified == nil {
+			r.Unified = map[string]string{}
+		}
+		if r.Memory > 0 {
+			r.Unified["memory.oom.group"] = "1"
+		}
+		return nil
+	}
+	if r.MemorySwap == 0 || r.MemorySwap != r.Memory {
+		return nil
+	}
+	// Without swap accounting the kernel has no file to write the swap limit to.
+	dir, err := cgroups.GetOwnCgroupPath("memory")
+	if err != nil {
+		return fmt.Errorf("finding the memory cgroup: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes")); errors.Is(err, os.ErrNotExist) {
+		r.MemorySwap = 0
+	}
+	return nil
+}

@@ -1,0 +1,305 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/utils"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Container is one container, made by Create or found by Load. Its methods may be
+// called from several goroutines.
+type Container struct {
+	root, id string
+	run      runDir
+	lc       *libcontainer.Container
+
+	// What Create needs while it builds.
+	spec        *specs.Spec
+	placeholder uint32
+	auto        bool
+
+	// The creator's, nil or 0 after Load.
+	process *libcontainer.Process
+	started atomic.Bool
+	waited  sync.Once
+	status  ExitStatus
+	waitErr error
+
+	pid   int      // of the first process, in our pid namespace; 0 if it has gone
+	pidfd *os.File // nil if it has gone
+
+	mu    sync.Mutex // guards entry
+	entry entry
+}
+
+// State is what `state` prints: the OCI state and what runc adds to it.
+type State struct {
+	Version     string            `json:"ociVersion"`
+	ID          string            `json:"id"`
+	PID         int               `json:"pid"` // 0 when stopped
+	Status      string            `json:"status"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Owner       string            `json:"owner"`
+}
+
+// Load finds a container by its id below root ("" is DefaultRoot); ErrNotExist,
+// ErrInvalidID. Close it after use.
+func Load(root, id string) (*Container, error) {
+	if root == "" {
+		root = DefaultRoot
+	}
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	lc, err := libcontainer.Load(root, id)
+	if err != nil {
+		return nil, fmt.Errorf("loading container %q: %w", id, err)
+	}
+	c := &Container{root: root, id: id, lc: lc, run: DefaultRunDir}
+	e, err := findEntry(root, id)
+	switch {
+	case err == nil:
+		c.entry = *e
+		c.run = runDir(filepath.Dir(e.path))
+	case !errors.Is(err, ErrNotExist):
+		return nil, fmt.Errorf("loading container %q: %w", id, err)
+	}
+	return c, c.openInit()
+}
+
+// findEntry finds a container's journal, in the default run directory or in that
+// of a root inside another one; ErrNotExist without.
+func findEntry(root, id string) (*entry, error) {
+	e, err := loadEntry(runDir(DefaultRunDir).journalPath(root, id))
+	if errors.Is(err, ErrNotExist) {
+		e, err = loadEntry(runDir(filepath.Dir(root)).journalPath(root, id))
+	}
+	return e, err
+}
+
+// openInit pins the first process, if it lives, by a pidfd.
+func (c *Container) openInit() error {
+	state, err := c.lc.State()
+	if err != nil {
+		return fmt.Errorf("reading state of container %s: %w", c.id, err)
+	}
+	if state.InitProcessPid <= 0 {
+		return nil
+	}
+	ref := processRef{PID: state.InitProcessPid, Start: state.InitProcessStartTime}
+	f, err := ref.open()
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("opening the first process of container %s: %w", c.id, err)
+	}
+	c.pid, c.pidfd = ref.PID, f
+	return nil
+}
+
+// Close releases what this process holds of the container. The container stays.
+func (c *Container) Close() error {
+	if c.pidfd != nil {
+		return c.pidfd.Close()
+	}
+	return nil
+}
+
+// ID is the container's id.
+func (c *Container) ID() string { return c.id }
+
+// InitPID is the pid of the first process in the caller's pid namespace, for
+// display; 0 if it had gone when the container was loaded.
+func (c *Container) InitPID() int { return c.pid }
+
+// PIDFD is a pidfd of the first process, readable when it has ended. It belongs
+// to the container: do not close it. nil if the process had gone at Load.
+func (c *Container) PIDFD() *os.File { return c.pidfd }
+
+// Bundle is the directory of the bundle the container was made of.
+func (c *Container) Bundle() string {
+	bundle, _ := utils.Annotations(c.lc.Config().Labels)
+	return bundle
+}
+
+// Annotations are those of the bundle.
+func (c *Container) Annotations() map[string]string {
+	_, annotations := utils.Annotations(c.lc.Config().Labels)
+	return annotations
+}
+
+// Status is created, running, paused or stopped.
+func (c *Container) Status() (string, error) {
+	s, err := c.lc.Status()
+	if err != nil {
+		return "", fmt.Errorf("reading status of container %s: %w", c.id, err)
+	}
+	return s.String(), nil
+}
+
+// State reads the state the OCI specification asks for. Owner is the user name,
+// or "#uid", of whoever owns the state directory.
+func (c *Container) State() (State, error) {
+	status, err := c.Status()
+	if err != nil {
+		return State{}, err
+	}
+	state, err := c.lc.State()
+	if err != nil {
+		return State{}, fmt.Errorf("reading state of container %s: %w", c.id, err)
+	}
+	bundle, annotations := utils.Annotations(state.Config.Labels)
+	out := State{
+		Version: specs.Version, ID: c.id, PID: state.InitProcessPid, Status: status,
+		Bundle: bundle, Rootfs: state.Config.Rootfs, Created: state.Created,
+		Annotations: annotations, Owner: ownerName(filepath.Join(c.root, c.id)),
+	}
+	if c.entry.Rootfs != "" {
+		out.Rootfs = c.entry.Rootfs
+	}
+	if status == libcontainer.Stopped.String() {
+		out.PID = 0
+	}
+	return out, nil
+}
+
+// Start lets the first process run the bundle's program.
+func (c *Container) Start() error {
+	status := libcontainer.Created
+	if c.process == nil || c.started.Swap(true) {
+		var err error
+		if status, err = c.lc.Status(); err != nil {
+			return fmt.Errorf("reading status of container %s: %w", c.id, err)
+		}
+	}
+	switch status {
+	case libcontainer.Created:
+	case libcontainer.Stopped:
+		return errors.New("cannot start a container that has stopped")
+	case libcontainer.Running:
+		return errors.New("cannot start an already running container")
+	default:
+		return fmt.Errorf("cannot start a container in the %s state", status)
+	}
+	if err := c.lc.Exec(); err != nil {
+		return fmt.Errorf("starting container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// Wait waits for the first process to end and returns how it did. Only the
+// creator's Container can wait; it may be called more than once.
+func (c *Container) Wait() (ExitStatus, error) {
+	if c.process == nil {
+		return ExitStatus{}, ErrNotCreator
+	}
+	c.waited.Do(func() {
+		ps, err := c.process.Wait()
+		if ps == nil {
+			c.waitErr = fmt.Errorf("waiting for container %s: %w", c.id, err)
+			return
+		}
+		c.status = exitStatus(ps)
+	})
+	return c.status, c.waitErr
+}
+
+// WaitEnd returns when the first process has ended; anyone may call it.
+func (c *Container) WaitEnd() {
+	for c.pidfd != nil && !ended(c.pidfd, time.Hour) {
+	}
+}
+
+// PIDs lists the processes of the container, as pids of our pid namespace.
+func (c *Container) PIDs() ([]int, error) {
+	pids, err := c.lc.Processes()
+	if err != nil {
+		return nil, fmt.Errorf("listing processes of container %s: %w", c.id, err)
+	}
+	return pids, nil
+}
+
+// NetNS opens the network namespace of the container. The caller closes it.
+func (c *Container) NetNS() (*os.File, error) {
+	if c.pidfd == nil {
+		return nil, ErrNotRunning
+	}
+	f, err := os.Open("/proc/" + strconv.Itoa(c.pid) + "/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("opening the network namespace of container %s: %w", c.id, err)
+	}
+	// The pid may have been reused between Load and here; the pidfd has not.
+	if err := signalFD(c.pidfd, 0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// PrivateNet reports whether the container has a network namespace made for it
+// by libcontainer, as opposed to the host's or an engine's.
+func (c *Container) PrivateNet() bool {
+	config := c.lc.Config()
+	return config.Namespaces.IsPrivate(configs.NEWNET)
+}
+
+// Detach lets the container outlive this process: GC leaves it alone from now on,
+// and Delete, called by anyone, removes it.
+func (c *Container) Detach() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entry.Detached = true
+	if err := c.entry.write(); err != nil {
+		return err
+	}
+	c.entry.release()
+	return nil
+}
+
+// SetAttendant writes down the process that serves a detached container from the
+// host, so that Delete and GC end it.
+func (c *Container) SetAttendant(pid int) error {
+	ref, err := refer(pid)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entry.Attendant = ref
+	return c.entry.write()
+}
+
+// privatePIDs reports whether killing the first process kills all.
+func (c *Container) privatePIDs() bool {
+	config := c.lc.Config()
+	return config.Namespaces.IsPrivate(configs.NEWPID)
+}
+
+// ended waits up to d for the first process to end.
+func (c *Container) ended(d time.Duration) bool {
+	return c.pidfd == nil || ended(c.pidfd, d)
+}
+
+// signalInit sends sig to the first process.
+func (c *Container) signalInit(sig unix.Signal) error {
+	if c.pidfd == nil {
+		return ErrNotRunning
+	}
+	return signalFD(c.pidfd, sig)
+}

@@ -1,0 +1,318 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// CreateOptions say what to make a container of. Spec and ID are required.
+type CreateOptions struct {
+	Root   string // directory of container states; "" is DefaultRoot
+	ID     string // [A-Za-z0-9_+-.]+, unique below Root
+	Bundle string // directory of the bundle; "" is the working directory
+	Spec   *specs.Spec
+
+	// Stdin, Stdout and Stderr become the container's; nil is /dev/null. They are
+	// handed over as they are (an anonymous pipe is given to the container's root, so
+	// that /dev/stdout can be opened): a caller that does not want a terminal of the
+	// host inside a container makes pipes. Leave them nil with a ConsoleSocket.
+	Stdin, Stdout, Stderr *os.File
+	ExtraFiles            []*os.File // fds 3… of the container's first process
+	ConsoleSocket         *os.File   // unix socket to which init sends the terminal's master
+	PIDFDSocket           *os.File   // unix socket to which init sends its pidfd
+	PIDFile               string     // file that gets the first process's pid; "" is none
+
+	NoPivot, NoNewKeyring bool
+	SystemdCgroup         bool   // the spec's cgroupsPath is slice:prefix:name
+	RootlessCgroups       bool   // go on without the cgroups we may not make
+	CgroupParent          string // "" is automatic, see groupPath
+
+	RunDir string // "" is DefaultRunDir
+	Owner  *Owner // its run directory is used, if it is not nil
+
+	// For bundles with io.psi.ids=auto:
+	ClientUID, ClientGID int               // whose files idmapped mounts show
+	RootFiles            map[string][]byte // written into the guest's own root, 0644
+	MountPoints          []MountPoint      // beside those that the spec's mounts need
+
+	LogLevel logrus.Level // of init; its messages come out of logrus's standard logger
+}
+
+// Create makes a container whose first process waits for Start. It fails
+// with a *GuestError if the bundle is at fault, and leaves nothing behind if it
+// fails at all. Cancelling ctx is noticed between steps.
+func Create(ctx context.Context, o CreateOptions) (_ *Container, err error) {
+	c, err := plan(&o)
+	if err != nil {
+		return nil, err
+	}
+	var undo undoStack
+	defer func() {
+		if err != nil {
+			if undoErr := undo.run(); undoErr != nil {
+				err = fmt.Errorf("%w (and undoing it: %w)", err, undoErr)
+			}
+		}
+	}()
+	// Held until the cgroups exist, so that nobody removes their parents; released
+	// before undoing, which removes parents itself.
+	lock, err := c.run.share()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err = c.claim(&o, &undo); err != nil {
+		return nil, err
+	}
+	if err = c.makeRoot(&o); err != nil {
+		return nil, err
+	}
+	if err = c.makeState(&o, &undo); err != nil {
+		return nil, err
+	}
+	if err = ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err = c.startInit(&o, &undo); err != nil {
+		return nil, err
+	}
+	if err = c.dropRoot(); err != nil {
+		return nil, err
+	}
+	if err = writePIDFile(o.PIDFile, c.pid); err != nil {
+		return nil, err
+	}
+	if err = ctx.Err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// plan checks and completes the options. It touches nothing.
+func plan(o *CreateOptions) (*Container, error) {
+	if o.Root == "" {
+		o.Root = DefaultRoot
+	}
+	if o.RunDir == "" {
+		o.RunDir = DefaultRunDir
+	}
+	if o.Owner != nil {
+		o.RunDir = string(o.Owner.run)
+	}
+	if err := checkSpec(o.Spec); err != nil {
+		return nil, fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	for _, dir := range []*string{&o.Root, &o.RunDir, &o.Bundle} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return nil, fmt.Errorf("finding %s: %w", *dir, err)
+		}
+		*dir = abs
+	}
+	if !validID(o.ID) {
+		return nil, fmt.Errorf("%w: %q (letters, digits and _+-. only)", ErrInvalidID, o.ID)
+	}
+	placeholder, size, auto, err := autoIDs(o.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", o.ID, err)
+	}
+	if !auto && (len(o.RootFiles) > 0 || len(o.MountPoints) > 0) {
+		return nil, fmt.Errorf("container %s: files can be put into the root of a bundle with the annotation io.psi.ids=auto only", o.ID)
+	}
+	spec := absolute(o.Spec, o.Bundle)
+	return &Container{
+		id: o.ID, root: o.Root, run: runDir(o.RunDir), spec: spec,
+		placeholder: placeholder, auto: auto,
+		entry: entry{
+			ID: o.ID, Root: o.Root, Bundle: o.Bundle, Rootfs: spec.Root.Path,
+			Created: time.Now().UTC(), IDs: idRange{Size: size},
+			path: runDir(o.RunDir).journalPath(o.Root, o.ID),
+		},
+	}, nil
+}
+
+// claim takes the container's name and host ids. The journal is the claim on the
+// name, and from then on says what there is to undo.
+func (c *Container) claim(o *CreateOptions, undo *undoStack) error {
+	if _, err := os.Lstat(c.entry.stateDir()); err == nil {
+		return fmt.Errorf("container %s below %s: %w", c.id, c.root, ErrExist)
+	}
+	if err := c.entry.claim(); err != nil {
+		return err
+	}
+	undo.add(func() error { return errors.Join(c.entry.undo(c.run), c.run.tidy(parentGroups(c.entry.Cgroups))) })
+	if err := c.claimIDs(); err != nil {
+		return err
+	}
+	if err := mkdirMode(c.root, 0o700); err != nil {
+		return fmt.Errorf("making the state directory: %w", err)
+	}
+	if c.auto {
+		c.spec = withIDs(c.spec, c.placeholder, c.entry.IDs, uint32(o.ClientUID), uint32(o.ClientGID))
+	}
+	return nil
+}
+
+// claimIDs takes a free range, writing each candidate down first. Without ids to
+// take it only writes the container down.
+func (c *Container) claimIDs() error {
+	if !c.auto {
+		c.entry.IDs = idRange{}
+		return c.entry.write()
+	}
+	size := c.entry.IDs.Size
+	c.entry.Mounts = c.entry.path + ".root"
+	for range 1000 {
+		ids, err := pickIDs(size)
+		if err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+		c.entry.IDs = ids
+		if err := c.entry.write(); err != nil {
+			return err
+		}
+		err = c.entry.claimIDs(c.run)
+		if err == nil || !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return fmt.Errorf("claiming host ids: 1000 ranges of %d were all in use", size)
+}
+
+// makeRoot gives a guest with its own ids its own root.
+func (c *Container) makeRoot(o *CreateOptions) error {
+	if !c.auto {
+		return nil
+	}
+	uid := int(c.entry.IDs.First)
+	root := c.entry.Mounts
+	if err := mountRoot(root, c.spec.Root.Path, !c.spec.Root.Readonly, uid); err != nil {
+		return fmt.Errorf("container %s: making its root: %w", c.id, err)
+	}
+	points := append(missingMountPoints(c.spec.Mounts), o.MountPoints...)
+	if err := fillRoot(root, points, o.RootFiles); err != nil {
+		return fmt.Errorf("container %s: filling its root: %w", c.id, err)
+	}
+	spec, r := *c.spec, *c.spec.Root
+	r.Path = root
+	spec.Root, c.spec = &r, &spec
+	return nil
+}
+
+// makeState has libcontainer make its state directory and choose the cgroups,
+// which are written down before they are made.
+func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
+	config, err := newConfig(c.spec, o)
+	if err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	c.lc, err = libcontainer.Create(c.root, c.id, config)
+	if err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	// The FIFO that start opens is in there, and anyone may write to it.
+	if err := os.Chmod(c.entry.stateDir(), 0o700); err != nil {
+		return fmt.Errorf("closing the state directory of container %s: %w", c.id, err)
+	}
+	state, err := c.lc.State()
+	if err != nil {
+		return fmt.Errorf("reading state of container %s: %w", c.id, err)
+	}
+	// Destroy also runs the poststop hooks, which the OCI specification wants even
+	// for a container that failed to start.
+	undo.add(c.lc.Destroy)
+	c.entry.Cgroups = maps.Clone(state.CgroupPaths) // libcontainer empties its map when it removes them
+	return c.entry.write()
+}
+
+// startInit starts the first process. On return it waits for Start, or is gone.
+func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
+	p, err := newProcess(c.spec.Process)
+	if err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	p.Init = true
+	p.LogLevel = strconv.Itoa(int(o.LogLevel))
+	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
+		return err
+	}
+	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
+	if err := c.lc.Start(p); err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	c.process = p
+	undo.add(func() error { return c.abort() })
+	if c.pid, err = p.Pid(); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	fd, err := unix.PidfdOpen(c.pid, 0)
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	c.pidfd = os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(c.pid))
+	return nil
+}
+
+// dropRoot detaches our mount of the guest's root.
+func (c *Container) dropRoot() error {
+	if c.entry.Mounts == "" {
+		return nil
+	}
+	if err := detachRoot(c.entry.Mounts); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// abort ends the first process of a container that Create gives up.
+func (c *Container) abort() error {
+	if c.pidfd != nil {
+		_ = signalFD(c.pidfd, unix.SIGKILL)
+		c.pidfd.Close()
+	}
+	_ = c.process.Signal(unix.SIGKILL)
+	_, _ = c.process.Wait()
+	return nil
+}
+
+// writePIDFile writes pid to path in one step.
+func writePIDFile(path string, pid int) error {
+	if path == "" {
+		return nil
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
+	if err := os.WriteFile(tmp, []byte(strconv.Itoa(pid)), 0o666); err != nil {
+		return fmt.Errorf("writing pid file: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("writing pid file: %w", err)
+	}
+	return nil
+}
+
+// validID repeats libcontainer's rule, because the id names files of ours first.
+func validID(id string) bool {
+	if id == "" || id == "." || id == ".." {
+		return false
+	}
+	for _, b := range []byte(id) {
+		switch {
+		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9':
+		case b == '_', b == '+', b == '-', b == '.':
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,110 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// processRef names a process so that a later one with the same pid is not
+// mistaken for it.
+type processRef struct {
+	PID int `json:"pid"`
+	// Start is the time of its start in clock ticks since boot (/proc/PID/stat, field 22).
+	Start uint64 `json:"start"`
+}
+
+// refer makes a reference to a living process of this pid namespace.
+func refer(pid int) (*processRef, error) {
+	start, err := startTime(pid)
+	if err != nil {
+		return nil, fmt.Errorf("reading the start time of process %d: %w", pid, err)
+	}
+	return &processRef{PID: pid, Start: start}, nil
+}
+
+// open returns a pidfd of the process; os.ErrProcessDone if it has gone.
+func (r processRef) open() (*os.File, error) {
+	fd, err := unix.PidfdOpen(r.PID, 0)
+	if err == unix.ESRCH || err == unix.EINVAL {
+		return nil, os.ErrProcessDone
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(r.PID))
+	// Only now is the number pinned; check that it is still the process we mean.
+	if start, err := startTime(r.PID); err != nil || start != r.Start {
+		f.Close()
+		return nil, os.ErrProcessDone
+	}
+	return f, nil
+}
+
+// stop asks the process to end and ends it if it has not within a second.
+func (r processRef) stop() error {
+	f, err := r.open()
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := signalFD(f, sig); err != nil {
+			return nil //nolint:nilerr // it has gone
+		}
+		if ended(f, time.Second) {
+			return nil
+		}
+	}
+	return fmt.Errorf("process %d does not end", r.PID)
+}
+
+// signalFD sends sig to the process of a pidfd; ErrNotRunning if it has gone.
+func signalFD(pidfd *os.File, sig unix.Signal) error {
+	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
+	if err == unix.ESRCH {
+		return ErrNotRunning
+	}
+	return os.NewSyscallError("pidfd_send_signal", err)
+}
+
+// ended waits up to d for the process of a pidfd to end (it may remain a zombie).
+func ended(pidfd *os.File, d time.Duration) bool {
+	deadline := time.Now().Add(d)
+	for {
+		left := max(time.Until(deadline), 0)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, int((left+time.Millisecond-1)/time.Millisecond))
+		if n > 0 {
+			return true
+		}
+		if err != unix.EINTR && left == 0 {
+			return false
+		}
+	}
+}
+
+// startTime reads field 22 of /proc/PID/stat.
+func startTime(pid int) (uint64, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	// The command name, field 2, may hold spaces and brackets: count from its end.
+	end := strings.LastIndexByte(string(data), ')')
+	if end < 0 {
+		return 0, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
+	}
+	fields := strings.Fields(string(data[end+1:]))
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}

@@ -1,0 +1,247 @@
+package leakcheck
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const runDir = "/run/psi"
+
+// foreign is what belongs to living processes that are not below this one: the
+// names of their files below /run/psi, and the ids of their containers.
+type foreign struct {
+	files      map[string]bool
+	inodes     map[uint64]bool // of their journals, which have other names too
+	containers map[string]bool
+}
+
+// foreignOwners finds the journals and the owners' directories whose lock is held
+// by a process that is not this one or below it: the holder has the file open.
+func foreignOwners() (foreign, error) {
+	out := foreign{map[string]bool{}, map[uint64]bool{}, map[string]bool{}}
+	journals, _ := filepath.Glob(filepath.Join(runDir, "*@*"))
+	owners, _ := filepath.Glob(filepath.Join(runDir, "owners", "*"))
+	if len(journals)+len(owners) == 0 {
+		return out, nil
+	}
+	all, err := allProcesses()
+	if err != nil {
+		return out, err
+	}
+	for _, path := range append(journals, owners...) {
+		name := filepath.Base(path)
+		if strings.HasPrefix(name, "@") || !locked(path) || openBelowUs(all, path) {
+			continue
+		}
+		out.files[path] = true
+		var st unix.Stat_t
+		if id, root, ok := strings.Cut(name, "@"); ok && unix.Stat(path, &st) == nil {
+			out.inodes[st.Ino] = true
+			out.containers[id] = true
+			out.containers[id+"-"+root] = true // its cgroup
+		}
+	}
+	return out, nil
+}
+
+// locked reports whether somebody holds the flock on dir.
+func locked(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+}
+
+// openBelowUs reports whether this process or one below it has path open.
+func openBelowUs(all map[int]proc, path string) bool {
+	for pid := range all {
+		if !isOurs(all, pid) {
+			continue
+		}
+		fds, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
+		for _, fd := range fds {
+			if target, err := os.Readlink(fd); err == nil && target == path {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// runFiles lists what is below /run/psi. The directory itself may stay.
+func runFiles(others foreign) (map[string]string, error) {
+	out := map[string]string{}
+	err := filepath.WalkDir(runDir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) || path == runDir {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if others.owns(path) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		out[path] = path
+		return nil
+	})
+	return out, err
+}
+
+// owns reports whether a path below /run/psi is somebody else's.
+func (f foreign) owns(path string) bool {
+	rel, err := filepath.Rel(runDir, path)
+	if err != nil || len(f.files) == 0 {
+		return false
+	}
+	var st unix.Stat_t
+	if f.files[path] || unix.Lstat(path, &st) == nil && f.inodes[st.Ino] {
+		return true
+	}
+	first, rest, _ := strings.Cut(rel, "/")
+	switch {
+	case first == "owners":
+		owner, _, _ := strings.Cut(rest, "/")
+		return rest == "" || f.files[filepath.Join(runDir, first, owner)]
+	case first == "deferred", strings.HasSuffix(first, ".sock"):
+		return true
+	}
+	id, _, _ := strings.Cut(first, "@") // a state directory, or a root's mount point
+	return f.containers[id]
+}
+
+// mounts lists the mounts of this process's namespace.
+func mounts(others foreign) (map[string]string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		// 36 35 98:0 /root /point options optional… - type source options
+		fields := strings.Fields(line)
+		if len(fields) < 5 || others.owns(fields[4]) {
+			continue
+		}
+		out[fields[0]+" "+fields[4]] = fields[4]
+	}
+	return out, nil
+}
+
+// cgroups lists those named psi…, of all hierarchies, and those below them. A
+// group with somebody else's processes in it is theirs, and a group is listed only
+// if none is below it.
+func cgroups(others foreign) (map[string]string, error) {
+	all, err := allProcesses()
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if !d.IsDir() || !strings.Contains(path, "/psi") || unix.Stat(path, &st) != nil || st.Nlink > 2 {
+			return nil
+		}
+		if !others.containers[filepath.Base(path)] && !holdsForeign(path, all) {
+			out[path] = path
+		}
+		return nil
+	})
+	return out, err
+}
+
+// holdsForeign reports whether a process that is not below us is in the group.
+func holdsForeign(group string, all map[int]proc) bool {
+	data, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && !isOurs(all, pid) {
+			return true
+		}
+	}
+	return false
+}
+
+// pins lists what is below /sys/fs/bpf/psi.
+func pins(foreign) (map[string]string, error) {
+	out := map[string]string{}
+	err := filepath.WalkDir("/sys/fs/bpf/psi", func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			out[path] = path
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return out, err
+}
+
+// tempFiles lists temporary files of psi's that no process of somebody else's
+// uses.
+func tempFiles(foreign) (map[string]string, error) {
+	out := map[string]string{}
+	for _, dir := range []string{os.TempDir(), "/dev/shm"} {
+		found, err := filepath.Glob(filepath.Join(dir, "psi-*"))
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range found {
+			out[path] = path
+		}
+	}
+	if len(out) == 0 {
+		return out, nil
+	}
+	all, err := allProcesses()
+	if err != nil {
+		return nil, err
+	}
+	for pid := range all {
+		if isOurs(all, pid) {
+			continue
+		}
+		for path := range out {
+			if uses(pid, path) {
+				delete(out, path)
+			}
+		}
+	}
+	return out, nil
+}
+
+// uses reports whether a process has path, or something below it, on its command
+// line, in its environment, open, or as its working directory.
+func uses(pid int, path string) bool {
+	proc := "/proc/" + strconv.Itoa(pid)
+	for _, file := range []string{"cmdline", "environ"} {
+		if data, err := os.ReadFile(filepath.Join(proc, file)); err == nil && strings.Contains(string(data), path) {
+			return true
+		}
+	}
+	links, _ := filepath.Glob(proc + "/fd/*")
+	for _, link := range append(links, proc+"/cwd") {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, path) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,277 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	// queueLength bounds what waits for a client that does not read. It holds more
+	// than every reply a client can have outstanding and a burst of events.
+	queueLength = 1024
+	// maxInFlight bounds the requests of one client that run at the same time. The
+	// next one is refused: not reading it would hide the end of the connection.
+	maxInFlight = 512
+	// farewell is how long a connection that ends may take to read what was queued.
+	farewell = time.Second
+	// greeting is how long a client may take to say hello.
+	greeting = 10 * time.Second
+	// maxEnded is how many ended guests a connection remembers.
+	maxEnded = 1024
+)
+
+// message is one frame on its way to a client; file is closed once it is sent or not.
+type message struct {
+	body []byte
+	file *os.File
+}
+
+// client is one connection. Its guests end with it.
+type client struct {
+	s     *Supervisor
+	conn  *net.UnixConn
+	peer  peer
+	log   logrus.FieldLogger
+	watch atomic.Bool // also wants the events of its uid's other connections
+
+	flying  chan struct{} // a slot per running request
+	working sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below, and sending on out against closing it
+	out     chan message
+	dropped bool
+	ended   []string // ids of guests that have ended, oldest first
+}
+
+// serve speaks with the client until either side ends it. When it returns, no
+// request of the client runs any more and nothing is sent to it.
+func (c *client) serve() {
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		c.write()
+	}()
+	stop := c.s.watchProcess(c.peer.process, func() { c.drop(errors.New("the client's process has ended")) })
+	c.drop(c.read())
+	stop()
+	mine := func(g *guest) bool { return g.client == c }
+	c.s.endGuests(mine, causeClosed, "")
+	c.working.Wait()
+	// A spawn that was under way when the connection ended undid itself or is in
+	// the table by now.
+	c.s.endGuests(mine, causeClosed, "")
+	<-written
+}
+
+// read takes requests until the connection ends and says why it did.
+func (c *client) read() error {
+	greeted := false
+	_ = c.conn.SetReadDeadline(time.Now().Add(greeting))
+	for {
+		data, err := readFrame(c.conn)
+		if err != nil {
+			if !errors.Is(err, errProtocol) {
+				return err
+			}
+			c.refuse(0, err)
+			return err
+		}
+		r, err := decodeRequest(data)
+		if err == nil && !greeted {
+			err = c.hello(r)
+			greeted = err == nil
+			if greeted {
+				c.waitForever()
+				continue
+			}
+		} else if err == nil && r.Op == "hello" {
+			err = fmt.Errorf("%w: hello was said before", errProtocol)
+		}
+		if err != nil {
+			c.refuse(r.ID, err)
+			if !greeted || r.ID == 0 {
+				return err
+			}
+			continue
+		}
+		c.start(r)
+	}
+}
+
+// waitForever lifts the deadline of the hello, unless the connection was dropped.
+func (c *client) waitForever() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.dropped {
+		_ = c.conn.SetReadDeadline(time.Time{})
+	}
+}
+
+// hello answers the first request.
+func (c *client) hello(r request) error {
+	if r.Op != "hello" {
+		return fmt.Errorf("%w: the first request must be hello, not %s", errProtocol, r.Op)
+	}
+	if r.Version != protocolVersion {
+		return fmt.Errorf("%w: version %d is not spoken here; this supervisor (%s) speaks version %d",
+			errProtocol, r.Version, c.s.opts.Version, protocolVersion)
+	}
+	c.watch.Store(r.Watch)
+	c.log.WithField("client", r.Client).Debug("client said hello")
+	c.answer(r.ID, map[string]any{
+		"version": protocolVersion, "supervisor": c.s.opts.Version, "pid": c.s.opts.PID,
+	}, nil)
+	return nil
+}
+
+// start runs a request beside the others.
+func (c *client) start(r request) {
+	select {
+	case c.flying <- struct{}{}:
+	default:
+		c.refuse(r.ID, fmt.Errorf("%w: %d requests of this client are already running", errUnavailable, maxInFlight))
+		return
+	}
+	c.working.Add(1)
+	go func() {
+		defer func() { c.working.Done(); <-c.flying }()
+		if r.Op == "spawn" {
+			c.spawn(r)
+			return
+		}
+		ok, err := c.s.handle(c, r)
+		if err != nil {
+			c.refuse(r.ID, err)
+			return
+		}
+		c.answer(r.ID, ok, nil)
+	}()
+}
+
+// spawn answers a spawn request; what the guest had to say before it was announced
+// is said right after.
+func (c *client) spawn(r request) {
+	g, channel, err := c.s.spawn(c, r)
+	if err != nil {
+		c.refuse(r.ID, err)
+		return
+	}
+	c.answer(r.ID, g.announcement(), channel)
+	g.announce()
+}
+
+func (c *client) answer(id uint64, ok any, file *os.File) {
+	c.send(struct {
+		ID uint64 `json:"id"`
+		OK any    `json:"ok"`
+	}{id, ok}, file)
+}
+
+func (c *client) refuse(id uint64, err error) {
+	type failure struct {
+		Kind    string `json:"kind"`
+		Message string `json:"message"`
+	}
+	c.log.WithError(err).WithField("request", id).Debug("request refused")
+	c.send(struct {
+		ID    uint64  `json:"id"`
+		Error failure `json:"error"`
+	}{id, failure{errorKind(err), clip(err.Error(), maxMessage)}}, nil)
+}
+
+// send queues one message. A client whose queue is full is dropped: waiting for it
+// would let it hold up the supervisor.
+func (c *client) send(what any, file *os.File) {
+	body, err := json.Marshal(what)
+	c.mu.Lock()
+	full := false
+	if err == nil && !c.dropped {
+		select {
+		case c.out <- message{body, file}:
+			file = nil
+		default:
+			full = true
+		}
+	}
+	c.mu.Unlock()
+	if file != nil {
+		_ = file.Close()
+	}
+	if err != nil {
+		c.log.WithError(err).Error("a message could not be encoded")
+	}
+	if full {
+		c.drop(fmt.Errorf("the client does not read: %d messages are waiting", queueLength))
+	}
+}
+
+// write sends what is queued; it ends after drop.
+func (c *client) write() {
+	defer c.conn.Close()
+	var failed error
+	for m := range c.out {
+		if failed == nil {
+			if failed = writeFrame(c.conn, m.body, m.file); failed != nil {
+				go c.drop(failed)
+			}
+		}
+		if m.file != nil {
+			_ = m.file.Close()
+		}
+	}
+}
+
+// drop ends the connection; the first reason counts.
+func (c *client) drop(reason error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dropped {
+		return
+	}
+	c.dropped = true
+	close(c.out)
+	_ = c.conn.SetReadDeadline(time.Now())
+	_ = c.conn.SetWriteDeadline(time.Now().Add(farewell))
+	if errors.Is(reason, io.EOF) {
+		c.log.Debug("client disconnected")
+	} else {
+		c.log.WithError(reason).Warn("client dropped")
+	}
+}
+
+// gone says whether the connection has ended.
+func (c *client) gone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dropped
+}
+
+// remember notes an ended guest, so that closing it once more is no error.
+func (c *client) remember(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.ended) == maxEnded {
+		c.ended = c.ended[1:]
+	}
+	c.ended = append(c.ended, id)
+}
+
+func (c *client) remembers(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.ended {
+		if e == id {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,48 @@
+// Package supervisor runs the guests of one machine for the clients that ask for
+// them: it is what `psi-shim serve` does.
+//
+// Processes. The command runs twice:
+//
+//	client ──spawns──► outer psi-shim            waits; opens the client's pidfd
+//	                     └─► inner psi-shim      pid 1 of a pid namespace, own mount
+//	                           │                 namespace, own /proc; serves
+//	                           ├─► guest
+//	                           └─► guest
+//
+// When the inner one dies, by whatever signal, the kernel kills everything below it
+// with its pid namespace. It dies with the outer one (parent death signal and pidfd),
+// and an embedded one with its client (pidfd; end of file may never come, because a
+// forked child of the client holds the socket too).
+//
+// The control socket carries frames both ways:
+//
+//	+----------------------+---------------------------+
+//	| length, u32, network | JSON object, length bytes |   length ≤ 1 MiB
+//	+----------------------+---------------------------+
+//
+//	client                                   supervisor
+//	  {"id":1,"op":"hello","version":1}  ──►
+//	                                     ◄──  {"id":1,"ok":{…}}
+//	  {"id":2,"op":"spawn",…}            ──►
+//	                                     ◄──  {"id":2,"ok":{…}} + one descriptor
+//	                                     ◄──  {"event":"MEM_KILL",…}        pushed
+//	                                     ◄──  {"exited":{…}}                pushed
+//
+// Requests run at the same time and are answered as they finish. The descriptor is
+// the guest's stdin and stdout (package channel tells what flows there), sent with
+// the first byte of its reply; the supervisor keeps no copy and never sees the data.
+//
+// A client is not trusted: an unknown operation, key or version, a broken frame, a
+// client that does not read, each has one answer (an error reply for what can be
+// answered, the end of the connection and of its guests for the rest). A shared
+// supervisor never does for a client what the client could not do itself: host paths
+// are opened with the client's own credentials (view.go).
+//
+// One thing a client's guests can do that the client could not: their connections to
+// the endpoints of their policy are made by the supervisor, as root. A service that
+// tells local users apart by the uid of a TCP connection sees root. Where that matters,
+// do not put its users in the group.
+//
+// This package does not decide what a guest may do (pkg/policy), compile it
+// (pkg/bundle), or enforce it (internal/container, internal/attend).
+package supervisor

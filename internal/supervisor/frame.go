@@ -1,0 +1,58 @@
+package supervisor
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxFrame is the largest JSON object on the control socket, in bytes. The largest
+// honest message is a policy with a few thousand rules.
+const maxFrame = 1 << 20
+
+const frameHeader = 4
+
+// readFrame reads one frame's JSON. io.EOF means that the peer closed between frames.
+func readFrame(r io.Reader) ([]byte, error) {
+	var header [frameHeader]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(header[:])
+	if size > maxFrame {
+		return nil, fmt.Errorf("%w: a frame of %d bytes; the largest allowed has %d", errProtocol, size, maxFrame)
+	}
+	// The length is a claim: memory is taken as the bytes arrive.
+	body, err := io.ReadAll(io.LimitReader(r, int64(size)))
+	if err != nil {
+		return nil, err
+	}
+	if uint32(len(body)) != size {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return body, nil
+}
+
+// writeFrame sends one frame; file, when not nil, travels with its first byte.
+func writeFrame(conn *net.UnixConn, body []byte, file *os.File) error {
+	if len(body) > maxFrame {
+		return fmt.Errorf("writing frame: %d bytes; the largest allowed has %d", len(body), maxFrame)
+	}
+	frame := make([]byte, frameHeader, frameHeader+len(body))
+	binary.BigEndian.PutUint32(frame, uint32(len(body)))
+	frame = append(frame, body...)
+	if file == nil {
+		_, err := conn.Write(frame)
+		return err
+	}
+	sent, _, err := conn.WriteMsgUnix(frame, unix.UnixRights(int(file.Fd())), nil)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write(frame[sent:])
+	return err
+}

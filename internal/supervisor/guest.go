@@ -1,0 +1,289 @@
+package supervisor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/attend"
+	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// The causes of a guest's end beside attend's (oom, cpu, wall).
+const (
+	causeExit       = "exit"       // its first process returned; see code
+	causeSignal     = "signal"     // something killed it; see signal
+	causeClosed     = "closed"     // its client asked
+	causeSupervisor = "supervisor" // the supervisor ended it; see message
+)
+
+// The events that the supervisor itself makes; attend has the others.
+const (
+	eventHotload = "POLICY_HOTLOAD" // details: policy_digest
+	eventBroken  = "BROKER_ERROR"   // details: error
+)
+
+const (
+	// killPatience is how long a killed guest may take to be gone before the
+	// supervisor tells its client that something is wrong with the machine.
+	killPatience = 10 * time.Second
+	// maxStderr is how much a guest may write to its stderr before the agent
+	// takes over; it is the message of a guest that never became ready.
+	maxStderr = 8 << 10
+	// maxMessage bounds texts that go to clients.
+	maxMessage = 4 << 10
+)
+
+// guest is one running container and what the supervisor knows about it.
+type guest struct {
+	s         *Supervisor
+	id, name  string
+	client    *client
+	started   time.Time
+	attendant *attend.Attendant
+	stderr    *os.File      // memfd that the guest's stderr goes to
+	ended     chan struct{} // closed when no process of the guest runs
+	running   bool          // it was started; guarded by Supervisor.mu
+
+	container *container.Container
+	life      sync.RWMutex // held while container is used, exclusively while it is deleted
+
+	mu        sync.Mutex // guards the fields below
+	policy    policy.Policy
+	view      []string // notes on how the files are shown
+	asked     string   // why the supervisor ended it: causeClosed, causeSupervisor or ""
+	message   string   // goes with asked
+	announced bool
+	held      []any // pushed messages of a guest that its client does not know yet
+	reloading sync.Mutex
+}
+
+// pushedEvent and pushedExit are the messages that nobody asked for.
+type pushedEvent struct {
+	Event   string         `json:"event"`
+	Guest   string         `json:"guest"`
+	Name    string         `json:"name"`
+	TS      float64        `json:"ts"` // Unix time in seconds
+	Details map[string]any `json:"details"`
+}
+
+type pushedExit struct {
+	Exited exit `json:"exited"`
+}
+
+type exit struct {
+	Guest    string   `json:"guest"`
+	Name     string   `json:"name"`
+	Cause    string   `json:"cause"`
+	Code     *int     `json:"code"`
+	Signal   *int     `json:"signal"`
+	Limit    *float64 `json:"limit"`
+	Observed *float64 `json:"observed"`
+	Message  string   `json:"message"`
+}
+
+// announcement is the reply to the spawn that made the guest.
+func (g *guest) announcement() map[string]any {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return map[string]any{
+		"guest": g.id, "policy_digest": g.policy.Digest(),
+		"limits": limitsOf(g.policy.Limits()), "enforced": g.enforced(),
+	}
+}
+
+// announce releases what was held back until the client knew the guest.
+func (g *guest) announce() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.announced = true
+	for _, m := range g.held {
+		g.s.push(g, m)
+	}
+	g.held = nil
+}
+
+// push tells the guest's watchers something, in order.
+func (g *guest) push(m any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.announced {
+		g.held = append(g.held, m)
+		return
+	}
+	g.s.push(g, m)
+}
+
+func (g *guest) event(ev attend.Event) {
+	g.push(pushedEvent{
+		Event: ev.Type, Guest: g.id, Name: g.name,
+		TS: float64(ev.Time.UnixMicro()) / 1e6, Details: ev.Details,
+	})
+}
+
+// ask notes why the supervisor is about to end the guest; the first reason counts.
+func (g *guest) ask(cause, message string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.asked == "" {
+		g.asked, g.message = cause, clip(message, maxMessage)
+	}
+}
+
+// close asks the guest to end, makes it end after the timeout, and returns when no
+// process of it runs.
+func (g *guest) close(timeout time.Duration) error {
+	if g.hasEnded() {
+		return nil
+	}
+	g.ask(causeClosed, "")
+	if g.terminate() == nil && g.endsWithin(timeout) {
+		return nil
+	}
+	return g.kill()
+}
+
+// use holds the container against being deleted; the result lets it go.
+func (g *guest) use() (done func()) {
+	g.life.RLock()
+	return g.life.RUnlock
+}
+
+// terminate asks the guest's first process to end. An error means that there is
+// nobody to ask any more.
+func (g *guest) terminate() error {
+	defer g.use()()
+	return g.container.Kill(unix.SIGTERM, false)
+}
+
+func (g *guest) killCgroup() error {
+	defer g.use()()
+	if g.hasEnded() {
+		return nil
+	}
+	return g.container.KillCgroup()
+}
+
+// kill ends the guest at once. It returns when no process of it runs.
+func (g *guest) kill() error {
+	if g.hasEnded() {
+		return nil
+	}
+	err := g.killCgroup()
+	if g.endsWithin(killPatience) {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("killing guest %s: it has not ended after %v", g.id, killPatience), err)
+}
+
+func (g *guest) hasEnded() bool {
+	select {
+	case <-g.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g *guest) endsWithin(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-g.ended:
+		return true
+	case <-timer.C:
+		return g.hasEnded()
+	}
+}
+
+// wait reaps the guest, tells why it ended and takes away what is left of it. It
+// runs once, on a goroutine of its own, from the moment the guest is started.
+func (g *guest) wait() {
+	defer g.s.running.Done()
+	status, err := g.container.Wait()
+	if err != nil {
+		// Without a status nothing is known about the guest's processes: end them.
+		g.ask(causeSupervisor, fmt.Sprintf("waiting for the guest: %v", err))
+		err = errors.Join(err, g.container.KillCgroup())
+		g.s.opts.Log.WithError(err).WithField("guest", g.id).Error("waiting for guest")
+	}
+	close(g.ended)
+	if err := g.attendant.Close(); err != nil {
+		g.s.opts.Log.WithError(err).WithField("guest", g.id).Warn("closing the guest's network")
+	}
+	g.push(pushedExit{g.exit(status)})
+	g.s.forget(g)
+	g.s.remove(g)
+}
+
+// exit puts together what is known about the end. A limit that was passed explains
+// everything that came after it; then who asked; then the process itself.
+func (g *guest) exit(status container.ExitStatus) exit {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := exit{Guest: g.id, Name: g.name, Message: g.message}
+	if status.Signal != 0 {
+		signal := int(status.Signal)
+		e.Signal = &signal
+	} else {
+		e.Code = &status.Code
+	}
+	switch cause, limit, observed := g.attendant.Cause(); {
+	case cause == attend.CauseUnattended:
+		e.Cause, e.Message = causeSupervisor, "the guest's cpu time could not be read any more"
+	case cause != "":
+		e.Cause, e.Limit, e.Observed = cause, &limit, &observed
+	case g.asked != "":
+		e.Cause = g.asked
+	case e.Signal != nil:
+		e.Cause = causeSignal
+	default:
+		e.Cause = causeExit
+	}
+	if e.Message == "" && (e.Cause == causeSignal || e.Cause == causeExit && *e.Code != 0) {
+		e.Message = g.lastWords()
+	}
+	return e
+}
+
+// lastWords is what the guest wrote to its stderr before the agent took over.
+func (g *guest) lastWords() string {
+	buf := make([]byte, maxStderr)
+	n, _ := g.stderr.ReadAt(buf, 0)
+	text := strings.ToValidUTF8(string(bytes.TrimRight(buf[:n], "\x00\n ")), "\uFFFD")
+	return clip(text, maxMessage)
+}
+
+// clip shortens a text to at most n bytes without cutting a character.
+func clip(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	return strings.ToValidUTF8(text[:n-len("…")], "") + "…"
+}
+
+// bounded is a file of maxStderr bytes that can be written to its end and no
+// further: a guest's stderr that nobody has to read and that cannot grow.
+func bounded() (*os.File, error) {
+	fd, err := unix.MemfdCreate("psi-stderr", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("making the guest's stderr: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "psi-stderr")
+	err = file.Truncate(maxStderr)
+	if err == nil {
+		_, err = unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("making the guest's stderr: %w", err)
+	}
+	return file, nil
+}

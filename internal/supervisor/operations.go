@@ -1,0 +1,176 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/psi-runtime/psi/internal/attend"
+	"github.com/psi-runtime/psi/pkg/bundle"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// handle runs every request but hello and spawn.
+func (s *Supervisor) handle(c *client, r request) (any, error) {
+	done := struct{}{}
+	switch r.Op {
+	case "list":
+		return s.list(c), nil
+	case "close", "kill", "report":
+		// They crossed with the guest's own end.
+		if c.remembers(r.Guest) {
+			return done, nil
+		}
+	}
+	g, err := s.find(c, r.Guest)
+	if err != nil {
+		return nil, err
+	}
+	switch r.Op {
+	case "close":
+		return done, g.close(r.Timeout)
+	case "kill":
+		g.ask(causeClosed, "")
+		return done, g.kill()
+	case "stats":
+		return g.stats()
+	case "reload":
+		return done, g.reload(r)
+	case "report":
+		g.event(attend.Event{Time: time.Now(), Type: eventBroken, Details: map[string]any{"error": clip(r.Error, maxMessage)}})
+		g.ask(causeSupervisor, "broken channel: "+r.Error)
+		return done, g.kill()
+	}
+	return nil, fmt.Errorf("%w: op %q is not handled", errProtocol, r.Op)
+}
+
+// list tells about the running guests of the client's uid.
+func (s *Supervisor) list(c *client) any {
+	type entry struct {
+		Guest   string  `json:"guest"`
+		Name    string  `json:"name"`
+		Digest  string  `json:"policy_digest"`
+		Started float64 `json:"started"` // Unix time in seconds
+	}
+	s.mu.Lock()
+	var mine []*guest
+	for _, g := range s.guests {
+		if g.running && g.client.peer.uid == c.peer.uid {
+			mine = append(mine, g)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(mine, func(a, b *guest) int { return a.started.Compare(b.started) })
+	entries := make([]entry, 0, len(mine))
+	for _, g := range mine {
+		entries = append(entries, entry{g.id, g.name, g.currentPolicy().Digest(), float64(g.started.UnixMicro()) / 1e6})
+	}
+	return map[string]any{"guests": entries}
+}
+
+func (g *guest) currentPolicy() policy.Policy {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.policy
+}
+
+func (g *guest) stats() (any, error) {
+	defer g.use()()
+	if g.hasEnded() {
+		return nil, fmt.Errorf("guest %s has ended", g.id)
+	}
+	stats, err := g.container.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("reading the figures of guest %s: %w", g.id, err)
+	}
+	return map[string]any{
+		"cpu_ms": float64(stats.CPU) / float64(time.Millisecond), "mem_bytes": stats.Mem, "pids": stats.PIDs,
+	}, nil
+}
+
+// resolvePolicy makes the policy that a spawn or reload asks for. Names are looked up
+// here, files never: the client reads them with its own permissions.
+func resolvePolicy(r request) (p policy.Policy, err error) {
+	given := 0
+	for _, is := range []bool{r.Policy != nil, r.PolicyText != nil, r.PolicyName != nil} {
+		if is {
+			given++
+		}
+	}
+	switch {
+	case given > 1:
+		return p, fmt.Errorf("%w: give one of policy, policy_text and policy_name", errProtocol)
+	case r.Policy != nil:
+		p, err = policy.Parse(r.Policy, "policy")
+	case r.PolicyText != nil:
+		p, err = policy.Parse([]byte(*r.PolicyText), r.PolicySource)
+	case r.PolicyName != nil:
+		p, err = policy.Lookup(*r.PolicyName)
+	default:
+		p = policy.Defaults()
+	}
+	if err == nil && r.ImportsLimited {
+		p, err = p.IntersectImports(r.AllowedImports)
+	}
+	if err != nil {
+		return p, fmt.Errorf("%w: %w", errPolicy, err)
+	}
+	return p, nil
+}
+
+// rootfs decides which root file system a guest gets. A client that is not root gets
+// the supervisor's: the files in a root appear inside the guest with the supervisor's
+// rights, so a path of the client's choice would show it files it may not read.
+func (s *Supervisor) rootfs(who peer, dir string) (bundle.RootfsInfo, error) {
+	own := s.opts.Rootfs
+	switch {
+	case dir == "" && own == "":
+		return bundle.RootfsInfo{}, errors.New("no root file system: this supervisor was started without --rootfs and the request names none")
+	case dir == "" || filepath.Clean(dir) == filepath.Clean(own):
+		return s.root, nil
+	case !who.root():
+		return bundle.RootfsInfo{}, fmt.Errorf("rootfs %s: %v may only use this supervisor's own (%s); leave rootfs out, or ask root to add it with --rootfs", dir, who, own)
+	case !filepath.IsAbs(dir):
+		return bundle.RootfsInfo{}, fmt.Errorf("rootfs %s: not an absolute path", dir)
+	}
+	return bundle.Inspect(dir)
+}
+
+// limitsOf is how limits appear in replies, in the units of policy documents.
+func limitsOf(l policy.Limits) map[string]any {
+	return map[string]any{
+		"mem": l.Mem, "cpu": l.CPU, "cpu_ms": l.CPUTime.Milliseconds(), "wall_ms": l.Wall.Milliseconds(),
+		"pids": l.PIDs, "open_files": l.OpenFiles, "tmp": l.Tmp, "message": l.Message, "output": l.Output,
+	}
+}
+
+// enforced says for each part of the policy which mechanism holds it. The caller
+// holds g.mu.
+func (g *guest) enforced() []attend.Enforcement {
+	list := []attend.Enforcement{
+		{Rule: "limits", By: "cgroup, rlimits, mount sizes"},
+		{Rule: "system calls", By: "seccomp"},
+	}
+	if len(g.policy.FS()) > 0 {
+		list = append(list, attend.Enforcement{Rule: "fs", By: "mounts"})
+	}
+	for _, note := range g.view {
+		list = append(list, attend.Enforcement{Rule: "fs", By: note})
+	}
+	if _, limited := g.policy.Imports(); limited {
+		list = append(list, attend.Enforcement{Rule: "imports", By: "agent"})
+	}
+	return append(list, g.attendant.Enforced()...)
+}
+
+// releaseView takes the private mounts of a created guest away. Nobody waits for it:
+// the kernel takes its time to detach a mount.
+func (s *Supervisor) releaseView(v pinnedView) {
+	go func() {
+		if err := v.release(); err != nil {
+			s.opts.Log.WithError(err).Error("removing the mounts of a view")
+		}
+	}()
+}

@@ -1,0 +1,56 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// The private place. Views (view.go) need mount points that exist in the supervisor's
+// mount namespace only: a directory on the host would be left behind by a crash,
+// and deleting it from outside would take the mounts with it. So a tmpfs covers the
+// directory of owners, and this supervisor's own is bound back into it:
+//
+//	<run>/owners/           tmpfs, here only; other owners are out of sight
+//	<run>/owners/<owner>/   the host's journal, and what the container package makes
+//	<run>/owners/views/     here only
+
+// mountPlace makes the private place around the owner's directory and returns it.
+func mountPlace(owner string) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("making a private place for mounts: %w", errors.Join(err, unmountPlace(owner)))
+	}
+	// The journal is opened before it is covered.
+	journal, err := os.OpenFile(owner, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer journal.Close()
+	owners := filepath.Dir(owner)
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	// 0711: the first process of a guest walks through to its root.
+	if err := unix.Mount("psi-place", owners, "tmpfs", flags, "size=4m,mode=0711"); err != nil {
+		return fail(&os.PathError{Op: "mount tmpfs", Path: owners, Err: err})
+	}
+	if err := placeMount(owner, journal); err != nil {
+		return fail(err)
+	}
+	place := filepath.Join(owners, "views")
+	if err := os.Mkdir(place, 0o700); err != nil {
+		return fail(err)
+	}
+	return place, nil
+}
+
+// unmountPlace takes the private place away; the host's directory is visible again.
+func unmountPlace(owner string) error {
+	owners := filepath.Dir(owner)
+	err := unix.Unmount(owners, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: nothing is mounted there
+		return &os.PathError{Op: "unmount", Path: owners, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package supervisor
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// echoServer answers "pong" on a loopback port of the host.
+func echoServer(t *testing.T) (address, port string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte("pong"))
+			_ = conn.Close()
+		}
+	}()
+	_, port, _ = net.SplitHostPort(listener.Addr().String())
+	return listener.Addr().String(), port
+}
+
+func connect(host, port string) string {
+	return "import socket\ntry:\n post(socket.create_connection(('" + host + "', " + port + "), 5).recv(4).decode())\nexcept OSError as e: post(type(e).__name__)"
+}
+
+func TestEndpoints(t *testing.T) {
+	_, c := embedded(t)
+	address, port := echoServer(t)
+	_, otherPort := echoServer(t)
+	g := c.spawn(t, "caller", map[string]any{"tcp": []any{address}})
+	if got := g.run(t, connect("127.0.0.1", port)); got != "pong" {
+		t.Errorf("allowed endpoint: %s", got)
+	}
+	if got := g.run(t, connect("127.0.0.1", otherPort)); got == "pong" {
+		t.Errorf("an endpoint that no rule names answered")
+	}
+	c.must(t, map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"tcp": []any{"127.0.0.1:" + otherPort}}})
+	if ev := c.next(t, "event", scaled(5*time.Second)); ev["event"] != eventHotload || ev["guest"] != g.id {
+		t.Errorf("event: %v", ev)
+	}
+	if got := g.run(t, connect("127.0.0.1", port)); got == "pong" {
+		t.Errorf("an endpoint that was taken away answered")
+	}
+	if got := g.run(t, connect("127.0.0.1", otherPort)); got != "pong" {
+		t.Errorf("a new endpoint: %s", got)
+	}
+}
+
+func TestReloadLimits(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "grower", map[string]any{"mem": "64MiB"})
+	reload := func(p map[string]any) map[string]any {
+		return map[string]any{"op": "reload", "guest": g.id, "policy": p}
+	}
+	c.must(t, reload(map[string]any{"mem": "192MiB"}))
+	if got := g.run(t, "b = bytearray(100 << 20); post(len(b))"); got != "104857600" {
+		t.Errorf("posted %s", got)
+	}
+	c.refused(t, kindPolicy, "spawn a new guest", reload(map[string]any{"mem": "192MiB", "fs": []any{"/usr/share/common-licenses/*"}}))
+	c.refused(t, kindPolicy, "spawn a new guest", reload(map[string]any{"mem": "192MiB", "imports": []any{"math"}}))
+	c.refused(t, kindPolicy, "open_files", reload(map[string]any{"mem": "192MiB", "open_files": 99}))
+	c.refused(t, kindPolicy, "host names", reload(map[string]any{"mem": "192MiB", "tcp": []any{"example.org:443"}}))
+	drain(c)
+	c.must(t, reload(map[string]any{"mem": "192MiB", "wall_ms": 1}))
+	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != "wall" {
+		t.Errorf("exited: %v", e)
+	}
+}
+
+func TestCheckReload(t *testing.T) {
+	base := parsePolicy(t, `{"tcp": ["example.org:443", "10.0.0.1:1"]}`)
+	for text, want := range map[string]string{
+		`{"tcp": ["example.org:443"]}`:                      "",
+		`{"tcp": ["example.org:80", "10.9.9.9:1"]}`:         "",
+		`{"tcp": ["example.com:443"]}`:                      "host names",
+		`{"tcp": ["example.org:443"], "cpu": 2, "pids": 9}`: "",
+		`{"tmp": "1MiB"}`:                                   "tmp",
+		`{"message": "1MiB"}`:                               "message",
+		`{"output": "1MiB"}`:                                "output",
+		`{"imports": []}`:                                   "imports",
+	} {
+		err := checkReload(base, parsePolicy(t, text))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func parsePolicy(t *testing.T, text string) policy.Policy {
+	t.Helper()
+	p, err := policy.Parse([]byte(text), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}

@@ -1,0 +1,196 @@
+package supervisor
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// The version of the control protocol that this package speaks.
+const protocolVersion = 1
+
+// request is one decoded request. Which fields are set depends on Op; decodeRequest
+// has already refused every other key.
+type request struct {
+	ID uint64
+	Op string
+
+	// hello
+	Version int
+	Client  string
+	Watch   bool // also push the events of the uid's other connections
+
+	// spawn and reload
+	Name           string
+	Policy         json.RawMessage // a policy document; nil when one of the next two is given
+	PolicyText     *string
+	PolicySource   string // where PolicyText came from, for error messages
+	PolicyName     *string
+	AllowedImports []string
+	ImportsLimited bool // AllowedImports was given; an empty list allows none
+	Rootfs         string
+
+	// everything about one guest
+	Guest   string
+	Timeout time.Duration
+	Error   string
+}
+
+// operations names the keys that each operation takes beside id and op.
+func operationKeys(op string) (keys []string, known bool) {
+	policyKeys := []string{"policy", "policy_text", "policy_source", "policy_name"}
+	switch op {
+	case "hello":
+		return []string{"version", "client", "watch"}, true
+	case "spawn":
+		return append(policyKeys, "name", "allowed_imports", "rootfs"), true
+	case "close":
+		return []string{"guest", "timeout"}, true
+	case "kill", "stats":
+		return []string{"guest"}, true
+	case "reload":
+		return append(policyKeys, "guest", "allowed_imports"), true
+	case "report":
+		return []string{"guest", "error"}, true
+	case "list":
+		return nil, true
+	}
+	return nil, false
+}
+
+// decodeRequest reads one request. The request returned with an error carries the id
+// when there was one, so that the error can be answered.
+func decodeRequest(data []byte) (request, error) {
+	var r request
+	fields, err := decodeObject(data)
+	if err != nil {
+		return r, err
+	}
+	if err := take(fields, "id", &r.ID); err != nil {
+		return r, err
+	}
+	if r.ID == 0 {
+		return r, fmt.Errorf("%w: key \"id\" is 0; ids of requests begin at 1", errProtocol)
+	}
+	if err := take(fields, "op", &r.Op); err != nil {
+		return r, err
+	}
+	keys, known := operationKeys(r.Op)
+	if !known {
+		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, report, list", errProtocol, r.Op)
+	}
+	for key := range fields {
+		if key != "id" && key != "op" && !slices.Contains(keys, key) {
+			return r, fmt.Errorf("%w: op %q takes no key %q; it takes %s", errProtocol, r.Op, key, strings.Join(keys, ", "))
+		}
+	}
+	return r, r.fill(fields)
+}
+
+// fill takes the operation's own keys.
+func (r *request) fill(fields map[string]json.RawMessage) error {
+	optional := func(key string, into any) error {
+		if _, given := fields[key]; !given {
+			return nil
+		}
+		return take(fields, key, into)
+	}
+	timeout := 0.2
+	err := errors.Join(
+		optional("version", &r.Version), optional("client", &r.Client), optional("watch", &r.Watch),
+		optional("name", &r.Name), optional("policy_text", &r.PolicyText), optional("policy_source", &r.PolicySource),
+		optional("policy_name", &r.PolicyName), optional("allowed_imports", &r.AllowedImports), optional("rootfs", &r.Rootfs),
+		optional("guest", &r.Guest), optional("timeout", &timeout), optional("error", &r.Error),
+	)
+	if err != nil {
+		return err
+	}
+	if raw, given := fields["policy"]; given && !isNull(raw) {
+		r.Policy = raw
+	}
+	r.ImportsLimited = r.AllowedImports != nil
+	if timeout < 0 || timeout > 3600 {
+		return fmt.Errorf("%w: timeout %v is not between 0 and 3600 seconds", errProtocol, timeout)
+	}
+	r.Timeout = time.Duration(timeout * float64(time.Second))
+	if r.Op == "spawn" {
+		return checkName(r.Name)
+	}
+	return nil
+}
+
+// checkName holds the rule for guest names: a label for people, never a path.
+func checkName(name string) error {
+	count := 0
+	for _, c := range name {
+		if c == utf8.RuneError || !strings.ContainsRune("._-", c) && !unicode.IsLetter(c) && !unicode.IsDigit(c) {
+			return fmt.Errorf("%w: guest name %q holds %q; letters, digits, '.', '_' and '-' are allowed", errProtocol, name, c)
+		}
+		count++
+	}
+	if count < 1 || count > 64 {
+		return fmt.Errorf("%w: guest name %q has %d characters; 1 to 64 are allowed", errProtocol, name, count)
+	}
+	return nil
+}
+
+func isNull(raw json.RawMessage) bool { return bytes.Equal(raw, []byte("null")) }
+
+// take decodes a required key. Null stands for the zero value of what may be absent.
+func take(fields map[string]json.RawMessage, key string, into any) error {
+	raw, given := fields[key]
+	if !given {
+		return fmt.Errorf("%w: the request has no key %q", errProtocol, key)
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("%w: key %q: %s", errProtocol, key, strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return nil
+}
+
+// decodeObject splits a JSON object into its keys. encoding/json alone would let a
+// key stand twice and would match keys in any case.
+func decodeObject(data []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(data) {
+		return nil, fmt.Errorf("%w: the request is not UTF-8", errProtocol)
+	}
+	broken := func(err error) error {
+		return fmt.Errorf("%w: the request is not a JSON object: %s", errProtocol, err)
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	if token, err := d.Token(); err != nil {
+		return nil, broken(err)
+	} else if token != json.Delim('{') {
+		return nil, broken(fmt.Errorf("it begins with %v", token))
+	}
+	fields := make(map[string]json.RawMessage)
+	for d.More() {
+		token, err := d.Token()
+		if err != nil {
+			return nil, broken(err)
+		}
+		key, _ := token.(string)
+		if _, twice := fields[key]; twice {
+			return nil, fmt.Errorf("%w: key %q is given twice", errProtocol, key)
+		}
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return nil, broken(err)
+		}
+		fields[key] = value
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, broken(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%w: something follows the request's object", errProtocol)
+	}
+	return fields, nil
+}

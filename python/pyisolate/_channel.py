@@ -1,0 +1,407 @@
+"""One guest's channel, without a thread of its own.
+
+Whoever waits for something from the guest (``recv``, ``call``, ``exec`` with a timeout) reads the
+channel for everybody: of several waiting threads one leads and reads, the others follow and are woken
+when frames came or the lead is free.
+
+::
+
+    guest ──► socket ──► FrameReader.frames ──► inbox          posts and exceptions of exec, for recv
+              (kernel)   (the leader only)  ├─► Request.reply  results, by id
+                                            └─► output         the tails of stdout and stderr, callbacks
+
+Every stage is bounded. Nobody reads while nobody waits, and a leader stops reading while the inbox or a
+callback's backlog is full: then the kernel's buffer fills and the *guest* blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import threading
+import time
+from collections import deque
+from typing import Callable, Deque, Dict, List, Optional, TypeVar
+
+from . import _frames as wire
+from ._frames import Frame, FrameReader, ProtocolError, move
+from ._outbox import Outbox, OutboxFull
+
+T = TypeVar("T")
+
+INBOX_MESSAGES = 1024
+INBOX_BYTES = 16 << 20  # reading stops beyond it; the message that crosses it is kept
+OUTPUT_TAIL = 256 << 10  # bytes kept of stdout and of stderr
+OUTPUT_BACKLOG = 64  # output frames that wait for a callback
+
+_LONGEST = 1e6  # seconds of one poll
+_MANY_REQUESTS = 64  # unread answers from here on: read some while sending more
+
+
+class ChannelClosed(Exception):
+    """The channel has ended: the guest is gone, broke the protocol, or the handle was closed."""
+
+
+class WaitExpired(Exception):
+    """Nothing came in time."""
+
+
+class Request:
+    """One exec or call; ``reply`` is its DONE, RESULT or ERROR frame once that came."""
+
+    __slots__ = ("id", "kind", "reply", "output", "abandoned")
+
+    def __init__(self, id: int, kind: int, listening: bool) -> None:
+        self.id = id
+        self.kind = kind
+        self.reply: Optional[Frame] = None
+        self.output: Optional[Deque[Frame]] = deque() if listening else None
+        self.abandoned = False  # nobody wants to know how it ends
+
+    def take(self) -> Optional[Frame]:
+        """The next frame for the thread that waits for this request: its output, then its reply."""
+        return self.output.popleft() if self.output else self.reply
+
+
+class _Waiter:
+    """A thread in :meth:`Channel._wait`: it leads, or sleeps until it is woken."""
+
+    queued = False
+    _woken: Optional[threading.Lock] = None
+
+    def queue(self) -> None:
+        self.queued = True
+        self._woken = threading.Lock()
+        self._woken.acquire()
+
+    def wake(self) -> None:
+        if self._woken is not None and self._woken.locked():
+            self._woken.release()
+
+    def sleep(self, timeout: Optional[float]) -> None:
+        if self._woken is not None:
+            self._woken.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+
+class Channel:
+    """The client's end of a guest's channel. Any thread may use any method."""
+
+    def __init__(self, sock: socket.socket, message_limit: int, on_backlog: Callable[["Channel"], None]) -> None:
+        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`."""
+        self._sock = sock
+        sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
+        self._on_backlog = on_backlog
+        self._outbox = Outbox(sock)
+        self._reader = FrameReader(message_limit)  # the leader's
+        self._poll = select.poll()  # the leader's
+        self._poll.register(sock, select.POLLIN)
+        self._lock = threading.Lock()  # guards all that follows
+        self._leader: Optional[_Waiter] = None
+        self._followers: List[_Waiter] = []
+        self._inbox: Deque[Frame] = deque()
+        self._requests: Dict[int, Request] = {}  # sent and not answered, oldest first
+        self._listeners: List[Request] = []
+        self._last_id = 0
+        self._tails: Dict[int, bytearray] = {wire.STDOUT: bytearray(), wire.STDERR: bytearray()}
+        self._closed = False
+        self.ready: Optional[Dict[str, object]] = None  # what the guest said of itself when it was ready
+        self.ended = False  # no more frames will come
+        self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
+        self.output_cut = False  # the guest's output exceeded its policy's limit
+
+    # Sending ----------------------------------------------------------------------------------------
+
+    def request(self, kind: int, payload: bytes, listening: bool = False) -> Request:
+        """Send an EXEC or CALL; with ``listening`` its output is kept for the thread that waits for it."""
+        with self._lock:
+            self._last_id = self._last_id % 0xFFFFFFFF + 1
+            request = Request(self._last_id, kind, listening)
+            self._requests[request.id] = request
+            crowded = len(self._requests) > _MANY_REQUESTS
+            try:
+                self._send(wire.pack(kind, request.id, payload))
+            except Exception:
+                self._requests.pop(request.id, None)
+                raise
+        if crowded:
+            self.read_now()
+        return request
+
+    def post(self, payload: bytes) -> None:
+        """Send a POST."""
+        self._send(wire.pack(wire.POST, 0, payload))
+
+    def interrupt(self, request: Optional[Request] = None) -> None:
+        """Interrupt a request (by default the one that runs), or take it out of the guest's queue."""
+        self.read_now()
+        with self._lock:
+            if request is None:
+                request = next((each for each in self._requests.values() if each.reply is None), None)
+            if request is not None and request.reply is None:
+                self._send(wire.pack(wire.CANCEL, request.id) + wire.pack(wire.INTERRUPT, request.id))
+
+    def abandon(self, request: Request) -> None:
+        """Nobody waits for this request any more: have it stopped, and drop what it still says."""
+        request.abandoned = True
+        try:
+            self.interrupt(request)
+        except (ChannelClosed, OutboxFull):
+            pass  # it has ended, or is so busy that it would not listen
+
+    def flush(self) -> bool:
+        """For the I/O thread: send what waits; True when there is nothing (more) to wait for."""
+        try:
+            return self._outbox.flush()
+        except OSError:
+            return True  # the guest is gone; whoever waits learns it by reading
+
+    def fileno(self) -> int:
+        """The socket, -1 when it is closed."""
+        return self._outbox.fileno()
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            sent = self._outbox.put(frame)
+        except OSError:
+            raise ChannelClosed from None
+        if not sent:
+            self._on_backlog(self)
+
+    # Waiting ----------------------------------------------------------------------------------------
+
+    def receive(self, deadline: Optional[float]) -> Frame:
+        """The next post, or ERROR of an exec. Raises WaitExpired, ChannelClosed."""
+        return self._wait(self._take_post, deadline)
+
+    def put_back(self, frame: Frame) -> None:
+        """Make what ``receive`` has given the next thing to receive again."""
+        with self._lock:
+            if not self.ended or self.fault is None:
+                self._inbox.appendleft(frame)
+
+    def wait_ready(self, deadline: Optional[float]) -> Dict[str, object]:
+        """Wait until the guest has said that it is ready."""
+        return self._wait(lambda: self.ready, deadline)
+
+    def answer(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
+        """Wait for a request's reply; its output goes to ``on_output``, in this thread, if it listens."""
+        if request.output is None:
+            return self._wait(request.take, deadline)
+        try:
+            with self._lock:
+                self._listeners.append(request)
+            while True:
+                frame = self._wait(request.take, deadline)
+                if frame is request.reply:
+                    return frame
+                on_output(frame)
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitExpired  # a guest that never stops printing does not stop the clock
+        finally:
+            with self._lock:
+                request.output = None
+                if request in self._listeners:
+                    self._listeners.remove(request)
+
+    def read_now(self) -> None:
+        """Take in what has arrived, unless somebody is reading or the inbox is full. Never blocks."""
+        try:
+            self._wait(lambda: None, time.monotonic())
+        except (WaitExpired, ChannelClosed):
+            pass
+
+    def tail(self, stream: int) -> bytes:
+        """The last bytes of STDOUT or STDERR that have been read."""
+        with self._lock:
+            return bytes(self._tails[stream])
+
+    def _take_post(self) -> Optional[Frame]:
+        return self._inbox.popleft() if self._inbox else None
+
+    def _wait(self, take: Callable[[], Optional[T]], deadline: Optional[float]) -> T:
+        me = _Waiter()
+        tried = False
+        try:
+            while True:
+                with self._lock:
+                    if self._closed:
+                        raise ChannelClosed
+                    item = take()
+                    if item is not None:
+                        return item
+                    if self.ended:
+                        raise ChannelClosed
+                    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    if timeout == 0.0 and tried:
+                        raise WaitExpired
+                    tried = True
+                    if (self._leader is not None and self._leader is not me) or self._full():
+                        if self._leader is me:
+                            self._leader = None
+                        me.queue()
+                        self._followers.append(me)
+                    else:
+                        self._leader = me
+                if self._leader is me:
+                    item = self._lead(me, timeout, take)
+                    if item is not None:
+                        return item
+                else:
+                    me.sleep(timeout)
+        finally:
+            if self._leader is me or me.queued or self._closed:
+                with self._lock:
+                    self._leave(me)
+
+    def _leave(self, me: _Waiter) -> None:
+        if self._leader is me:
+            self._leader = None
+        if self._followers:
+            if me in self._followers:
+                self._followers.remove(me)
+            if self._leader is None:
+                self._wake()
+        if self._closed and self._leader is None:
+            self._outbox.close()
+
+    def _wake(self) -> None:
+        followers, self._followers = self._followers, []
+        for each in followers:
+            each.wake()
+
+    def _full(self) -> bool:
+        inbox = self._inbox
+        if inbox:
+            held = inbox[-1].posted - inbox[0].posted + len(inbox[0].payload)
+            if held >= INBOX_BYTES or len(inbox) >= INBOX_MESSAGES:
+                return True
+        for each in self._listeners:
+            if each.output and len(each.output) >= OUTPUT_BACKLOG:
+                return True
+        return False
+
+    # Reading (the leader) -----------------------------------------------------------------------------
+
+    def _lead(self, me: _Waiter, timeout: Optional[float], take: Callable[[], Optional[T]]) -> Optional[T]:
+        """Read once, hand out what came, and take what this thread waits for, if it is there now."""
+        fault: Optional[str] = None
+        more = True
+        try:
+            if timeout is None:
+                more = self._reader.read(self._sock)
+            elif self._reader.has_more or self._poll.poll(min(timeout, _LONGEST) * 1000):
+                more = self._reader.read(self._sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            more = False  # reset: the guest died with unread frames in its own buffer
+        except ProtocolError as error:
+            fault = str(error)
+        with self._lock:
+            try:
+                if self._reader.frames:
+                    self._hand_out(self._reader.frames)
+            except ProtocolError as error:
+                fault = str(error)
+            if fault is not None:
+                self.fault = fault
+            if fault is not None or not more:
+                self.ended = True
+            item = None if self._closed else take()
+            if item is not None:
+                self._leave(me)
+            elif self._followers:
+                self._wake()
+            return item
+
+    def _hand_out(self, frames: Deque[Frame]) -> None:
+        # Each branch either moves the frame in one call, or can be repeated for the same frame: an
+        # interrupt in between is followed by another leader's call, with the frame still in place.
+        inbox = self._inbox
+        while frames:
+            frame = frames[0]
+            if frame.type == wire.GUEST_POST:
+                move(frames, inbox)
+            elif frame.type in (wire.STDOUT, wire.STDERR):
+                self._output(frames.popleft())
+            elif frame.type in (wire.DONE, wire.RESULT, wire.ERROR):
+                self._reply(frame, frames)
+            else:
+                self._note(frame)
+                frames.popleft()
+
+    def _reply(self, frame: Frame, frames: Deque[Frame]) -> None:
+        request = self._requests.get(frame.id)
+        of_exec = frame.type == wire.DONE or bool(frame.flags & wire.OF_EXEC)
+        if request is None or request.reply not in (None, frame):
+            raise ProtocolError(f"an answer to request {frame.id}, which is not open")
+        if of_exec != (request.kind == wire.EXEC):
+            raise ProtocolError(f"an answer of type {frame.type} to request {frame.id} of another kind")
+        request.reply = frame
+        if of_exec and frame.type == wire.ERROR and not request.abandoned:
+            move(frames, self._inbox)
+        else:
+            frames.popleft()
+        self._requests.pop(frame.id, None)
+
+    def _output(self, frame: Frame) -> None:
+        tail = self._tails[frame.type]
+        tail += frame.payload
+        if len(tail) > OUTPUT_TAIL:
+            del tail[: len(tail) - OUTPUT_TAIL]
+        request = self._requests.get(frame.id)
+        if request is None or request.output is None or request.abandoned:
+            return
+        if len(request.output) < OUTPUT_BACKLOG or request in self._listeners:
+            request.output.append(frame)
+
+    def _note(self, frame: Frame) -> None:
+        try:
+            note = json.loads(frame.payload)
+        except (ValueError, RecursionError):
+            note = None
+        if not isinstance(note, dict):
+            raise ProtocolError(f"a frame of type {frame.type} that is not a JSON object")
+        if frame.type == wire.READY and self.ready is None:
+            self.ready = note
+        elif frame.type == wire.NOTICE:
+            self.output_cut = self.output_cut or note.get("output") == "cut"
+
+    # Ending -------------------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        """The guest is gone: what it sent before can still be received, then the channel has ended."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def break_off(self, fault: str) -> None:
+        """The guest broke a rule: nothing more is taken from it."""
+        with self._lock:
+            self.fault = self.fault or fault
+            self.ended = True
+            self._inbox.clear()
+            self._wake()
+        self.hang_up()
+
+    def close(self) -> None:
+        """End everything now; threads that wait get ChannelClosed."""
+        with self._lock:
+            self._closed = self.ended = True
+            self._inbox.clear()
+            self._wake()
+            if self._leader is None:
+                self._outbox.close()
+            else:
+                self.hang_up()  # wakes the leader, who closes
+
+    def disown(self) -> None:
+        """After fork, in the child: close this process's copy; the parent's channel is not touched."""
+        self._closed = self.ended = True
+        self._lock = threading.Lock()
+        self._sock.close()
+
+    def __del__(self) -> None:
+        self._sock.close()

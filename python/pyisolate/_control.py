@@ -1,0 +1,232 @@
+"""The control connection: requests to a supervisor (psi-shim serve), its replies and notices.
+
+::
+
+    +----------------------+---------------------------+
+    | length, u32, network | JSON object, length bytes |      length ≤ 1 MiB, both ways
+    +----------------------+---------------------------+
+
+    client                                  supervisor
+      {"id":1,"op":"hello","version":1} ──►
+                                        ◄── {"id":1,"ok":{…}}   or {"id":1,"error":{"kind","message"}}
+      {"id":2,"op":"spawn",…}           ──►
+                                        ◄── {"id":2,"ok":{…}}   + one descriptor: the guest's channel
+                                        ◄── {"event":…}, {"exited":{…}}        pushed, without an id
+
+A descriptor comes with the first byte of its reply. Replies that carry one come in the order in which
+their descriptors came, so a queue matches them; what nobody asked for is closed.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
+
+from .errors import PolicyError, SandboxError
+
+VERSION = 1
+MAX_FRAME = 1 << 20
+_MAX_FDS = 16
+
+Message = Dict[str, Any]
+
+
+class ConnectionLost(SandboxError):
+    """The supervisor is gone; the text says how that was seen."""
+
+
+class Pending:
+    """A request that waits for its reply."""
+
+    def __init__(self, on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]]) -> None:
+        self.on_ok = on_ok
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: Optional[SandboxError] = None
+
+    def finish(self, result: Any, error: Optional[SandboxError] = None) -> None:
+        self.result, self.error = result, error
+        self.done.set()
+
+
+class Connection:
+    """One connection to a supervisor.
+
+    ``ask`` and ``tell`` may be called by any thread; everything else runs in the I/O thread. ``on_push``
+    gets every message without an id, ``on_lost`` the reason when the connection ends (once).
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        wake: Callable[[Callable[[], None]], None],
+        on_push: Callable[["Connection", Message], None],
+        on_lost: Callable[["Connection", str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self.lost: Optional[str] = None
+        self._sock = sock
+        self._wake = wake
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._pending: Dict[int, Pending] = {}
+        self._last_id = 0
+        self._out = bytearray()
+        self._in = bytearray()
+        self._fds: Deque[int] = deque()
+
+    def ask(
+        self,
+        op: str,
+        fields: Mapping[str, object],
+        timeout: float,
+        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+    ) -> Any:
+        """Send a request and wait for its reply: the "ok" object, or what ``on_ok`` made of it.
+
+        ``on_ok`` runs in the I/O thread, before any later message is looked at; it gets the descriptor
+        that came along and must keep or close it. Raises PolicyError, SandboxError, ConnectionLost.
+        """
+        return self.wait(self.tell(op, fields, on_ok), op, timeout)
+
+    def wait(self, pending: Pending, op: str, timeout: float) -> Any:
+        """Wait for the reply to what ``tell`` has sent."""
+        if not pending.done.wait(timeout):
+            raise SandboxError(f"the supervisor has not answered {op!r} within {timeout:g} s")
+        if pending.error is not None:
+            raise pending.error
+        return pending.result
+
+    def tell(
+        self,
+        op: str,
+        fields: Mapping[str, object],
+        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+    ) -> Pending:
+        """Send a request and do not wait."""
+        pending = Pending(on_ok)
+        body: Message = {"op": op, **fields}
+        size = len(json.dumps(body))
+        if size > MAX_FRAME - 64:
+            raise PolicyError(f"a request of {size} bytes; at most {MAX_FRAME} fit: make the policy smaller")
+        self._wake(lambda: self._send(pending, body))
+        return pending
+
+    def close(self) -> None:
+        """Ask for the end of the connection; a supervisor ends its guests, says so, and closes."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def disown(self) -> None:
+        """After fork, in the child: close this process's copy of the socket."""
+        self.lost = "the connection belongs to the parent process"
+        self._sock.close()
+
+    # The I/O thread --------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """The socket, -1 when it is closed."""
+        return self._sock.fileno()
+
+    def wants_write(self) -> bool:
+        """Whether a part of a request waits to be sent."""
+        return bool(self._out)
+
+    def on_ready(self, events: int) -> bool:
+        """Read and write what is possible; False at the end of the connection."""
+        if events & select.POLLOUT:
+            self._flush()
+        if not events & ~select.POLLOUT:
+            return True
+        try:
+            going = self._receive()
+        except BlockingIOError:
+            return True
+        self._take_messages()
+        return going
+
+    def fail(self, why: str) -> None:
+        """The connection has ended: tell everybody who waits, and the owner."""
+        self.lost = why
+        self._sock.close()
+        while self._fds:
+            os.close(self._fds.popleft())
+        pending, self._pending = self._pending, {}
+        for each in pending.values():
+            each.finish(None, ConnectionLost(why))
+        self._on_lost(self, why)
+
+    def _send(self, pending: Pending, body: Message) -> None:
+        if self.lost is not None:
+            pending.finish(None, ConnectionLost(self.lost))
+            return
+        self._last_id += 1
+        self._pending[self._last_id] = pending
+        data = json.dumps({"id": self._last_id, **body}).encode()
+        self._out += struct.pack("!I", len(data)) + data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                del self._out[: self._sock.send(self._out, socket.MSG_NOSIGNAL)]
+        except OSError:
+            pass  # full: poll tells when to go on; gone: the next read tells
+
+    def _receive(self) -> bool:
+        room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+        data, ancillary, _, _ = self._sock.recvmsg(64 << 10, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                self._fds.extend(fds)
+        self._in += data
+        return bool(data)
+
+    def _take_messages(self) -> None:
+        messages: List[Message] = []
+        while len(self._in) >= 4:
+            (size,) = struct.unpack_from("!I", self._in)
+            if size > MAX_FRAME:
+                raise ValueError(f"a message of {size} bytes; at most {MAX_FRAME} are allowed")
+            if len(self._in) < 4 + size:
+                break
+            messages.append(json.loads(self._in[4 : 4 + size]))
+            del self._in[: 4 + size]
+        for message in messages:
+            self._take(message)
+        while self._fds and not self._in:
+            os.close(self._fds.popleft())
+
+    def _take(self, message: Message) -> None:
+        if "id" not in message:
+            self._on_push(self, message)
+            return
+        pending = self._pending.pop(message["id"], None)
+        if pending is None:
+            raise ValueError(f"a reply to request {message['id']!r}, which was not asked")
+        if "error" in message:
+            pending.finish(None, _error(message["error"]))
+            return
+        channel = None
+        if pending.on_ok is not None and self._fds:
+            channel = socket.socket(fileno=self._fds.popleft())
+        try:
+            pending.finish(pending.on_ok(message["ok"], channel) if pending.on_ok else message["ok"])
+        except SandboxError as error:
+            pending.finish(None, error)
+
+
+def _error(error: Message) -> SandboxError:
+    kind, text = error.get("kind"), str(error.get("message"))
+    return PolicyError(text) if kind == "policy" else SandboxError(text)

@@ -1,0 +1,280 @@
+"""This process's sandboxes, and the supervisor that runs them.
+
+Embedded by default: the first spawn starts `psi-shim serve` on one end of a socketpair; it ends with this
+process and takes its guests along. Or shared: a supervisor that root runs listens on a unix socket. When
+a supervisor dies, its sandboxes end with cause "supervisor" and the next spawn starts (or connects to)
+another one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import weakref
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from . import _locate
+from ._control import VERSION, Connection, ConnectionLost, Message, Pending
+from ._events import Event, Events, details_of
+from ._io import IOThread
+from .errors import SandboxError
+from .sandbox import Sandbox
+
+CLIENT = "pyisolate 0.1.0"
+_HELLO = 30.0  # seconds that a supervisor may take to say hello
+_SPAWN = 120.0  # … to make a guest, on a machine that is slow or busy
+_READY = 60.0  # … and that the guest's interpreter may take to start
+_LEAVE = 5.0  # … and that an embedded supervisor may take to end at exit
+
+
+class Supervision:
+    """The state that all sandboxes of a process share; there is one, see ``pyisolate.__init__``."""
+
+    def __init__(self) -> None:
+        self.events = Events()
+        self._socket: Optional[str] = None
+        self._handles: "weakref.WeakSet[Sandbox]" = weakref.WeakSet()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._io = IOThread()
+        self._starting = threading.Lock()  # one thread at a time starts a supervisor
+        self._lock = threading.Lock()  # guards all that follows
+        self._connections: Dict[Optional[str], Connection] = {}  # that live, by socket; None: embedded
+        self._processes: List["subprocess.Popen[bytes]"] = []
+        self._names: Dict[str, _Making] = {}
+        self._given_up: Dict[str, _Making] = {}  # the supervisor may still hold these names
+        self._guests: Dict[str, Sandbox] = {}  # by the supervisor's id
+
+    # Calls of the user's threads -----------------------------------------------------------------------
+
+    def connect(self, path: Optional[str]) -> None:
+        """Spawn from now on through the shared supervisor at ``path``; None: as the environment says."""
+        with self._starting:
+            self._socket = path
+
+    def spawn(self, name: str, fields: Mapping[str, object]) -> Sandbox:
+        """Make a guest and wait until it is ready."""
+        made = _Making()
+        given_up = self._given_up.get(name)
+        if given_up is not None:
+            given_up.settle()
+        with self._lock:
+            self._given_up.pop(name, None)
+            if name in self._names:
+                raise SandboxError(f"a sandbox named {name!r} is active; close it or choose another name")
+            self._names[name] = made
+        try:
+            sandbox = self._ask_for(name, fields, made)
+            sandbox.wait_ready(_READY)
+            return sandbox
+        except BaseException:
+            made.abandon()
+            with self._lock:
+                if not made.settled:
+                    self._given_up[name] = made
+                if self._names.get(name) is made:
+                    del self._names[name]
+            raise
+
+    def active(self) -> Dict[str, Sandbox]:
+        """The sandboxes that run, by name."""
+        with self._lock:
+            return {name: made.sandbox for name, made in self._names.items() if made.sandbox is not None}
+
+    def forget(self, sandbox: Sandbox) -> None:
+        """A sandbox has ended: its name is free."""
+        with self._lock:
+            self._guests.pop(sandbox.id, None)
+            made = self._names.get(sandbox.name)
+            if made is not None and made.sandbox is sandbox:
+                del self._names[sandbox.name]
+
+    def leave(self) -> None:
+        """At exit: end the embedded supervisors, and with them their guests, before this process goes."""
+        with self._lock:
+            connections, processes = list(self._connections.values()), self._processes
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            try:
+                process.wait(_LEAVE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's sandboxes are not ours; a spawn here starts a supervisor of its own."""
+        for sandbox in list(self._handles):
+            sandbox.disown()
+        for connection in self._connections.values():
+            connection.disown()
+        for process in self._processes:
+            process.returncode = 0  # not our child: nothing to wait for
+        self._io.abandon()
+        self._begin()
+        self.events.forget()
+
+    # Spawning --------------------------------------------------------------------------------------------
+
+    def _ask_for(self, name: str, fields: Mapping[str, object], made: "_Making") -> Sandbox:
+        connection, fresh = self._connected()
+        while True:
+
+            def adopt(ok: Message, channel: Optional[socket.socket]) -> Sandbox:
+                return self._adopt(name, fields, connection, ok, channel, made)
+
+            try:
+                made.pending = connection.tell("spawn", {"name": name, **fields}, adopt)
+                sandbox: Sandbox = connection.wait(made.pending, "spawn", _SPAWN)
+                return sandbox
+            except ConnectionLost:
+                if fresh:
+                    raise
+            connection, fresh = self._connected()  # it had died before: this is the "next spawn"
+
+    def _adopt(
+        self,
+        name: str,
+        fields: Mapping[str, object],
+        connection: Connection,
+        ok: Message,
+        channel: Optional[socket.socket],
+        made: "_Making",
+    ) -> Sandbox:
+        # In the I/O thread, before the guest's events and its end are looked at.
+        if channel is None:
+            raise SandboxError("the supervisor sent no channel for the new guest")
+        sandbox = Sandbox(self, connection, self._io.drain, name, fields, ok, channel)
+        self._handles.add(sandbox)
+        with self._lock:
+            self._guests[sandbox.id] = sandbox
+        made.adopt(sandbox)
+        return sandbox
+
+    def _connected(self) -> Tuple[Connection, bool]:
+        """A living connection, and whether it was made just now."""
+        with self._starting:
+            path = self._socket or _locate.shared_socket(os.environ, os.geteuid() == 0)
+            with self._lock:
+                living = self._connections.get(path)
+            if living is not None and living.lost is None:
+                return living, False
+            self._processes = [each for each in self._processes if each.poll() is None]
+            process: Optional["subprocess.Popen[bytes]"] = None
+            if path:
+                sock = _dial(path)
+            else:
+                sock, process = _start()
+                self._processes.append(process)
+            connection = Connection(sock, self._io.call, self._pushed, self._lost)
+            self._io.add(connection)
+            try:
+                connection.ask("hello", {"version": VERSION, "client": CLIENT}, _HELLO)
+            except ConnectionLost as error:
+                raise SandboxError(_why_no_hello(path, process)) from error
+            except BaseException:
+                connection.close()
+                raise
+            with self._lock:
+                self._connections[path] = connection
+            return connection, True
+
+    # The I/O thread ----------------------------------------------------------------------------------------
+
+    def _pushed(self, connection: Connection, message: Message) -> None:
+        exited = message.get("exited")
+        about: Any = message if exited is None else exited
+        with self._lock:
+            sandbox = self._guests.get(about.get("guest"))
+        if sandbox is None:
+            return  # closed meanwhile
+        if exited is not None:
+            sandbox.on_exited(exited)
+        elif "event" in message:
+            event = Event(message["event"], details_of(message))
+            self.events.log.publish(float(message["ts"]), sandbox, event)
+
+    def _lost(self, connection: Connection, why: str) -> None:
+        with self._lock:
+            for place in [each for each, known in self._connections.items() if known is connection]:
+                del self._connections[place]
+            orphans = [each for each in self._guests.values() if each.connection is connection]
+        for sandbox in orphans:
+            sandbox.on_exited({"cause": "supervisor", "message": why})
+
+
+class _Making:
+    """A spawn under way, whose caller may give up (KeyboardInterrupt) while the guest comes to life."""
+
+    def __init__(self) -> None:
+        self.sandbox: Optional[Sandbox] = None
+        self.pending: Optional[Pending] = None  # the spawn
+        self._ending: Optional[Pending] = None  # the kill, if it was given up
+        self._abandoned = False
+
+    def adopt(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        if self._abandoned:
+            self._ending = sandbox.discard()
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        if self.sandbox is not None:
+            self._ending = self.sandbox.discard()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way any more."""
+        return all(each is None or each.done.is_set() for each in (self.pending, self._ending))
+
+    def settle(self) -> None:
+        """Wait until a guest that was given up is gone."""
+        if self.pending is not None:
+            self.pending.done.wait(_SPAWN)
+        if self._ending is not None:
+            self._ending.done.wait(_LEAVE)
+
+
+def _dial(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise SandboxError(
+            f"connecting to the supervisor at {path}: {error.strerror or error}; it is started by root with "
+            f"`psi-shim serve --socket {path}`, for the members of the group psi"
+        ) from error
+    return sock
+
+
+def _start() -> Tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    command = [_locate.shim(os.environ), "serve", "--rootfs", _locate.rootfs(os.environ)]
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [*command, "--fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # its log goes to our stderr
+                cwd="/",
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # ^C at the terminal is for us
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"starting {command[0]}: {error.strerror or error}") from error
+    return ours, process
+
+
+def _why_no_hello(path: Optional[str], process: Optional["subprocess.Popen[bytes]"]) -> str:
+    if process is None:
+        return f"the supervisor at {path} ended the connection without a greeting; its log says why"
+    try:
+        status = process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return "psi-shim closed its connection before it was ready; what it wrote to stderr says why"
+    return f"psi-shim ended with status {status} before it was ready; what it wrote to stderr says why"

@@ -1,0 +1,203 @@
+"""The policy builder: what a guest may do, as an immutable value.
+
+>>> from pyisolate.policy import Policy
+>>> cust = Policy(mem="256MiB").allow_fs("/srv/data/*.parquet").allow_import("math")
+>>> cust.fs
+['/srv/data/*.parquet']
+
+Every modifier returns a new policy, so one policy can be the base of many. The keys are those of a
+policy file (YAML, JSON); :meth:`Policy.to_dict` gives that document. What is checked here is only
+what can be said at once and without the host; the supervisor checks everything again and has the last
+word. Either way a mistake is a :class:`~pyisolate.errors.PolicyError`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from .errors import PolicyError
+
+__all__ = ["Policy"]
+
+FsRule = Union[str, Dict[str, str]]
+
+# Keys of a policy document: limits (a size may be an int of bytes or a text like "256MiB") …
+_SIZES = ("mem", "tmp", "message", "output")
+_COUNTS = ("cpu_ms", "wall_ms", "pids", "open_files")
+# … and the rest.
+_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "imports", "allow_degraded")
+
+_MODES = {"r": "read", "rw": "write"}
+
+
+class Policy:
+    """What a guest may use; everything that is not allowed is denied.
+
+    Limits, all optional (the supervisor's defaults apply): ``mem`` bytes or ``"256MiB"``; ``cpu`` cores,
+    such as 0.5; ``cpu_ms`` total cpu time in milliseconds; ``wall_ms`` lifetime in milliseconds; ``pids``
+    processes and threads; ``open_files``; ``tmp`` size of /tmp; ``message`` largest value on the channel;
+    ``output`` total of stdout and stderr. ``allow_degraded=True`` accepts a host that cannot enforce all.
+    """
+
+    __slots__ = ("_document",)
+    _document: Dict[str, Any]
+
+    def __init__(
+        self,
+        *,
+        mem: Union[int, str, None] = None,
+        cpu: Union[int, float, None] = None,
+        cpu_ms: Optional[int] = None,
+        wall_ms: Optional[int] = None,
+        pids: Optional[int] = None,
+        open_files: Optional[int] = None,
+        tmp: Union[int, str, None] = None,
+        message: Union[int, str, None] = None,
+        output: Union[int, str, None] = None,
+        allow_degraded: Optional[bool] = None,
+    ) -> None:
+        given = {
+            "mem": mem, "cpu": cpu, "cpu_ms": cpu_ms, "wall_ms": wall_ms, "pids": pids, "open_files": open_files,
+            "tmp": tmp, "message": message, "output": output, "allow_degraded": allow_degraded,
+        }  # fmt: skip
+        self._hold({key: value for key, value in given.items() if value is not None})
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Policy":
+        """The policy of a document as :meth:`to_dict` gives it and as policy files hold it."""
+        if not isinstance(document, Mapping):
+            raise PolicyError(f"a policy document is a mapping of keys, not {type(document).__name__}")
+        policy = cls.__new__(cls)
+        policy._hold({str(key): value for key, value in document.items() if value is not None})
+        return policy
+
+    def to_dict(self) -> Dict[str, Any]:
+        """The policy as a document of plain values; changing it does not change the policy."""
+        document: Dict[str, Any] = json.loads(json.dumps(self._document))
+        return document
+
+    def allow_fs(self, pattern: str, mode: str = "r") -> "Policy":
+        """Allow the host files that match ``pattern``, at the same path: to read, or with "rw" to change.
+
+        A pattern is absolute; ``*``, ``?`` and ``[…]`` match within one name, ``**`` any depth; a
+        directory stands for itself and all below it.
+        """
+        if mode not in _MODES:
+            raise PolicyError(f'allow_fs: mode {mode!r} is not known; use "r" to read or "rw" to read and write')
+        return self._with("fs", pattern if mode == "r" else {_MODES[mode]: pattern})
+
+    def deny_fs(self, pattern: str) -> "Policy":
+        """Take the files that match ``pattern`` out of what other rules allow."""
+        return self._with("fs", {"deny": pattern})
+
+    def allow_tcp(self, endpoint: str) -> "Policy":
+        """Allow TCP connections to ``"host:port"``, ``"[v6]:port"`` or ``"10.0.0.0/8:port"``."""
+        return self._with("tcp", endpoint)
+
+    def allow_import(self, name: str) -> "Policy":
+        """Allow the guest to import the module ``name``; without any such rule every module is allowed."""
+        return self._with("imports", name)
+
+    @property
+    def fs(self) -> List[FsRule]:
+        """The file rules in order: a pattern to read, or ``{"write": pattern}``, ``{"deny": pattern}``."""
+        return [rule if isinstance(rule, str) else dict(rule) for rule in self._document.get("fs", ())]
+
+    @property
+    def tcp(self) -> List[str]:
+        """The endpoints that may be connected to, in order."""
+        return list(self._document.get("tcp", ()))
+
+    @property
+    def imports(self) -> Optional[List[str]]:
+        """The modules that may be imported, in order; None if every one may."""
+        names = self._document.get("imports")
+        return None if names is None else list(names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self._document == other._document
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self._document, sort_keys=True))
+
+    def __repr__(self) -> str:
+        return f"Policy.from_dict({self._document!r})"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Policy does not change (setting {name!r}); its allow_… methods return a new one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Policy does not change (deleting {name!r})")
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return (Policy.from_dict, (self.to_dict(),))
+
+    def _with(self, key: str, item: FsRule) -> "Policy":
+        document = self.to_dict()
+        document[key] = [*(document.get(key) or ()), item]
+        return type(self).from_dict(document)
+
+    def _hold(self, document: Dict[str, Any]) -> None:
+        check(document)
+        # One pass through JSON: the value owns its lists, and whatever is not plain data is refused here.
+        object.__setattr__(self, "_document", json.loads(json.dumps(document)))
+
+
+def check(document: Mapping[str, Any]) -> None:
+    """Refuse what is wrong whatever the host is; raises PolicyError naming key, value and way out."""
+    for key, value in document.items():
+        if key not in _KEYS:
+            raise PolicyError(f"policy key {key!r} is not known; the keys are {', '.join(sorted(_KEYS))}")
+        if key in ("fs", "tcp", "imports"):
+            if not isinstance(value, (list, tuple)):
+                raise PolicyError(f"policy key {key!r} takes a list, not {value!r}")
+            for item in value:
+                _CHECKS[key](item)
+        elif key == "allow_degraded":
+            if not isinstance(value, bool):
+                raise PolicyError(f"policy key {key!r} is true or false, not {value!r}")
+        else:
+            _check_limit(key, value)
+
+
+def _check_limit(key: str, value: object) -> None:
+    if key in _SIZES and isinstance(value, str):
+        return  # units are the supervisor's to read
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or not (whole or key == "cpu" and isinstance(value, float)):
+        example = '"256MiB" or a number of bytes' if key in _SIZES else "0.5" if key == "cpu" else "a whole number"
+        raise PolicyError(f"policy key {key!r} takes {example}, not {value!r}")
+    if not 0 <= value < float("inf"):
+        raise PolicyError(f"policy key {key!r} cannot be negative or without bounds: {value!r}")
+
+
+def _check_fs(rule: object) -> None:
+    pattern = rule
+    if isinstance(rule, Mapping):
+        if len(rule) != 1 or next(iter(rule)) not in ("read", "write", "deny"):
+            raise PolicyError(f'fs rule {rule!r}: write a pattern, or {{"write": pattern}}, or {{"deny": pattern}}')
+        pattern = next(iter(rule.values()))
+    if not isinstance(pattern, str):
+        raise PolicyError(f"fs rule {rule!r}: a pattern is text, not {type(pattern).__name__}")
+    if not pattern.startswith("/"):
+        raise PolicyError(f"fs rule {pattern!r}: a pattern is an absolute path; write it from / on")
+    if "\0" in pattern or ".." in pattern.split("/"):
+        raise PolicyError(f'fs rule {pattern!r}: no ".." and no NUL in a pattern; write the path as it is')
+
+
+def _check_tcp(endpoint: object) -> None:
+    host, colon, port = endpoint.rpartition(":") if isinstance(endpoint, str) else ("", "", "")
+    if not host or not colon or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise PolicyError(
+            f'tcp rule {endpoint!r}: write "host:port" with a port from 1 to 65535, such as "127.0.0.1:9200"'
+        )
+
+
+def _check_import(name: object) -> None:
+    if not isinstance(name, str) or not name or not all(part.isidentifier() for part in name.split(".")):
+        raise PolicyError(f'import rule {name!r}: write a module\'s dotted name, such as "collections.abc"')
+
+
+_CHECKS = {"fs": _check_fs, "tcp": _check_tcp, "imports": _check_import}

@@ -1,0 +1,397 @@
+"""The handle of a guest.
+
+A guest runs what it is sent one request after another, in one namespace that keeps its state, and sends
+values back with ``post``. Those values are data: None, bool, numbers, str, bytes, list, tuple, dict, set,
+datetime types, Decimal, Fraction, UUID, pure paths, the collections types, builtin exceptions, and
+numpy arrays if this process has imported numpy; other classes only when they were opted in to with
+:meth:`Sandbox.accept`. Nothing that a guest sends is executed, and it cannot make this process grow
+without bounds: while nobody receives, it is the guest that waits.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional
+
+from . import _frames as wire
+from ._channel import Channel, ChannelClosed, Request, WaitExpired
+from ._codec import CodecError, DecodeError, Limits, UnknownClass, decode, encode
+from ._control import Connection, ConnectionLost, Message, Pending
+from ._death import death
+from ._hint import file_hint, fs_rules
+from ._outbox import OutboxFull
+from ._output import OutputText
+from ._request import PolicyLike, policy_fields
+from .errors import SandboxError, TimeoutError, make_guest_error, printable
+
+if TYPE_CHECKING:
+    from ._supervisor import Supervision
+
+_EXIT_NOTICE = 1.0  # seconds between the end of a channel and the supervisor's reason for it
+_PATIENCE = 30.0  # … that a supervisor may take to answer, beyond what was asked of it
+
+
+class Stats(NamedTuple):
+    """What a guest uses: cpu time since launch in milliseconds, memory now in bytes, processes and threads."""
+
+    cpu_ms: float
+    mem_bytes: int
+    pids: int
+
+
+class Sandbox:
+    """A running guest; made by :func:`pyisolate.spawn`. Any thread may use it.
+
+    ``str(sandbox)`` is its name; two handles are equal only if they are the same. It is a context manager
+    that closes on exit. When the guest has ended, every method but ``recv`` of what had already arrived
+    raises :class:`SandboxError` with the ``cause``, or MemoryExceeded or CPUExceeded if that was it.
+    """
+
+    def __init__(
+        self,
+        owner: "Supervision",
+        connection: Connection,
+        on_backlog: Callable[[Channel], None],
+        name: str,
+        asked: Mapping[str, object],
+        made: Message,
+        channel: socket.socket,
+    ) -> None:
+        """For :func:`pyisolate.spawn` alone: what was asked of the supervisor, and what it made."""
+        self.name: str = name
+        self.id: str = made["guest"]  # on the host: psi-…
+        self.policy_digest: str = made.get("policy_digest", "")
+        self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
+        self.limits: Mapping[str, Any] = made["limits"]  # in the units of a policy document
+        self.connection = connection
+        self._owner = owner
+        self._fs = fs_rules(asked)
+        self._message_limit = int(self.limits["message"])
+        self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
+        self._classes: Dict[str, Callable[..., object]] = {}
+        self._channel = Channel(channel, self._message_limit, on_backlog)
+        self._exit: Message = {}
+        self._exited = threading.Event()
+        self._closed = False
+        self._forked = False
+        self._reported = False
+
+    # Running code --------------------------------------------------------------------------------------
+
+    def exec(
+        self,
+        src: str,
+        timeout: Optional[float] = None,
+        on_stdout: Optional[Callable[[str], object]] = None,
+        on_stderr: Optional[Callable[[str], object]] = None,
+    ) -> None:
+        """Run source code in the guest.
+
+        It is queued, and the call returns at once; an exception that the code does not catch is the next
+        item of :meth:`recv`, which raises it. With ``timeout`` (seconds) or a callback the call waits until
+        the code has run, and hands its output to the callbacks as text, in the calling thread; when the
+        time is over the code is interrupted and :class:`TimeoutError` raised.
+        """
+        if not isinstance(src, str):
+            raise SandboxError(f"exec takes source code as text, not {type(src).__name__}")
+        try:
+            payload = src.encode()
+        except UnicodeEncodeError as error:
+            raise SandboxError(f"exec: the source is not Unicode text: {error}") from error
+        listening = on_stdout is not None or on_stderr is not None
+        deadline = _deadline(timeout)
+        request = self._request(wire.EXEC, payload, listening)
+        if timeout is None and not listening:
+            return
+        show = OutputText(on_stdout, on_stderr)
+        try:
+            self._answer(request, deadline, show)
+        except WaitExpired:
+            raise self._expired(f"exec has not ended within {timeout:g} s and was interrupted") from None
+        show.finish()
+
+    def call(self, func: str, /, *args: Any, **kw: Any) -> Any:
+        """Call the guest's function with this dotted name and return what it returns.
+
+        The name is looked up in the namespace of :meth:`exec`, then as a module's attribute. Arguments and
+        result are values as for ``post``; what the function raises is raised here. Posts that arrive
+        meanwhile are kept for :meth:`recv`, up to 1024 or 16 MiB: a guest that posts more waits until
+        another thread receives. Requests run in order, so this waits for earlier ones as well.
+        """
+        if not isinstance(func, str):
+            raise SandboxError(f"call takes a function's dotted name, not {type(func).__name__}")
+        request = self._request(wire.CALL, self._encode([func, list(args), kw], f"the arguments of {func!r}"))
+        frame = self._answer(request, None, _ignore)
+        if frame.type == wire.ERROR:
+            raise self._guest_error(frame)
+        return self._decode(frame)
+
+    def recv(self, timeout: Optional[float] = None) -> Any:
+        """The next value that the guest posted; raises the next exception of an ``exec`` in its turn.
+
+        Waits ``timeout`` seconds, or as long as it takes; then :class:`TimeoutError`.
+        """
+        self._usable()
+        try:
+            frame = self._channel.receive(_deadline(timeout))
+        except WaitExpired:
+            raise self._expired(f"nothing to receive within {timeout:g} s") from None
+        except ChannelClosed:
+            raise self._death() from None
+        if frame.type == wire.ERROR:
+            raise self._guest_error(frame)
+        try:
+            return self._decode(frame)
+        except (KeyboardInterrupt, MemoryError):
+            self._channel.put_back(frame)  # for the next call
+            raise
+
+    def post(self, obj: Any) -> None:
+        """Send a value to the guest, whose ``recv()`` returns it. Never blocks: what the guest does not
+        take is kept here, up to 64 MiB, and then refused."""
+        payload = self._encode(obj, "the value to post")
+        self._usable()
+        self._send(lambda: self._channel.post(payload))
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the code that the guest runs now; what has not begun is cancelled."""
+        self._usable()
+        self._send(self._channel.interrupt)
+
+    def accept(self, *classes: Callable[..., object], **named: Callable[..., object]) -> None:
+        """Opt in to classes: a dataclass, named tuple or enum member of a class with this name in the guest
+        arrives as an instance, made by calling the class with the fields. With a keyword the guest's name
+        for it may differ. Only accept what may be called with any arguments that a guest can think of."""
+        self._classes.update({getattr(each, "__qualname__", ""): each for each in classes}, **named)
+
+    # What it uses and says ------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """What the guest uses now; each access asks anew."""
+        self._usable()
+        reply = self._ask("stats", {})
+        return Stats(float(reply["cpu_ms"]), int(reply["mem_bytes"]), int(reply["pids"]))
+
+    @property
+    def stdout(self) -> str:
+        """The last 256 KiB that the guest printed (of what has been read: see :meth:`recv`, :meth:`call`)."""
+        return self._tail(wire.STDOUT)
+
+    @property
+    def stderr(self) -> str:
+        """The last 256 KiB that the guest wrote to its stderr."""
+        return self._tail(wire.STDERR)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the guest runs, as far as is known here."""
+        return not (self._closed or self._forked or self._exited.is_set())
+
+    # Ending ---------------------------------------------------------------------------------------------
+
+    def close(self, timeout: float = 0.2) -> None:
+        """Stop the guest: ask it (SIGTERM), and after ``timeout`` seconds kill it.
+
+        When this returns no process of it runs. Closing again, or a guest that has ended, is fine.
+        """
+        self._stop("close", {"timeout": max(0.0, float(timeout))}, float(timeout))
+
+    def kill(self) -> None:
+        """Kill the guest at once. When this returns no process of it runs."""
+        self._stop("kill", {}, 0.0)
+
+    def reload(self, policy: PolicyLike) -> None:
+        """Give the running guest another policy: its limits and endpoints. Raises PolicyError if files or
+        imports differ, which takes a new sandbox."""
+        self._usable()
+        reply = self._ask("reload", policy_fields(policy))
+        if isinstance(reply.get("limits"), dict):
+            self.limits = reply["limits"]
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        state = "running" if self.alive else self._exit.get("cause") or ("forked" if self._forked else "closed")
+        return f"<Sandbox {self.name!r} {self.id} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"sandbox {self.name!r} cannot be pickled: it belongs to this process")
+
+    # For Supervision ------------------------------------------------------------------------------------
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the guest's interpreter runs."""
+        try:
+            self._channel.wait_ready(time.monotonic() + timeout)
+        except WaitExpired:
+            raise self._about(SandboxError(f"guest {self.name!r} was not ready within {timeout:g} s")) from None
+        except ChannelClosed:
+            raise self._death() from None
+
+    def on_exited(self, exited: Message) -> None:
+        """The guest has ended (the I/O thread says so, once)."""
+        self._exit = exited
+        self._exited.set()
+        self._channel.hang_up()
+        self._owner.forget(self)
+
+    def discard(self) -> Pending:
+        """Nobody wants this guest: have it killed, without waiting."""
+        pending = self.connection.tell("kill", {"guest": self.id})
+        self._finish()
+        return pending
+
+    def disown(self) -> None:
+        """After fork, in the child: the guest stays the parent's."""
+        self._forked = True
+        self._channel.disown()
+
+    # Inside ---------------------------------------------------------------------------------------------
+
+    def _request(self, kind: int, payload: bytes, listening: bool = False) -> Request:
+        self._usable()
+        limit = self._message_limit + wire.VALUE_SLACK
+        if len(payload) > limit:
+            raise SandboxError(f"a request of {len(payload)} bytes; the limit is {limit} (policy key message)")
+        requests: List[Request] = []
+        self._send(lambda: requests.append(self._channel.request(kind, payload, listening)))
+        return requests[0]
+
+    def _send(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OutboxFull as error:
+            raise self._about(SandboxError(f"guest {self.name!r}: {error}; wait for it, or close it")) from None
+        except ChannelClosed:
+            raise self._death() from None
+
+    def _answer(self, request: Request, deadline: Optional[float], show: Callable[[wire.Frame], None]) -> wire.Frame:
+        try:
+            return self._channel.answer(request, deadline, show)
+        except ChannelClosed:
+            raise self._death() from None
+        except BaseException:  # out of time, ^C, or a callback's own exception: nobody waits any more
+            self._channel.abandon(request)
+            raise
+
+    def _encode(self, obj: Any, what: str) -> bytes:
+        try:
+            parts = encode(obj, limit=self._message_limit)
+        except (CodecError, TypeError) as error:
+            raise SandboxError(f"{what} cannot be sent: {error}") from error
+        return parts if isinstance(parts, bytes) else b"".join(parts)
+
+    def _decode(self, frame: wire.Frame) -> Any:
+        try:
+            return decode(memoryview(frame.payload), limits=self._budget, classes=self._classes)
+        except UnknownClass as error:
+            text = f"guest {self.name!r} sent {error}: sandbox.accept() opts in to a class"
+            raise self._about(SandboxError(printable(text))) from None
+        except DecodeError as error:
+            self._channel.break_off(f"it sent a value that is not allowed: {error}")
+            raise self._death() from None
+
+    def _guest_error(self, frame: wire.Frame) -> SandboxError:
+        try:
+            report = decode(b"J" + frame.payload, limits=self._budget)
+            module, name, message, traceback = map(
+                _text, (report["module"], report["qualname"], report["message"], report["traceback"])
+            )
+            args = report.get("args")
+        except (CodecError, ValueError, KeyError, TypeError, AttributeError) as malformed:
+            self._channel.break_off(f"it sent a malformed report of an exception: {malformed}")
+            return self._death()
+        error = make_guest_error(module, name, message, traceback, tuple(args) if isinstance(args, list) else None)
+        hint = file_hint(error, self._fs)
+        error.hint = f"sandbox {self.name!r}: {printable(hint)}" if hint else ""
+        return self._about(error)
+
+    def _usable(self) -> None:
+        if self._closed or self._forked:
+            raise self._death()
+
+    def _ask(self, op: str, fields: Mapping[str, object]) -> Message:
+        try:
+            reply: Message = self.connection.ask(op, {"guest": self.id, **fields}, _PATIENCE)
+            return reply
+        except ConnectionLost:
+            raise self._death() from None
+        except SandboxError as error:
+            if self._exited.is_set():
+                raise self._death() from None
+            raise self._about(error)
+
+    def _stop(self, op: str, fields: Mapping[str, object], timeout: float) -> None:
+        if self._forked:
+            return  # the parent's to close
+        if not self._closed and not self._exited.is_set():
+            try:
+                self.connection.ask(op, {"guest": self.id, **fields}, timeout + _PATIENCE)
+            except ConnectionLost:
+                pass  # its guests died with it
+            except SandboxError:
+                if not self._exited.wait(_EXIT_NOTICE):
+                    raise
+        self._finish()
+
+    def _finish(self) -> None:
+        self._closed = True
+        self._exited.set()  # its notice may come later, when nobody knows the guest any more
+        self._channel.close()
+        self._owner.forget(self)
+
+    def _tail(self, stream: int) -> str:
+        if self.alive:
+            self._channel.read_now()
+        return self._channel.tail(stream).decode("utf-8", "replace")
+
+    def _expired(self, text: str) -> TimeoutError:
+        error = TimeoutError(f"{text} (sandbox {self.name!r})")
+        error.sandbox = self
+        return error
+
+    def _about(self, error: SandboxError) -> SandboxError:
+        error.sandbox = self
+        return error
+
+    def _death(self) -> SandboxError:
+        """Why the guest is no longer there; waits a little for the supervisor to say it."""
+        fault = self._channel.fault
+        if not (self._closed or self._forked):
+            if fault is None and not self._exited.wait(_EXIT_NOTICE) and self._channel.fault is None:
+                fault = "it closed its end of the channel and went on running"
+            if fault is not None and not self._closed:
+                self._report(fault)
+        return self._about(death(self.name, self._exit, fault, self._forked))
+
+    def _report(self, fault: str) -> None:
+        self._channel.break_off(fault)
+        if not self._reported:
+            self._reported = True
+            # The supervisor tells every watcher (BROKER_ERROR) and kills the guest.
+            self.connection.tell("report", {"guest": self.id, "error": fault})
+        self._exited.wait(_EXIT_NOTICE)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is a {type(value).__name__}")
+    return value
+
+
+def _ignore(frame: wire.Frame) -> None:
+    pass
+
+
+def _deadline(timeout: Optional[float]) -> Optional[float]:
+    return None if timeout is None else time.monotonic() + timeout
