@@ -107,7 +107,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			runCommand(g), createCommand(g), startCommand(g), stateCommand(g), killCommand(g),
 			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g),
-			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), gcCommand(), attendCommand(g),
+			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), attendCommand(g),
 		},
 		Before: func(c *cli.Context) error { return g.parse(c) },
 		Action: func(c *cli.Context) error {

@@ -16,5 +16,9 @@ import (
 
 func main() {
 	container.MaybeInit()
-	os.Exit(execute(os.Args))
+	// MaybeInit keeps the first thread for this goroutine. It only waits, so that no
+	// other has to be woken and put to sleep at each of its steps.
+	code := make(chan int)
+	go func() { code <- execute(os.Args) }()
+	os.Exit(<-code)
 }

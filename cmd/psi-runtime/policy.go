@@ -45,7 +45,10 @@ func trouble(err error) error {
 // anyOrder lets a subcommand's flags stand behind its arguments, where the flag
 // package stops to look for them.
 func anyOrder(cmd *cli.Command) *cli.Command {
-	cmd.OnUsageError, cmd.HideHelpCommand = usageError, true
+	cmd.HideHelpCommand = true
+	cmd.OnUsageError = func(_ *cli.Context, err error, _ bool) error {
+		return trouble(fmt.Errorf("%w: see psi-runtime policy %s --help", err, cmd.Name))
+	}
 	return &cli.Command{
 		Name: cmd.Name, Usage: cmd.Usage, ArgsUsage: cmd.ArgsUsage, Description: cmd.Description,
 		SkipFlagParsing: true,
@@ -56,9 +59,33 @@ func anyOrder(cmd *cli.Command) *cli.Command {
 				Commands:       []*cli.Command{cmd},
 				ExitErrHandler: func(*cli.Context, error) {},
 			}
-			return app.Run(flagsFirst(app, append([]string{app.Name, cmd.Name}, c.Args().Slice()...)))
+			return plainly(c, app.Run(flagsFirst(app, append([]string{app.Name, cmd.Name}, c.Args().Slice()...))))
 		},
 	}
+}
+
+// plainly prints an error as it is: what is wrong with a policy is for people and
+// editors, who read file:line:column, not for the log of an engine.
+func plainly(c *cli.Context, err error) error {
+	var status exitStatus
+	if err == nil || errors.As(err, &status) {
+		return err
+	}
+	fmt.Fprintln(c.App.ErrWriter, err)
+	var coded *codedError
+	if errors.As(err, &coded) {
+		return exitStatus(coded.code)
+	}
+	return exitStatus(codeFailure)
+}
+
+// policyArgs checks how many arguments are left after the flags; most < 0 is no
+// limit.
+func policyArgs(c *cli.Context, least, most int) error {
+	if n := c.NArg(); n >= least && (most < 0 || n <= most) {
+		return nil
+	}
+	return fmt.Errorf("usage: psi-runtime policy %s [options] %s", c.Command.Name, c.Command.ArgsUsage)
 }
 
 // varFlag gives the variables of a policy their values.

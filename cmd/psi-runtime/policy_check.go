@@ -15,7 +15,7 @@ func policyCheckCommand() *cli.Command {
 		Description: "FILE is a YAML or JSON file, a name, or - for stdin. The exit code is 1 when there are errors, 2 when a file cannot be read.",
 		Flags:       []cli.Flag{jsonFlag(), &cli.BoolFlag{Name: "sarif", Usage: "print SARIF 2.1.0"}},
 		Action: func(c *cli.Context) error {
-			if err := needArgs(c, 1, -1); err != nil {
+			if err := policyArgs(c, 1, -1); err != nil {
 				return trouble(err)
 			}
 			if c.Bool("json") && c.Bool("sarif") {

@@ -15,7 +15,7 @@ func policyCompileCommand() *cli.Command {
 		Name: "compile", Usage: "print the tables that a policy comes to, and their sizes", ArgsUsage: "NAME|FILE[#SANDBOX]",
 		Flags: []cli.Flag{varFlag(), jsonFlag(), &cli.BoolFlag{Name: "table", Usage: "with --json: the automaton itself, too"}},
 		Action: func(c *cli.Context) error {
-			if err := needArgs(c, 1, 1); err != nil {
+			if err := policyArgs(c, 1, 1); err != nil {
 				return err
 			}
 			e, err := effectivePolicy(c, c.Args().First())

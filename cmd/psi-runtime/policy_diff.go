@@ -16,7 +16,7 @@ func policyDiffCommand() *cli.Command {
 		Flags: []cli.Flag{jsonFlag(),
 			&cli.StringSliceFlag{Name: "var", Usage: "`NAME=VALUE` of a variable; a policy takes those that it uses"}},
 		Action: func(c *cli.Context) error {
-			if err := needArgs(c, 2, 2); err != nil {
+			if err := policyArgs(c, 2, 2); err != nil {
 				return trouble(err)
 			}
 			a, b, err := bothPolicies(c)

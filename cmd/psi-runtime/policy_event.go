@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -24,6 +25,8 @@ type denial struct {
 	Module  string      `json:"module"`  // of import
 	Details *denial     `json:"details"`
 }
+
+var errNothingDenied = errors.New("the event says nothing that a policy could allow")
 
 // maxEvent bounds one event, in bytes: a path has at most 4 KiB.
 const maxEvent = 64 << 10

@@ -24,8 +24,11 @@ func policyExplainCommand() *cli.Command {
 			"The exit code is 0 when it is permitted, 1 when it is not, 2 when that cannot be said.",
 		Flags: []cli.Flag{varFlag(), jsonFlag()},
 		Action: func(c *cli.Context) error {
-			if err := needArgs(c, 2, 2); err != nil {
+			if err := policyArgs(c, 2, 2); err != nil {
 				return trouble(err)
+			}
+			if c.Args().First() == "-" && c.Args().Get(1) == "-" {
+				return trouble(errors.New("- stands for the policy and for the event: give one of them as a file"))
 			}
 			e, err := effectivePolicy(c, c.Args().First())
 			if err != nil {
@@ -92,7 +95,7 @@ func explainTarget(p policy.Policy, target string) (answer, error) {
 
 func explainFS(p policy.Policy, target, file string) (answer, error) {
 	if !path.IsAbs(file) || path.Clean(file) != file {
-		return answer{}, fmt.Errorf("%q is not an absolute, clean path: write it from / and without . or ..", file)
+		return answer{}, fmt.Errorf("%q is not an absolute, clean path: write it from / on, without \"..\" and \".\" in it", file)
 	}
 	access, deciding := policy.DecideFS(p.FS(), file)
 	a := answer{Target: target, Rules: []string{}, Allowed: access&policy.MayRead != 0}
@@ -215,5 +218,3 @@ func syntheticNames(synthetic map[string]netip.Addr) (addresses map[string][]net
 	}
 	return addresses, names
 }
-
-var errNothingDenied = errors.New("the event says nothing that a policy could allow")

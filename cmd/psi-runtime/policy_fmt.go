@@ -15,7 +15,7 @@ func policyFmtCommand() *cli.Command {
 		Description: "Prints the names of the files that were changed. A file of - is read from stdin and printed.",
 		Flags:       []cli.Flag{&cli.BoolFlag{Name: "check", Usage: "change nothing; the exit code is 1 when a file would be changed"}},
 		Action: func(c *cli.Context) error {
-			if err := needArgs(c, 1, -1); err != nil {
+			if err := policyArgs(c, 1, -1); err != nil {
 				return trouble(err)
 			}
 			changed := false

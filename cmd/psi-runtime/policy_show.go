@@ -17,7 +17,7 @@ func policyShowCommand() *cli.Command {
 			&cli.BoolFlag{Name: "canonical", Usage: "print the canonical document"},
 			&cli.BoolFlag{Name: "text", Usage: "print the document as it is written"}},
 		Action: func(c *cli.Context) error {
-			if err := needArgs(c, 1, 1); err != nil {
+			if err := policyArgs(c, 1, 1); err != nil {
 				return err
 			}
 			if c.Bool("text") {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,23 +20,11 @@ func psiPolicy(t *testing.T, stdin string, args ...string) (stdout, stderr strin
 	app := &cli.App{Name: "psi-runtime", Reader: strings.NewReader(stdin), Writer: &out, ErrWriter: &errOut,
 		Commands: []*cli.Command{policyCommand()}, ExitErrHandler: func(*cli.Context, error) {}}
 	err := app.Run(flagsFirst(app, append([]string{"psi-runtime", "policy"}, args...)))
-	if err != nil {
-		errOut.WriteString(err.Error())
+	var status exitStatus
+	if err != nil && !errors.As(err, &status) {
+		t.Fatalf("%v: the error %v would go to the log", args, err)
 	}
-	return out.String(), errOut.String(), exitCode(err)
-}
-
-// exitCode is what main makes of an error, without the log line.
-func exitCode(err error) int {
-	switch err := err.(type) {
-	case nil:
-		return 0
-	case exitStatus:
-		return int(err)
-	case *codedError:
-		return err.code
-	}
-	return codeFailure
+	return out.String(), errOut.String(), int(status)
 }
 
 func file(t *testing.T, name, text string) string {
@@ -351,5 +340,23 @@ func TestPolicyFmt(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(entries) != 1 {
 		t.Errorf("%v: left %v", err, entries)
+	}
+}
+
+func TestPolicyUsage(t *testing.T) {
+	for _, test := range []struct {
+		want string
+		code int
+		args []string
+	}{
+		{"usage: psi-runtime policy explain [options] NAME|FILE[#SANDBOX] fs:/PATH", 2, []string{"explain", "defaults"}},
+		{"usage: psi-runtime policy show [options] NAME", 1, []string{"show"}},
+		{"flag provided but not defined: -jason: see psi-runtime policy check --help", 2, []string{"check", "defaults", "--jason"}},
+		{"choose one", 2, []string{"check", "defaults", "--json", "--sarif"}},
+		{"- stands for the policy and for the event", 2, []string{"explain", "-", "-"}},
+	} {
+		if _, errs, code := psiPolicy(t, "", test.args...); code != test.code || !strings.Contains(errs, test.want) {
+			t.Errorf("%v: code %d: %s", test.args, code, errs)
+		}
 	}
 }

@@ -43,7 +43,7 @@ func writeSpec(o specOptions) error {
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("File %s exists. Remove it first", path)
+		return fmt.Errorf("file %s exists: remove it first", path)
 	}
 	if err != nil {
 		return fmt.Errorf("writing the example: %w", err)

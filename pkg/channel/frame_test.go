@@ -42,7 +42,7 @@ func TestFramesComeBack(t *testing.T) {
 			t.Fatalf("got %d %d %d %d bytes, %v", got.Type, got.Flags, got.ID, len(got.Payload), err)
 		}
 	}
-	if _, err := r.Read(); err != io.EOF {
+	if _, err := r.Read(); !errors.Is(err, io.EOF) {
 		t.Fatalf("at the end: %v", err)
 	}
 }
@@ -123,7 +123,7 @@ func TestWriterKeepsFramesWhole(t *testing.T) {
 	r := NewReader(read, FromGuest, 1<<20)
 	for count := 0; ; count++ {
 		f, err := r.Read()
-		if err == io.EOF && count == 400 {
+		if errors.Is(err, io.EOF) && count == 400 {
 			return
 		}
 		if err != nil {

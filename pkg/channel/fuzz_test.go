@@ -20,7 +20,7 @@ func FuzzReader(f *testing.F) {
 		w := NewWriter(&again)
 		for {
 			frame, err := r.Read()
-			if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, ErrProtocol) {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, ErrProtocol) {
 				break
 			}
 			if err != nil {

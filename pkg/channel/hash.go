@@ -103,7 +103,7 @@ func (h hasher) hash(key any) (uint64, error) {
 	case float64:
 		return h.hashFloat(k), nil
 	case complex128:
-		if k != k {
+		if math.IsNaN(real(k)) || math.IsNaN(imag(k)) {
 			return h.hashFloat(math.NaN()), nil
 		}
 		return notMinusOne(h.hashFloat(real(k)) + 1000003*h.hashFloat(imag(k))), nil

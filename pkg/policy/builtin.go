@@ -32,8 +32,11 @@ func Named(name string) (Policy, error) {
 	if err != nil {
 		return Policy{}, err
 	}
-	return Parse(data, "built-in policy "+name)
+	return Parse(data, builtinSource(name))
 }
+
+// builtinSource is what a built-in document is called in messages.
+func builtinSource(name string) string { return "built-in policy " + name }
 
 // Describe says in a few words what a built-in policy is for. An unknown name is
 // an [*Error] that lists the known ones.

@@ -22,14 +22,14 @@ type document struct {
 	Output        int64               `json:"output"`
 	PIDs          int64               `json:"pids"`
 	ReadOnly      bool                `json:"read_only"`
-	TCP           []string            `json:"tcp"`
+	TCP           []any               `json:"tcp"` // texts, then {"deny": text}
 	Tmp           int64               `json:"tmp"`
 	WallMillis    int64               `json:"wall_ms"`
 }
 
 // Canonical returns the one document of this policy: JSON in UTF-8 on one line,
 // keys sorted, every limit spelled out as a number, fs rules and endpoints in
-// their order, modules sorted. [Parse] reads it back to an equal policy.
+// their order (denied endpoints after the others), modules sorted. [Parse] reads it back to an equal policy.
 func (p Policy) Canonical() []byte {
 	l := p.Limits()
 	d := document{
@@ -43,7 +43,7 @@ func (p Policy) Canonical() []byte {
 		Output:        l.Output,
 		PIDs:          l.PIDs,
 		ReadOnly:      p.readOnly,
-		TCP:           make([]string, 0, len(p.tcp)),
+		TCP:           make([]any, 0, len(p.tcp)+len(p.tcpDeny)),
 		Tmp:           l.Tmp,
 		WallMillis:    l.Wall.Milliseconds(),
 	}
@@ -52,6 +52,9 @@ func (p Policy) Canonical() []byte {
 	}
 	for _, e := range p.tcp {
 		d.TCP = append(d.TCP, e.String())
+	}
+	for _, e := range p.tcpDeny {
+		d.TCP = append(d.TCP, map[string]string{"deny": e.String()})
 	}
 	if p.importsLimited {
 		imports := append([]string{}, p.imports...)

@@ -16,6 +16,11 @@
 // parses back to an equal policy. That is what travels to a supervisor and in
 // the annotation io.psi.policy of a bundle.
 //
+// A document holds one policy, or several sandboxes that extend each other
+// ([ReadDocument], [Document.Resolve]); [CheckAll] finds every error of one,
+// [Format] writes it in the usual form, [Compare] says what one policy permits
+// and another does not. [CompileGlobs] turns file rules into an [Automaton].
+//
 // What is not allowed is denied: a policy starts with no host file and no
 // endpoint, and rules only open. A deny rule takes away again, whatever the
 // order of the rules. A document that is not understood to the last key is
@@ -24,6 +29,7 @@
 //
 // This package decides nothing at run time and touches no kernel: pkg/bundle
 // turns a policy into an OCI bundle, internal/enforce and internal/netproxy hold
-// it. The one function that opens files is [Load] (with [Lookup]). [Match] is
-// the reference meaning of a pattern; every faster matcher is tested against it.
+// it. The functions that open files are [Load], [Lookup] and [Open]. [Match] is
+// the reference meaning of a pattern, and [DecideFS] that of a list of rules;
+// every faster matcher is tested against them.
 package policy

@@ -12,8 +12,8 @@ const reference = "../../docs/policy.md"
 
 // fence is one fenced block of the reference.
 type fence struct {
-	language, text string
-	line           int
+	language, info, text string // info is what stands behind the language
+	line                 int
 }
 
 func readReference(t *testing.T) (fences []fence, rows [][]string) {
@@ -31,7 +31,8 @@ func readReference(t *testing.T) (fences []fence, rows [][]string) {
 		case open != nil:
 			open.text += line + "\n"
 		case strings.HasPrefix(line, "```"):
-			open = &fence{language: line[3:], line: i + 1}
+			language, info, _ := strings.Cut(line[3:], " ")
+			open = &fence{language: language, info: info, line: i + 1}
 		case strings.HasPrefix(line, "| "):
 			cells := strings.Split(strings.Trim(line, "|"), "|")
 			for j := range cells {
@@ -70,6 +71,15 @@ func TestReferenceExamples(t *testing.T) {
 				t.Errorf("%s:%d: a message without an example", reference, f.line)
 			}
 		case "yaml":
+			if f.info != "" && !strings.HasPrefix(f.info, "bad") {
+				good++
+				if _, errs := ReadDocument([]byte(f.text), f.info); len(errs) > 0 {
+					t.Errorf("%s:%d: %v", reference, f.line, errs)
+				}
+				continue
+			} else if f.info != "" {
+				continue // the commands below it say what is wrong
+			}
 			p, err := Parse([]byte(f.text), "policy.yml")
 			if i+1 < len(fences) && fences[i+1].language == "text" {
 				bad++
@@ -94,11 +104,12 @@ func TestReferenceExamples(t *testing.T) {
 			if inJSON == 2 && string(p.Canonical())+"\n" != f.text {
 				t.Errorf("%s:%d: the canonical form is %s", reference, f.line, p.Canonical())
 			}
+		case "console": // run by the tests of cmd/psi-runtime
 		default:
 			t.Errorf("%s:%d: nothing checks a block of %q", reference, f.line, f.language)
 		}
 	}
-	if good < 6 || bad < 5 || inJSON != 2 {
+	if good < 9 || bad < 8 || inJSON != 2 {
 		t.Errorf("found only %d examples, %d errors, %d in JSON", good, bad, inJSON)
 	}
 }

@@ -42,3 +42,10 @@ func fsModes() []string { return []string{string(Read), string(Write), string(De
 func isText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsRune(s, utf8.RuneError)
 }
+
+// QuotePattern writes a path as a pattern that matches it: a path without
+// wildcards in its name stays as it is, and so means a directory with everything
+// below it.
+func QuotePattern(path string) string {
+	return strings.NewReplacer("*", "[*]", "?", "[?]", "[", "[[]", "${", "[$]{").Replace(path)
+}

@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -192,6 +193,91 @@ func FuzzEndpoint(f *testing.F) {
 		}
 		if prefix, ok := e.Prefix(); ok && (prefix.Addr().Is4In6() || prefix.Masked() != prefix) {
 			t.Fatalf("%q gives %v", text, prefix)
+		}
+	})
+}
+
+// FuzzAutomaton compares the automaton of two rules with the reference.
+func FuzzAutomaton(f *testing.F) {
+	for _, seed := range [][3]string{
+		{"/srv/**/*.csv", "/srv/a*", "/srv/a/b.csv"}, {"/**/a/**/b", "/**", "/"}, {"/[a-c][!x]*", "/b?", "/by"},
+		{"/a*b*c", "/a/**/**", "/abbc"}, {"/*", "/*/*", "/"}, {"/[]a]", "/[!]-a]", "/]"}, {"/?", "/\xc3?", "/é"},
+		{"/", "/**/x/y", "/x/y/z"}, {"/a", "/a/b", "/a/b/c"}, {"/**/*", "/*?*", "/a"}, {"/***", "/[*]", "/*"}, {"/a/**", "/a/", "/a\x00"},
+	} {
+		f.Add(seed[0], seed[1], uint8(0), seed[2])
+		f.Add(seed[1], seed[0], uint8(7), seed[2])
+	}
+	f.Fuzz(func(t *testing.T, one, two string, modes uint8, path string) {
+		if checkPattern(one) != nil || checkPattern(two) != nil || len(one)+len(two) > 64 || !isClean(path) {
+			return
+		}
+		kinds := []FSMode{Read, Write, Deny}
+		rules := []FSRule{{kinds[modes%3], one}, {kinds[modes/3%3], two}}
+		a, err := compileGlobs(rules)
+		if err != nil {
+			t.Fatalf("%v: %v", rules, err)
+		}
+		want, _ := DecideFS(rules, path)
+		if got := a.Decide(path); got != want {
+			t.Fatalf("%v: %q is %v, want %v", rules, path, got, want)
+		}
+		// Whatever the path, a kernel program must not leave the table.
+		for s := range a.States() {
+			for class := range a.Width - 1 {
+				if int(a.Table[s*a.Width+class]) >= a.States() {
+					t.Fatalf("%v: state %d leads to %d", rules, s, a.Table[s*a.Width+class])
+				}
+			}
+		}
+		swapped, err := compileGlobs([]FSRule{rules[1], rules[0]})
+		if err != nil || !reflect.DeepEqual(a, swapped) {
+			t.Fatalf("%v: depends on the order", rules)
+		}
+	})
+}
+
+// FuzzDocument feeds documents with several sandboxes. Whatever is accepted
+// resolves, formats and compares with itself; whatever is refused says where.
+func FuzzDocument(f *testing.F) {
+	f.Add([]byte(family), "WORKDIR", "/srv/x")
+	f.Add([]byte("version: 1.0\nsandboxes:\n  a: {net: [{connect: 'a:1'}], fs: [{allow: /tmp/**}]}"), "", "")
+	f.Add([]byte("fs: ['${W}/a', {write: '/srv/${W}x'}] # c\n"), "W", "/srv")
+	f.Add([]byte("tcp: ['0.0.0.0/0:1', {deny: '10.0.0.0/8:1'}]"), "", "")
+	f.Add([]byte("version: 1\ndefaults: {fs: [/srv]}\n# c\nsandboxes: {a: {extends: b}, b: {}}"), "", "")
+	f.Fuzz(func(t *testing.T, data []byte, name, value string) {
+		d, errs := ReadDocument(data, "fuzz.yml")
+		for _, e := range errs {
+			if e.Rule == "" || e.Source == "" || len(e.Error()) > 4000 || len(e.Excerpt()) > 2000 {
+				t.Fatalf("%q: %#v", data, e)
+			}
+		}
+		if d == nil {
+			return
+		}
+		for _, sandbox := range append(d.Names(), "") {
+			e, err := d.Resolve(Choice{Sandbox: sandbox, Variables: map[string]string{name: value}})
+			if err != nil {
+				e, err = d.Resolve(Choice{Sandbox: sandbox})
+			}
+			if err != nil {
+				continue
+			}
+			again, err := Parse(e.Policy.Canonical(), "canonical.json")
+			if err != nil || again.Digest() != e.Policy.Digest() {
+				t.Fatalf("%q: %s parses to %v, %s", data, e.Policy.Canonical(), err, again.Canonical())
+			}
+			if more, err := Compare(e.Policy, again); err == nil && len(more) > 0 {
+				t.Fatalf("%q permits more than itself: %v", data, more)
+			}
+		}
+		out, err := Format(data, "fuzz.yml")
+		if err != nil {
+			return // a comment that would be lost
+		}
+		if again, err := Format(out, "fuzz.yml"); err != nil {
+			t.Fatalf("%q is formatted to %q: %v", data, out, err)
+		} else if twice, err := Format(again, "fuzz.yml"); err != nil || !bytes.Equal(again, twice) {
+			t.Fatalf("%q is formatted to %q, then %q: %v", data, again, twice, err)
 		}
 	})
 }

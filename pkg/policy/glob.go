@@ -189,6 +189,8 @@ func checkPattern(pattern string) *Error {
 		return bad("holds a NUL byte", "no path has one: remove it")
 	case !isText(pattern):
 		return bad("is not UTF-8 text", "match the odd bytes with ? or *")
+	case strings.Contains(pattern, "${"):
+		return bad(`holds "${", which begins a variable`, "variables have values only in a document; write [$]{ for the characters themselves")
 	case pattern == "/":
 		return nil // clean; checkPlace refuses it
 	}

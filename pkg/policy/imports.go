@@ -62,3 +62,18 @@ func coveredBy(list, cover []string) []string {
 	}
 	return covered
 }
+
+// DecideImport reports whether guest code may import a module, and by which
+// entry of the list; by is "" when every module may be imported, or none of the
+// entries covers it.
+func (p Policy) DecideImport(module string) (allowed bool, by string) {
+	if !p.importsLimited {
+		return true, ""
+	}
+	for _, name := range p.imports {
+		if len(coveredBy([]string{module}, []string{name})) > 0 {
+			return true, name
+		}
+	}
+	return false, ""
+}

@@ -15,7 +15,7 @@ func looksLikeJSON(data []byte, source string) bool {
 }
 
 // readJSON reads a JSON document into a tree.
-func readJSON(data []byte, source string) (*node, *Error) {
+func readJSON(data []byte, source string, faults *[]*Error) (*node, *Error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return nil, emptyDocument(source)
 	}
@@ -29,7 +29,7 @@ func readJSON(data []byte, source string) (*node, *Error) {
 	}
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.UseNumber()
-	t := jsonTree{source: source, data: data, decoder: decoder, line: 1, column: 1}
+	t := jsonTree{source: source, faults: faults, data: data, decoder: decoder, line: 1, column: 1}
 	return t.value(0)
 }
 
@@ -37,6 +37,7 @@ func readJSON(data []byte, source string) (*node, *Error) {
 // positions, both lost by decoding into Go values.
 type jsonTree struct {
 	source  string
+	faults  *[]*Error
 	data    []byte
 	decoder *json.Decoder
 	nodes   int
@@ -122,5 +123,8 @@ func (t *jsonTree) inside(n *node, depth int) *Error {
 	if _, _, err := t.token(); err != nil {
 		return err
 	}
-	return n.checkKeys(t.source)
+	if n.kind == mapNode {
+		n.checkKeys(t.source, t.faults)
+	}
+	return nil
 }

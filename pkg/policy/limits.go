@@ -82,6 +82,22 @@ func (k limit) set(l *Limits, value int64) {
 	*k.field(l) = value
 }
 
+// get returns the value in the unit of the document.
+func (k limit) get(l *Limits) int64 {
+	if k.time != nil {
+		return k.time(l).Milliseconds()
+	}
+	return *k.field(l)
+}
+
+// format writes a value as a document may.
+func (k limit) format(value int64) string {
+	if k.size {
+		return formatSize(value)
+	}
+	return strconv.FormatInt(value, 10)
+}
+
 // check reports a value that is out of range. written is how the user wrote it.
 func (k limit) check(value int64, written string) *Error {
 	if value == 0 && k.zero || value >= k.min && value <= k.max {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -17,38 +18,77 @@ const namedDir = "/etc/psi/policies"
 // extensions of policy files, in the order in which they are looked for.
 func extensions() []string { return []string{".yml", ".yaml", ".json"} }
 
+// hasExtension reports whether a name ends as policy files do.
+func hasExtension(name string) bool {
+	return slices.ContainsFunc(extensions(), func(e string) bool { return strings.HasSuffix(name, e) })
+}
+
+// SplitSandbox takes the name of a sandbox off a text such as "policies.yml#job".
+// sandbox is "" when there is none; what follows a "#" is one unless it holds a
+// slash or ends like a file.
+func SplitSandbox(text string) (nameOrPath, sandbox string) {
+	at := strings.LastIndexByte(text, '#')
+	if at <= 0 || checkSandboxName(text[at+1:]) != nil {
+		return text, ""
+	}
+	return text[:at], text[at+1:]
+}
+
 // IsPath reports whether [Load] takes text for a file rather than for a name:
-// it holds a slash or ends in .yml, .yaml or .json.
+// it holds a slash or ends in .yml, .yaml or .json, before a "#SANDBOX".
 func IsPath(text string) bool {
-	if strings.Contains(text, "/") {
-		return true
-	}
-	for _, extension := range extensions() {
-		if strings.HasSuffix(text, extension) {
-			return true
-		}
-	}
-	return false
+	text, _ = SplitSandbox(text)
+	return strings.Contains(text, "/") || hasExtension(text)
 }
 
 // Load returns the policy in a file, or the one of a name (see [IsPath] and
-// [Lookup]). It opens the file with the permissions of this process: a process
-// that serves other users calls Lookup and has them send the content of files.
-func Load(nameOrPath string) (Policy, error) {
-	if IsPath(nameOrPath) {
-		return loadFile(nameOrPath)
+// [Lookup]). In a file with several sandboxes "#SANDBOX" after the path chooses
+// one. It opens the file with the permissions of this process: a process that
+// serves other users calls Lookup and has them send the content of files.
+func Load(nameOrPath string) (Policy, error) { return LoadVariables(nameOrPath, nil) }
+
+// LoadVariables is [Load] for a policy with variables; values are by name.
+func LoadVariables(nameOrPath string, values map[string]string) (Policy, error) {
+	data, source, sandbox, err := Open(nameOrPath)
+	if err != nil {
+		return Policy{}, err
 	}
-	return Lookup(nameOrPath)
+	return ParseSandbox(data, source, Choice{Sandbox: sandbox, Variables: values})
+}
+
+// Open returns the document behind what [Load] takes, what to call it in
+// messages, and the sandbox that was chosen; "" when none was.
+func Open(nameOrPath string) (data []byte, source, sandbox string, err error) {
+	file, sandbox := SplitSandbox(nameOrPath)
+	if !IsPath(nameOrPath) {
+		data, source, err = find(namedDir, file)
+		return data, source, sandbox, err
+	}
+	if data, err = readFile(file); err != nil {
+		return nil, "", "", fmt.Errorf("loading policy: %w", err)
+	}
+	return data, file, sandbox, nil
 }
 
 // Lookup returns the policy of a name: from /etc/psi/policies/NAME.yml, .yaml or
-// .json, else built in. It never takes the name for a path. A file that is there
-// and cannot be read is an error, not a reason to look further.
+// .json, else built in. It never takes the name for a path; "NAME#SANDBOX" chooses
+// one of several sandboxes. A file that is there and cannot be read is an error,
+// not a reason to look further.
 func Lookup(name string) (Policy, error) { return lookupIn(namedDir, name) }
 
 func lookupIn(dir, name string) (Policy, error) {
-	if err := checkName(name); err != nil {
+	name, sandbox := SplitSandbox(name)
+	data, source, err := find(dir, name)
+	if err != nil {
 		return Policy{}, err
+	}
+	return ParseSandbox(data, source, Choice{Sandbox: sandbox})
+}
+
+// find returns the document of a name.
+func find(dir, name string) (data []byte, source string, err error) {
+	if err := checkName(name); err != nil {
+		return nil, "", err
 	}
 	var found []string
 	for _, extension := range extensions() {
@@ -57,16 +97,20 @@ func lookupIn(dir, name string) (Policy, error) {
 		case err == nil:
 			found = append(found, path)
 		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
-			return Policy{}, fmt.Errorf("loading policy %q: %w", name, err)
+			return nil, "", fmt.Errorf("loading policy %q: %w", name, err)
 		}
 	}
 	switch len(found) {
 	case 0:
-		return Named(name)
+		data, err := builtinData(name)
+		return data, builtinSource(name), err
 	case 1:
-		return loadFile(found[0])
+		if data, err = readFile(found[0]); err != nil {
+			return nil, "", fmt.Errorf("loading policy: %w", err)
+		}
+		return data, found[0], nil
 	}
-	return Policy{}, &Error{Value: name, Rule: "names several policies: " + strings.Join(found, ", "), WayOut: "remove all but one"}
+	return nil, "", &Error{Value: name, Rule: "names several policies: " + strings.Join(found, ", "), WayOut: "remove all but one"}
 }
 
 // checkName reports what cannot be the name of a policy. Above all it keeps
@@ -91,15 +135,6 @@ func checkName(name string) *Error {
 	return nil
 }
 
-// loadFile reads and parses one file.
-func loadFile(path string) (Policy, error) {
-	data, err := readFile(path)
-	if err != nil {
-		return Policy{}, fmt.Errorf("loading policy: %w", err)
-	}
-	return Parse(data, path)
-}
-
 // readFile reads a regular file, no more of it than Parse accepts and one byte.
 // Opening must not wait for the other end of a FIFO.
 func readFile(path string) ([]byte, error) {
@@ -107,7 +142,7 @@ func readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err

@@ -8,9 +8,13 @@ import (
 // Bounds of one policy. They keep every cost linear and small, and the canonical
 // document within what a supervisor and an annotation carry.
 const (
-	maxRules    = 4096    // of fs, of tcp and of imports, each
-	maxDocument = 1 << 20 // bytes of a document, and of the canonical one
+	maxRules    = 4096 // of fs, of tcp and of imports, each
+	maxDenied   = 512  // of tcp, denied; each is compared with every allowed one
+	maxDocument = MaxDocument
 )
+
+// MaxDocument bounds a document, and the canonical one, in bytes.
+const MaxDocument = 1 << 20
 
 // Policy says what a guest may do. It is an immutable value: copy it freely,
 // share it among goroutines; the modifiers return changed copies. The zero
@@ -18,7 +22,8 @@ const (
 type Policy struct {
 	limits         Limits // the zero Limits, which is not valid, stands for the defaults
 	fs             []FSRule
-	tcp            []Endpoint
+	tcp            []Endpoint // what is allowed, as it was written
+	tcpDeny        []Endpoint
 	imports        []string // sorted
 	importsLimited bool
 	allowDegraded  bool
@@ -45,8 +50,21 @@ func (p Policy) Limits() Limits {
 func (p Policy) FS() []FSRule { return slices.Clone(p.fs) }
 
 // TCP returns the endpoints that the guest may connect to, in the order in which
-// they were given, each once.
-func (p Policy) TCP() []Endpoint { return slices.Clone(p.tcp) }
+// they were given, each once. What a deny rule takes away is left out: a block
+// with a part denied appears as the smaller blocks that remain.
+func (p Policy) TCP() []Endpoint {
+	open, err := effectiveTCP(p.tcp, p.tcpDeny)
+	if err != nil {
+		return nil // not reachable: every constructor has checked it
+	}
+	return open
+}
+
+// TCPRules returns the rules behind [Policy.TCP] as they were written: what is
+// allowed, and what is denied whatever allows it.
+func (p Policy) TCPRules() (allowed, denied []Endpoint) {
+	return slices.Clone(p.tcp), slices.Clone(p.tcpDeny)
+}
 
 // Imports returns the modules that guest code may import, sorted. A name covers
 // the module and, for a package, everything in it. limited false means every
@@ -77,6 +95,17 @@ func (p Policy) AllowTCP(endpoint string) (Policy, error) {
 	q := p
 	q.tcp = slices.Clone(p.tcp)
 	err := q.addTCP(endpoint)
+	return checked(p, q, err, "tcp")
+}
+
+// DenyTCP returns a copy from which an endpoint, written as for AllowTCP, is
+// taken away, whatever allows it, now or later. A name and an address cannot be
+// told apart before a guest connects, so a deny of one beside an allowed other
+// of the same port is refused. Errors are [*Error]s with the key "tcp".
+func (p Policy) DenyTCP(endpoint string) (Policy, error) {
+	q := p
+	q.tcpDeny = slices.Clone(p.tcpDeny)
+	err := q.denyTCP(endpoint)
 	return checked(p, q, err, "tcp")
 }
 
@@ -134,6 +163,11 @@ func checked(before, q Policy, err *Error, key string) (Policy, error) {
 
 // checkDocument reports a policy whose canonical document could not be read back.
 func (p Policy) checkDocument() *Error {
+	if len(p.tcpDeny) > 0 {
+		if _, err := effectiveTCP(p.tcp, p.tcpDeny); err != nil {
+			return err
+		}
+	}
 	// The bound of the cheap sum is the worst that JSON can make of a byte.
 	bytes := kib
 	for _, r := range p.fs {
@@ -141,6 +175,9 @@ func (p Policy) checkDocument() *Error {
 	}
 	for _, e := range p.tcp {
 		bytes += int64(len(e.Host) + 16)
+	}
+	for _, e := range p.tcpDeny {
+		bytes += int64(len(e.Host) + 32)
 	}
 	for _, name := range p.imports {
 		bytes += int64(len(name) + 4)
@@ -183,7 +220,33 @@ func (p *Policy) addTCP(text string) *Error {
 	if len(p.tcp) >= maxRules {
 		return tooMany(text)
 	}
+	for _, d := range p.tcpDeny {
+		if err := clash(e, d); err != nil {
+			return err
+		}
+	}
 	p.tcp = append(p.tcp, e)
+	return nil
+}
+
+func (p *Policy) denyTCP(text string) *Error {
+	e, err := parseEndpoint(text)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(p.tcpDeny, e) {
+		return nil
+	}
+	if len(p.tcpDeny) >= maxDenied {
+		return &Error{Value: text, Rule: fmt.Sprintf("is one more than the %d endpoints that a policy may deny", maxDenied),
+			WayOut: "deny blocks of addresses, or allow less"}
+	}
+	for _, a := range p.tcp {
+		if err := clash(a, e); err != nil {
+			return err
+		}
+	}
+	p.tcpDeny = append(p.tcpDeny, e)
 	return nil
 }
 

@@ -23,6 +23,7 @@ const (
 	listNode   nodeKind = "a list"
 	mapNode    nodeKind = "a set of keys and values"
 	otherNode  nodeKind = "a value of another type"
+	faultyNode nodeKind = "a value with an error" // which is reported already
 )
 
 // node is one value of a document. Both syntaxes become the same tree, so that
@@ -43,22 +44,38 @@ const (
 )
 
 // readTree reads a document in either syntax. Whatever is valid JSON is read as
-// JSON: YAML readers differ from it in escapes.
-func readTree(data []byte, source string) (*node, *Error) {
+// JSON: YAML readers differ from it in escapes. The tree is nil when nothing can
+// be said about its meaning; else the errors are about single nodes of it.
+func readTree(data []byte, source string) (*node, []*Error) {
+	if err := checkText(data, source); err != nil {
+		return nil, []*Error{err}
+	}
+	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
+	var faults []*Error
+	read := readYAML
+	if looksLikeJSON(data, source) {
+		read = readJSON
+	}
+	root, err := read(data, source, &faults)
+	if err != nil {
+		return nil, append(faults, err)
+	}
+	return root, faults
+}
+
+// checkText reports what no reader should be given.
+func checkText(data []byte, source string) *Error {
 	if len(data) > maxDocument {
-		return nil, &Error{Source: source, Rule: fmt.Sprintf("the document is larger than %s", formatSize(maxDocument)),
+		return &Error{Source: source, Rule: fmt.Sprintf("the document is larger than %s", formatSize(maxDocument)),
 			WayOut: "use fewer rules, with wildcards"}
 	}
 	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
 	if bad := invalidByte(data); bad >= 0 {
 		line, column := position(data, bad)
-		return nil, &Error{Source: source, Line: line, Column: column, Rule: "the document is not UTF-8 text",
+		return &Error{Source: source, Line: line, Column: column, Rule: "the document is not UTF-8 text",
 			WayOut: "save it as UTF-8; match file names that are not with ? or *"}
 	}
-	if looksLikeJSON(data, source) {
-		return readJSON(data, source)
-	}
-	return readYAML(data, source)
+	return nil
 }
 
 // invalidByte returns the offset of the first byte that is not UTF-8, or -1.
@@ -85,7 +102,7 @@ func emptyDocument(source string) *Error {
 }
 
 // readYAML reads one YAML document into a tree.
-func readYAML(data []byte, source string) (*node, *Error) {
+func readYAML(data []byte, source string, faults *[]*Error) (*node, *Error) {
 	root, err := decodeYAML(data)
 	if errors.Is(err, io.EOF) {
 		return nil, emptyDocument(source)
@@ -100,7 +117,7 @@ func readYAML(data []byte, source string) (*node, *Error) {
 		e.Rule = "is not valid YAML: " + message
 		return nil, e
 	}
-	t := yamlTree{source: source}
+	t := yamlTree{source: source, faults: faults}
 	return t.convert(root, 0)
 }
 
@@ -136,6 +153,7 @@ func decodeYAML(data []byte) (root *yaml.Node, err error) {
 type yamlTree struct {
 	source string
 	nodes  int
+	faults *[]*Error // about single nodes; what returns an error ends the reading
 }
 
 func (t *yamlTree) convert(y *yaml.Node, depth int) (*node, *Error) {
@@ -149,10 +167,13 @@ func (t *yamlTree) convert(y *yaml.Node, depth int) (*node, *Error) {
 	if depth > maxDepth {
 		return bad(fmt.Sprintf("the document is nested more than %d deep", maxDepth), "no key of a policy needs that: see the keys in docs/policy.md")
 	}
-	if y.Style&yaml.TaggedStyle != 0 {
-		return bad(fmt.Sprintf("has the tag %s, which is not supported", quote(y.Tag)), "remove it; quote a value to make it text")
-	}
 	n := &node{line: y.Line, column: y.Column, text: y.Value}
+	if y.Style&yaml.TaggedStyle != 0 {
+		_, err := bad(fmt.Sprintf("has the tag %s, which is not supported", quote(y.Tag)), "remove it; quote a value to make it text")
+		*t.faults = append(*t.faults, err)
+		n.kind = faultyNode
+		return n, nil
+	}
 	switch y.Kind {
 	case yaml.AliasNode:
 		return t.convert(y.Alias, depth+1)
@@ -182,26 +203,47 @@ func (t *yamlTree) convert(y *yaml.Node, depth int) (*node, *Error) {
 			}
 			n.keys, n.items = append(n.keys, key), append(n.items, value)
 		}
-		return n, n.checkKeys(t.source)
+		n.checkKeys(t.source, t.faults)
+		return n, nil
 	}
 	return bad("is not a value", "write a scalar, a list or keys and values")
 }
 
-// checkKeys reports a key that is not text, and one that is there twice.
-func (n *node) checkKeys(source string) *Error {
+// checkKeys reports keys that are not text, and keys that are there twice, and
+// takes them out of the map.
+func (n *node) checkKeys(source string, faults *[]*Error) {
 	seen := make(map[string]*node, len(n.keys))
-	for _, key := range n.keys {
-		if key.kind == otherNode && key.text == "<<" {
-			return (&Error{Value: "<<", Rule: "merge keys are not supported", WayOut: "write the keys out"}).in(source, "", key)
+	var keys, items []*node
+	for i, key := range n.keys {
+		var fault *Error
+		first, twice := seen[key.text]
+		switch {
+		case key.kind == faultyNode:
+			continue
+		case key.kind == otherNode && key.text == "<<":
+			fault = &Error{Value: "<<", Rule: "merge keys are not supported", WayOut: "write the keys out"}
+		case key.kind != textNode:
+			fault = &Error{Value: key.text, Rule: fmt.Sprintf("is %s where a key is expected", key.kind), WayOut: "see the keys in docs/policy.md"}
+		case twice:
+			fault = &Error{Value: key.text, Rule: "is there twice",
+				WayOut: fmt.Sprintf("keep this or the one in line %d, column %d", first.line, first.column)}
 		}
-		if key.kind != textNode {
-			return (&Error{Value: key.text, Rule: fmt.Sprintf("is %s where a key is expected", key.kind), WayOut: "see the keys in docs/policy.md"}).in(source, "", key)
-		}
-		if first, twice := seen[key.text]; twice {
-			return (&Error{Value: key.text, Rule: "is there twice",
-				WayOut: fmt.Sprintf("keep this or the one in line %d, column %d", first.line, first.column)}).in(source, "", key)
+		if fault != nil {
+			*faults = append(*faults, fault.in(source, "", key))
+			continue
 		}
 		seen[key.text] = key
+		keys, items = append(keys, key), append(items, n.items[i])
+	}
+	n.keys, n.items = keys, items
+}
+
+// value returns the value of a key of a map, or nil.
+func (n *node) value(key string) *node {
+	for i, k := range n.keys {
+		if k.text == key {
+			return n.items[i]
+		}
 	}
 	return nil
 }

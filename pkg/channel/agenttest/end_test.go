@@ -44,7 +44,7 @@ func timeToEnd(t *testing.T, source string, stuck bool) time.Duration {
 	}
 	if stuck { // it may wait to say its last words; a second signal ends that
 		time.Sleep(10 * time.Millisecond)
-		g.cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
+		g.cmd.Process.Signal(syscall.SIGTERM)
 	}
 	g.exits(0)
 	return time.Since(begin)
