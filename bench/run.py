@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "python"))
@@ -213,12 +213,13 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     rows: List[Row] = []
     with tempfile.TemporaryDirectory(prefix="psi-bench-") as work:
-        for name, part in (
+        parts: List[Tuple[str, Callable[[], List[Row]]]] = [
             ("cold start", lambda: cold_run(options.runs, Path(work))),
             ("cold spawn", lambda: cold_spawn(options.runs)),
             ("round trip", lambda: round_trip(options.runs)),
             ("flooded client", flooded_client),
-        ):
+        ]
+        for name, part in parts:
             progress(name)
             rows.extend(part())
     progress("")

@@ -10,11 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/psi-runtime/psi/internal/container"
 )
 
 func TestLifecycle(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	bundle := c.bundle("sleep 1000")
 	c.detached("create", "--bundle", bundle, "x")
 	var s container.State
@@ -66,7 +68,7 @@ func TestLifecycle(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	if r := c.run("list"); r.code != 1 {
 		t.Errorf("a root that does not exist: exit code %d", r.code)
 	}
@@ -91,7 +93,7 @@ func TestList(t *testing.T) {
 }
 
 func TestExec(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	c.detached("run", "-d", "-b", c.bundle("sleep 1000"), "x")
 	for script, want := range map[string]int{"exit 0": 0, "exit 9": 9, "kill -15 $$": 143} {
 		if r := c.run("exec", "x", "sh", "-c", script); r.code != want {
@@ -119,16 +121,28 @@ func TestExec(t *testing.T) {
 		t.Errorf("exec --process: %+v", r)
 	}
 	pidFile := filepath.Join(t.TempDir(), "pid")
-	c.ok("exec", "-d", "--pid-file", pidFile, "x", "sleep", "1000")
+	c.quiet("exec", "-d", "--pid-file", pidFile, "x", "sleep", "1000")
 	pid, err := os.ReadFile(pidFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wants(t, "ps", c.ok("ps", "-f", "json", "x"), string(pid))
+	// It is our child now, and until somebody waits for it the container's pid
+	// namespace, and with it its init, cannot end.
+	n, err := strconv.Atoi(string(pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(n, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(n, nil, 0, nil); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestEventsStats(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	c.detached("run", "-d", "-b", c.bundle("sleep 1000"), "x")
 	var e struct {
 		Type, ID string
@@ -167,7 +181,7 @@ func TestEventsStats(t *testing.T) {
 }
 
 func TestExitCodesOfTheCommandLine(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	for want, lines := range map[int][][]string{
 		0: {{"--help"}, {"--version"}, {"-v"}, {"run", "--help"}, {"exec", "-h"}, {"features"}, {"delete", "-f", "none"}},
 		1: {{"run"}, {"run", "a", "b"}, {"--no-such-flag"}, {"run", "--no-such-flag", "x"}, {"--log-format", "xml", "list"}, {"--root", "/", "list"}, {"state", "none"}, {"start", "none"}, {"kill", "none"}, {"kill", "none", "NOSIG"}, {"delete", "none"}},
@@ -182,7 +196,7 @@ func TestExitCodesOfTheCommandLine(t *testing.T) {
 }
 
 func TestLog(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	file := filepath.Join(t.TempDir(), "log.json")
 	r := c.run("--log", file, "--log-format=json", "start", "none")
 	data, err := os.ReadFile(file)
@@ -200,7 +214,7 @@ func TestLog(t *testing.T) {
 }
 
 func TestSpecRuns(t *testing.T) {
-	c := newCLI(t)
+	c := newLine(t)
 	dir := t.TempDir()
 	c.ok("spec", "-b", dir)
 	if r := c.run("spec", "-b", dir); r.code != 1 || !strings.Contains(r.err, "exists") {

@@ -59,7 +59,7 @@ type line struct {
 	root string
 }
 
-func newCLI(t *testing.T) *line {
+func newLine(t *testing.T) *line {
 	t.Helper()
 	leakcheck.Check(t)
 	return &line{t: t, root: filepath.Join(t.TempDir(), "root")}
@@ -105,9 +105,9 @@ func (c *line) ok(args ...string) string {
 	return r.out
 }
 
-// detached runs a command line that leaves a container behind: its output must
-// not be a pipe that somebody reads to the end.
-func (c *line) detached(args ...string) {
+// quiet runs a command line that leaves a process behind, which must not hold a
+// pipe that somebody reads to the end.
+func (c *line) quiet(args ...string) {
 	c.t.Helper()
 	cmd := c.command(args...)
 	log, err := os.CreateTemp(c.t.TempDir(), "log")
@@ -120,7 +120,14 @@ func (c *line) detached(args ...string) {
 		text, _ := os.ReadFile(log.Name())
 		c.t.Fatalf("%v: %v: %s", args, err, text)
 	}
+}
+
+// detached runs a command line that leaves a container behind; its last argument
+// is the container's id.
+func (c *line) detached(args ...string) {
+	c.t.Helper()
 	c.t.Cleanup(func() { c.run("delete", "--force", args[len(args)-1]) })
+	c.quiet(args...)
 }
 
 // bundle writes a bundle that runs script under sh; change edits the spec.

@@ -2,13 +2,10 @@ package container
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/leakcheck"
+	"github.com/psi-runtime/psi/internal/testroot"
 )
 
 // testRoot is a root file system with a shell, made once for all tests.
@@ -45,59 +43,11 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	testRoot = filepath.Join(dir, "rootfs")
-	if err := makeTestRoot(testRoot); err != nil {
-		fmt.Fprintln(os.Stderr, "making a root for the tests:", err)
+	if err := testroot.Make(testRoot); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
-}
-
-// makeTestRoot copies a few programs and the libraries they need.
-func makeTestRoot(root string) error {
-	for _, d := range []string{"proc", "dev", "tmp", "etc"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			return err
-		}
-	}
-	for _, program := range []string{"sh", "sleep", "cat", "id", "ls", "dd", "mkdir", "touch"} {
-		path, err := exec.LookPath(program)
-		if err != nil {
-			return err
-		}
-		out, err := exec.Command("ldd", path).Output()
-		if err != nil {
-			return fmt.Errorf("ldd %s: %w", path, err)
-		}
-		if err := copyFile(path, filepath.Join(root, "bin", program)); err != nil {
-			return err
-		}
-		for _, word := range strings.Fields(string(out)) {
-			if !strings.HasPrefix(word, "/") {
-				continue
-			}
-			if err := copyFile(word, filepath.Join(root, word)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func copyFile(from, to string) error {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 const placeholder = FirstID

@@ -295,8 +295,37 @@ func (c *testClient) next(t testing.TB, key string, patience time.Duration) map[
 	}
 }
 
+// event returns the next event of a type; a slow machine throttles guests that a fast
+// one does not.
+func (c *testClient) event(t testing.TB, name string, patience time.Duration) map[string]any {
+	t.Helper()
+	for {
+		if ev := c.next(t, "event", patience); ev["event"] == name {
+			return ev
+		}
+	}
+}
+
 // exited returns how the next guest ended.
 func (c *testClient) exited(t testing.TB, patience time.Duration) map[string]any {
 	t.Helper()
-	return c.next(t, "exited", patience)["exited"].(map[string]any)
+	_, exit := c.untilExit(t, patience)
+	return exit
+}
+
+// untilExit returns how the next guest ended, and the events before that.
+func (c *testClient) untilExit(t testing.TB, patience time.Duration) (events []map[string]any, exit map[string]any) {
+	t.Helper()
+	timer := time.After(patience)
+	for {
+		select {
+		case m := <-c.pushed:
+			if exit, ok := m["exited"].(map[string]any); ok {
+				return events, exit
+			}
+			events = append(events, m)
+		case <-timer:
+			t.Fatalf("no guest ended within %v", patience)
+		}
+	}
 }

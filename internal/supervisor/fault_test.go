@@ -167,6 +167,13 @@ func clientMain(argument string) int {
 	c := newTestClient(t, mine)
 	c.hello(t)
 	g := c.spawn(t, "orphan", nil)
+	// It will not see the end of its channel.
+	if err := g.start("post(1)\nsum(range(10**12))"); err != nil {
+		return fail(err)
+	}
+	if _, err := g.in.Read(); err != nil {
+		return fail(err)
+	}
 	fmt.Printf(`{"guest":%q,"supervisor":%d,"child":%d}`+"\n", g.id, s.cmd.Process.Pid, holder.Process.Pid)
 	select {}
 }

@@ -105,7 +105,7 @@ func runForwarding(cmd *exec.Cmd, control *os.File) (int, error) {
 		if failed.ExitCode() > 0 {
 			return failed.ExitCode(), nil
 		}
-		return 0, fmt.Errorf("the supervisor was ended: %s", failed)
+		return 0, fmt.Errorf("the supervisor was ended: %w", failed)
 	}
 	return 0, err
 }

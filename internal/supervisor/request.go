@@ -162,7 +162,7 @@ func decodeObject(data []byte) (map[string]json.RawMessage, error) {
 		return nil, fmt.Errorf("%w: the request is not UTF-8", errProtocol)
 	}
 	broken := func(err error) error {
-		return fmt.Errorf("%w: the request is not a JSON object: %s", errProtocol, err)
+		return fmt.Errorf("%w: the request is not a JSON object: %w", errProtocol, err)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if token, err := d.Token(); err != nil {

@@ -90,8 +90,8 @@ class Reading(Pairs):
         while more:
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
-                while more:
-                    more = reader.read(self.ours)
+                for _ in range(100):  # and arm again: an interrupt in a destructor is swallowed
+                    more = more and reader.read(self.ours)
                     while reader.frames:
                         move(reader.frames, inbox)
             except Interrupt:

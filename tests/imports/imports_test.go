@@ -14,19 +14,23 @@ const module = "github.com/psi-runtime/psi/"
 
 // allowed lists, for every package, the packages of ours that it may import. Arrows point down.
 var allowed = map[string][]string{
-	"pkg/policy":          {},
-	"pkg/channel":         {},
-	"bpf":                 {},
-	"rootfs":              {},
-	"pkg/bundle":          {"pkg/policy"},
-	"internal/enforce":    {"bpf", "pkg/policy"},
-	"internal/netproxy":   {"pkg/policy"},
-	"internal/container":  {"pkg/bundle"},
-	"internal/attend":     {"internal/container", "internal/enforce", "internal/netproxy", "pkg/policy"},
-	"internal/supervisor": {"internal/attend", "internal/container", "internal/netproxy", "pkg/bundle", "pkg/channel", "pkg/policy"},
-	"cmd/psi-shim":        {"internal/container", "internal/supervisor"},
-	"cmd/psi-runtime":     {"internal/attend", "internal/container", "internal/enforce", "internal/netproxy", "pkg/bundle", "pkg/policy", "rootfs"},
-	"internal/leakcheck":  {},
+	"pkg/policy":            {},
+	"pkg/channel":           {},
+	"pkg/channel/agenttest": {},
+	"bpf":                   {},
+	"rootfs":                {},
+	"internal/leakcheck":    {},
+	"internal/testroot":     {},
+	"pkg/bundle":            {"pkg/policy"},
+	"internal/endpoint":     {"pkg/policy"},
+	"internal/enforce":      {"bpf", "internal/endpoint", "pkg/policy"},
+	"internal/netproxy":     {"internal/endpoint", "pkg/policy"},
+	"internal/container":    {"pkg/policy"},
+	"internal/attend":       {"internal/enforce", "internal/netproxy", "pkg/policy"},
+	"internal/supervisor":   {"internal/attend", "internal/container", "internal/enforce", "pkg/bundle", "pkg/policy"},
+	"cmd/psi-shim":          {"internal/container", "internal/supervisor"},
+	"cmd/psi-runtime": {"internal/attend", "internal/container", "internal/endpoint", "internal/enforce", "pkg/bundle",
+		"pkg/policy", "rootfs"},
 }
 
 func TestImportsPointDown(t *testing.T) {
