@@ -19,14 +19,15 @@ from __future__ import annotations
 import json
 import select
 import socket
-import threading
 import time
 from collections import deque
 from typing import Callable, Deque, Dict, List, Optional, TypeVar
 
 from . import _frames as wire
 from ._frames import Frame, FrameReader, ProtocolError, move
+from ._lock import make_lock
 from ._outbox import Outbox, OutboxFull
+from ._waiting import Request, Waiter
 
 T = TypeVar("T")
 
@@ -47,43 +48,6 @@ class WaitExpired(Exception):
     """Nothing came in time."""
 
 
-class Request:
-    """One exec or call; ``reply`` is its DONE, RESULT or ERROR frame once that came."""
-
-    __slots__ = ("id", "kind", "reply", "output", "abandoned")
-
-    def __init__(self, id: int, kind: int, listening: bool) -> None:
-        self.id = id
-        self.kind = kind
-        self.reply: Optional[Frame] = None
-        self.output: Optional[Deque[Frame]] = deque() if listening else None
-        self.abandoned = False  # nobody wants to know how it ends
-
-    def take(self) -> Optional[Frame]:
-        """The next frame for the thread that waits for this request: its output, then its reply."""
-        return self.output.popleft() if self.output else self.reply
-
-
-class _Waiter:
-    """A thread in :meth:`Channel._wait`: it leads, or sleeps until it is woken."""
-
-    queued = False
-    _woken: Optional[threading.Lock] = None
-
-    def queue(self) -> None:
-        self.queued = True
-        self._woken = threading.Lock()
-        self._woken.acquire()
-
-    def wake(self) -> None:
-        if self._woken is not None and self._woken.locked():
-            self._woken.release()
-
-    def sleep(self, timeout: Optional[float]) -> None:
-        if self._woken is not None:
-            self._woken.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-
-
 class Channel:
     """The client's end of a guest's channel. Any thread may use any method."""
 
@@ -96,13 +60,14 @@ class Channel:
         self._reader = FrameReader(message_limit)  # the leader's
         self._poll = select.poll()  # the leader's
         self._poll.register(sock, select.POLLIN)
-        self._lock = threading.Lock()  # guards all that follows
-        self._leader: Optional[_Waiter] = None
-        self._followers: List[_Waiter] = []
+        self._lock = make_lock()  # guards all that follows
+        self._leader: Optional[Waiter] = None
+        self._followers: List[Waiter] = []
         self._inbox: Deque[Frame] = deque()
         self._requests: Dict[int, Request] = {}  # sent and not answered, oldest first
         self._listeners: List[Request] = []
         self._last_id = 0
+        self._for_recv = self._take_post  # one object, to be recognised by _lead
         self._tails: Dict[int, bytearray] = {wire.STDOUT: bytearray(), wire.STDERR: bytearray()}
         self._closed = False
         self.ready: Optional[Dict[str, object]] = None  # what the guest said of itself when it was ready
@@ -172,7 +137,7 @@ class Channel:
 
     def receive(self, deadline: Optional[float]) -> Frame:
         """The next post, or ERROR of an exec. Raises WaitExpired, ChannelClosed."""
-        return self._wait(self._take_post, deadline)
+        return self._wait(self._for_recv, deadline)
 
     def put_back(self, frame: Frame) -> None:
         """Make what ``receive`` has given the next thing to receive again."""
@@ -191,18 +156,21 @@ class Channel:
         try:
             with self._lock:
                 self._listeners.append(request)
-            while True:
-                frame = self._wait(request.take, deadline)
-                if frame is request.reply:
-                    return frame
-                on_output(frame)
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise WaitExpired  # a guest that never stops printing does not stop the clock
+            return self._listen(request, deadline, on_output)
         finally:
             with self._lock:
                 request.output = None
                 if request in self._listeners:
                     self._listeners.remove(request)
+
+    def _listen(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
+        while True:
+            frame = self._wait(request.take, deadline)
+            if frame is request.reply:
+                return frame
+            on_output(frame)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise WaitExpired  # a guest that never stops printing does not stop the clock
 
     def read_now(self) -> None:
         """Take in what has arrived, unless somebody is reading or the inbox is full. Never blocks."""
@@ -220,41 +188,46 @@ class Channel:
         return self._inbox.popleft() if self._inbox else None
 
     def _wait(self, take: Callable[[], Optional[T]], deadline: Optional[float]) -> T:
-        me = _Waiter()
-        tried = False
+        # The loop is a function of its own: CPython 3.12 and 3.13 skip a `finally` when an interrupt comes
+        # at the backward jump of a loop directly inside its `try`.
+        me = Waiter()
         try:
-            while True:
-                with self._lock:
-                    if self._closed:
-                        raise ChannelClosed
-                    item = take()
-                    if item is not None:
-                        return item
-                    if self.ended:
-                        raise ChannelClosed
-                    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    if timeout == 0.0 and tried:
-                        raise WaitExpired
-                    tried = True
-                    if (self._leader is not None and self._leader is not me) or self._full():
-                        if self._leader is me:
-                            self._leader = None
-                        me.queue()
-                        self._followers.append(me)
-                    else:
-                        self._leader = me
-                if self._leader is me:
-                    item = self._lead(me, timeout, take)
-                    if item is not None:
-                        return item
-                else:
-                    me.sleep(timeout)
+            return self._wait_as(me, take, deadline)
         finally:
             if self._leader is me or me.queued or self._closed:
                 with self._lock:
                     self._leave(me)
 
-    def _leave(self, me: _Waiter) -> None:
+    def _wait_as(self, me: Waiter, take: Callable[[], Optional[T]], deadline: Optional[float]) -> T:
+        tried = False
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise ChannelClosed
+                item = take()
+                if item is not None:
+                    return item
+                if self.ended:
+                    raise ChannelClosed
+                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if timeout == 0.0 and tried:
+                    raise WaitExpired
+                tried = True
+                if (self._leader is not None and self._leader is not me) or self._full():
+                    if self._leader is me:
+                        self._leader = None
+                    me.queue()
+                    self._followers.append(me)
+                else:
+                    self._leader = me
+            if self._leader is me:
+                item = self._lead(me, timeout, take)
+                if item is not None:
+                    return item
+            else:
+                me.sleep(timeout)
+
+    def _leave(self, me: Waiter) -> None:
         if self._leader is me:
             self._leader = None
         if self._followers:
@@ -283,7 +256,7 @@ class Channel:
 
     # Reading (the leader) -----------------------------------------------------------------------------
 
-    def _lead(self, me: _Waiter, timeout: Optional[float], take: Callable[[], Optional[T]]) -> Optional[T]:
+    def _lead(self, me: Waiter, timeout: Optional[float], take: Callable[[], Optional[T]]) -> Optional[T]:
         """Read once, hand out what came, and take what this thread waits for, if it is there now."""
         fault: Optional[str] = None
         more = True
@@ -298,18 +271,24 @@ class Channel:
             more = False  # reset: the guest died with unread frames in its own buffer
         except ProtocolError as error:
             fault = str(error)
+        frames = self._reader.frames
         with self._lock:
-            try:
-                if self._reader.frames:
-                    self._hand_out(self._reader.frames)
-            except ProtocolError as error:
-                fault = str(error)
-            if fault is not None:
-                self.fault = fault
-            if fault is not None or not more:
-                self.ended = True
-            item = None if self._closed else take()
-            if item is not None:
+            item: Optional[T]
+            if len(frames) == 1 and take is self._for_recv and frames[0].type == wire.GUEST_POST and not self._inbox:
+                item = frames.popleft()  # type: ignore[assignment]  # past the inbox: this is the common case
+            else:
+                try:
+                    self._hand_out(frames)
+                except ProtocolError as error:
+                    fault = str(error)
+                if fault is not None:
+                    self.fault = fault
+                if fault is not None or not more:
+                    self.ended = True
+                item = None if self._closed else take()
+            if item is not None and not self._followers and not self._closed:
+                self._leader = None
+            elif item is not None:
                 self._leave(me)
             elif self._followers:
                 self._wake()
@@ -400,7 +379,7 @@ class Channel:
     def disown(self) -> None:
         """After fork, in the child: close this process's copy; the parent's channel is not touched."""
         self._closed = self.ended = True
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._sock.close()
 
     def __del__(self) -> None:

@@ -19,8 +19,9 @@ of which there is at most one for each sandbox, only beyond 65536.
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, List, Mapping, NamedTuple, Set, Tuple
+
+from ._lock import make_lock
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
@@ -52,7 +53,7 @@ class EventLog:
     """The events of this process, and who waits for them. The I/O thread publishes, loops consume."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards all that follows
+        self._lock = make_lock()  # guards all that follows
         self._entries: List[_Entry] = []  # oldest first
         self._next = 0  # the number of the next event
         self._unread = 0  # the first number that no consumer has had

@@ -15,6 +15,8 @@ import threading
 from collections import deque
 from typing import Callable, Deque, Dict, Protocol, Set, Tuple
 
+from ._lock import make_lock
+
 
 class Sink(Protocol):
     """Something with bytes to send: a channel."""
@@ -46,7 +48,7 @@ class IOThread:
     """A daemon thread, started when it is first needed."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._started = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)

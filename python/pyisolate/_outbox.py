@@ -10,9 +10,10 @@ byte: the stream's position is the sum of what ``send`` returned, recorded insid
 from __future__ import annotations
 
 import socket
-import threading
 from collections import deque
 from typing import Deque, List, Tuple
+
+from ._lock import make_lock
 
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -28,7 +29,7 @@ class Outbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._queue: Deque[Tuple[int, bytes]] = deque()  # (position in the stream of its end, bytes)
         self._sent: List[int] = [0]  # its sum is the position that has been reached
         self._closed = False

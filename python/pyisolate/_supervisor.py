@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import threading
 import weakref
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -19,6 +18,7 @@ from . import _locate
 from ._control import VERSION, Connection, ConnectionLost, Message, Pending
 from ._events import Event, Events, details_of
 from ._io import IOThread
+from ._lock import make_lock
 from .errors import SandboxError
 from .sandbox import Sandbox
 
@@ -40,8 +40,8 @@ class Supervision:
 
     def _begin(self) -> None:
         self._io = IOThread()
-        self._starting = threading.Lock()  # one thread at a time starts a supervisor
-        self._lock = threading.Lock()  # guards all that follows
+        self._starting = make_lock()  # one thread at a time starts a supervisor
+        self._lock = make_lock()  # guards all that follows
         self._connections: Dict[Optional[str], Connection] = {}  # that live, by socket; None: embedded
         self._processes: List["subprocess.Popen[bytes]"] = []
         self._names: Dict[str, _Making] = {}
@@ -82,7 +82,8 @@ class Supervision:
     def active(self) -> Dict[str, Sandbox]:
         """The sandboxes that run, by name."""
         with self._lock:
-            return {name: made.sandbox for name, made in self._names.items() if made.sandbox is not None}
+            names = dict(self._names)
+        return {name: made.sandbox for name, made in names.items() if made.sandbox is not None}
 
     def forget(self, sandbox: Sandbox) -> None:
         """A sandbox has ended: its name is free."""
@@ -162,7 +163,7 @@ class Supervision:
                 living = self._connections.get(path)
             if living is not None and living.lost is None:
                 return living, False
-            self._processes = [each for each in self._processes if each.poll() is None]
+            self._reap()
             process: Optional["subprocess.Popen[bytes]"] = None
             if path:
                 sock = _dial(path)
@@ -181,6 +182,9 @@ class Supervision:
             with self._lock:
                 self._connections[path] = connection
             return connection, True
+
+    def _reap(self) -> None:
+        self._processes = [each for each in self._processes if each.poll() is None]
 
     # The I/O thread ----------------------------------------------------------------------------------------
 

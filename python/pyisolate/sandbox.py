@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional
 
 from . import _frames as wire
-from ._channel import Channel, ChannelClosed, Request, WaitExpired
+from ._channel import Channel, ChannelClosed, WaitExpired
 from ._codec import CodecError, DecodeError, Limits, UnknownClass, decode, encode
 from ._control import Connection, ConnectionLost, Message, Pending
 from ._death import death
@@ -24,6 +24,7 @@ from ._hint import file_hint, fs_rules
 from ._outbox import OutboxFull
 from ._output import OutputText
 from ._request import PolicyLike, policy_fields
+from ._waiting import Request
 from .errors import SandboxError, TimeoutError, make_guest_error, printable
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Sandbox:
         self.id: str = made["guest"]  # on the host: psi-…
         self.policy_digest: str = made.get("policy_digest", "")
         self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
-        self.limits: Mapping[str, Any] = made["limits"]  # in the units of a policy document
+        self.limits: Mapping[str, Any] = made["limits"]  # at launch, in the units of a policy document
         self.connection = connection
         self._owner = owner
         self._fs = fs_rules(asked)
@@ -133,9 +134,10 @@ class Sandbox:
 
         Waits ``timeout`` seconds, or as long as it takes; then :class:`TimeoutError`.
         """
-        self._usable()
+        if self._closed or self._forked:
+            raise self._death()
         try:
-            frame = self._channel.receive(_deadline(timeout))
+            frame = self._channel.receive(None if timeout is None else time.monotonic() + timeout)
         except WaitExpired:
             raise self._expired(f"nothing to receive within {timeout:g} s") from None
         except ChannelClosed:
@@ -151,9 +153,13 @@ class Sandbox:
     def post(self, obj: Any) -> None:
         """Send a value to the guest, whose ``recv()`` returns it. Never blocks: what the guest does not
         take is kept here, up to 64 MiB, and then refused."""
+        if self._closed or self._forked:
+            raise self._death()
         payload = self._encode(obj, "the value to post")
-        self._usable()
-        self._send(lambda: self._channel.post(payload))
+        try:
+            self._channel.post(payload)
+        except (OutboxFull, ChannelClosed) as error:
+            raise self._refused(error) from None
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in the code that the guest runs now; what has not begun is cancelled."""
@@ -207,9 +213,7 @@ class Sandbox:
         """Give the running guest another policy: its limits and endpoints. Raises PolicyError if files or
         imports differ, which takes a new sandbox."""
         self._usable()
-        reply = self._ask("reload", policy_fields(policy))
-        if isinstance(reply.get("limits"), dict):
-            self.limits = reply["limits"]
+        self._ask("reload", policy_fields(policy))
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -270,10 +274,13 @@ class Sandbox:
     def _send(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except OutboxFull as error:
-            raise self._about(SandboxError(f"guest {self.name!r}: {error}; wait for it, or close it")) from None
-        except ChannelClosed:
-            raise self._death() from None
+        except (OutboxFull, ChannelClosed) as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: Exception) -> SandboxError:
+        if isinstance(error, OutboxFull):
+            return self._about(SandboxError(f"guest {self.name!r}: {error}; wait for it, or close it"))
+        return self._death()
 
     def _answer(self, request: Request, deadline: Optional[float], show: Callable[[wire.Frame], None]) -> wire.Frame:
         try:

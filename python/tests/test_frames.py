@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import socket
@@ -81,19 +82,28 @@ class Reading(Pairs):
                 self.theirs.sendall(pack(wire.GUEST_POST, i, b"%d" % i * rng.choice([1, 1, 20, 500])))
             self.theirs.close()
 
+        gc.disable()  # an interrupt inside a destructor would be reported and swallowed
+        self.addCleanup(gc.enable)
         before = signal.signal(signal.SIGALRM, _raise)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
         threading.Thread(target=send, daemon=True).start()
         reader = FrameReader(1 << 20)
         inbox: Deque[Frame] = deque()
         interrupts, more = 0, True
+
+        def read_some() -> bool:  # a function: see Channel._wait about loops and `try`
+            for _ in range(100):
+                if not reader.read(self.ours):
+                    return False
+                while reader.frames:
+                    move(reader.frames, inbox)
+            return True  # and arm again: an interrupt in a destructor is swallowed
+
         while more:
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
-                for _ in range(100):  # and arm again: an interrupt in a destructor is swallowed
-                    more = more and reader.read(self.ours)
-                    while reader.frames:
-                        move(reader.frames, inbox)
+                more = read_some()
+                signal.setitimer(signal.ITIMER_REAL, 0)
             except Interrupt:
                 interrupts += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -112,6 +122,8 @@ class Sending(Pairs):
                     return
                 got.append(data)
 
+        gc.disable()  # an interrupt inside a destructor would be reported and swallowed
+        self.addCleanup(gc.enable)
         before = signal.signal(signal.SIGALRM, _raise)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
         thread = threading.Thread(target=take)

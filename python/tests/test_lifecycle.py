@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent.parent
 def run(code: str, environ: Optional[Dict[str, str]] = None, uid: int = 0) -> "subprocess.CompletedProcess[str]":
     """A Python program with a pyisolate of its own."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        ["/usr/bin/python3" if uid else sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120, cwd="/",
         preexec_fn=(lambda: _become(uid)) if uid else None,

@@ -52,6 +52,7 @@ class Session:
         self.interrupted = 0
         self.cancelled: list[tuple[int, int]] = []
         self.ending = False
+        self.finishing = False
         self.sources: dict[str, str] = {}
         self.main = type(sys)("__main__")
         self.main.__dict__["__builtins__"] = builtins
@@ -144,7 +145,8 @@ class Session:
 
     def _end(self) -> None:
         self.ending = True
-        raise SystemExit(0)
+        if not self.finishing:  # else it would end the exit functions
+            raise SystemExit(0)
 
     def on_arrival(self, signum: int = 0, frame: Optional[FrameType] = None) -> None:
         """SIGIO: something has arrived while the main thread runs guest code."""
@@ -318,6 +320,7 @@ class Session:
         import atexit
 
         self.guard.critical = True
+        self.finishing = True
         self._attempt(atexit._run_exitfuncs)
         self._attempt(self._flush)
         posix._exit(0)
