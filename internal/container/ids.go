@@ -67,11 +67,25 @@ func autoIDs(s *specs.Spec) (placeholder, size uint32, auto bool, err error) {
 	if s.Linux == nil || len(s.Linux.UIDMappings) != 1 || len(s.Linux.GIDMappings) != 1 {
 		return 0, 0, false, errors.New(rule)
 	}
+	if !newUserNamespace(s.Linux.Namespaces) {
+		return 0, 0, false, errors.New("io.psi.ids=auto needs a new user namespace: add {\"type\": \"user\"} to linux.namespaces, or leave the annotation out")
+	}
 	u, g := s.Linux.UIDMappings[0], s.Linux.GIDMappings[0]
 	if u != g || u.ContainerID != 0 {
 		return 0, 0, false, errors.New(rule)
 	}
 	return u.HostID, u.Size, true, nil
+}
+
+// newUserNamespace reports whether the container gets a user namespace of its own. Without
+// one the mappings would mean nothing, and the guest would be the host's root.
+func newUserNamespace(namespaces []specs.LinuxNamespace) bool {
+	for _, n := range namespaces {
+		if n.Type == specs.UserNamespace {
+			return n.Path == ""
+		}
+	}
+	return false
 }
 
 // withIDs returns a copy of the spec in which the guest's own range stands in

@@ -176,3 +176,23 @@ func makePoint(root string, p MountPoint) error {
 	}
 	return f.Close()
 }
+
+// insideBundle refuses a relative root.path whose links lead out of the bundle: what is below
+// it would be shown to the guest. An absolute path says openly what it shows.
+func insideBundle(bundle, root string) error {
+	if filepath.IsAbs(root) {
+		return nil
+	}
+	dir, err := filepath.EvalSymlinks(bundle)
+	if err != nil {
+		return fmt.Errorf("finding the bundle: %w", err)
+	}
+	real, err := filepath.EvalSymlinks(filepath.Join(bundle, root))
+	if err != nil {
+		return fmt.Errorf("finding the root: %w", err)
+	}
+	if inside, err := filepath.Rel(dir, real); err != nil || !filepath.IsLocal(inside) {
+		return fmt.Errorf("root.path %q leads out of the bundle, to %s: name that directory by its absolute path if it is meant", root, real)
+	}
+	return nil
+}

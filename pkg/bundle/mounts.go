@@ -70,18 +70,19 @@ func bind(source, dest string, write bool) specs.Mount {
 
 // maskedPaths hide what /proc tells about the host. runc's list, and: interrupts
 // (keystrokes and network traffic can be told from it), the boot command line,
-// kernel symbols, modules and configuration, disks and swap.
+// kernel symbols, modules and configuration, disks and swap, buses, and pressure
+// (whose files anybody may open for writing, to arm triggers in the kernel).
 func maskedPaths() []string {
 	return []string{
-		"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/config.gz", "/proc/diskstats", "/proc/interrupts",
+		"/proc/acpi", "/proc/asound", "/proc/bus", "/proc/cmdline", "/proc/config.gz", "/proc/diskstats", "/proc/interrupts",
 		"/proc/kallsyms", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/modules", "/proc/partitions",
-		"/proc/sched_debug", "/proc/scsi", "/proc/swaps", "/proc/timer_list", "/proc/timer_stats",
+		"/proc/pressure", "/proc/sched_debug", "/proc/scsi", "/proc/swaps", "/proc/timer_list", "/proc/timer_stats",
 		"/sys/devices/virtual/powercap", "/sys/firmware",
 	}
 }
 
 func readonlyPaths() []string {
-	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	return []string{"/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
 // isText reports text that JSON carries unchanged.

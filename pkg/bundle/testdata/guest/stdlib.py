@@ -55,13 +55,11 @@ with tempfile.TemporaryDirectory() as d:
     shutil.copytree(p, p.parent / "copy")
     shutil.rmtree(p.parent / "copy")
     os.link(p / "a", p / "c")
-    os.symlink("a", p / "s")
-    assert (p / "s").resolve() == p / "a"
     os.chmod(p / "a", 0o600)
     os.utime(p / "a", (1, 1))
     os.truncate(p / "a", 10)
     os.rename(p / "a", p / "e")
-    assert sorted(x.name for x in os.scandir(p)) == ["b", "c", "e", "s"]
+    assert sorted(x.name for x in os.scandir(p)) == ["b", "c", "e"]
     assert stat.S_ISREG(os.stat(p / "b").st_mode)
     os.statvfs(d)
     with open(p / "m", "w+b") as f:
@@ -70,7 +68,12 @@ with tempfile.TemporaryDirectory() as d:
             m[:4] = b"abcd"
             m.flush()
         fcntl.flock(f, fcntl.LOCK_EX)
-        fcntl.lockf(f, fcntl.LOCK_EX)
+        try:
+            fcntl.lockf(f, fcntl.LOCK_EX)  # its memory is the host's: see the seccomp table
+        except PermissionError:
+            pass
+        else:
+            raise AssertionError("locks of byte ranges are allowed")
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.posix_fallocate(f.fileno(), 0, 4096)
         os.pwrite(f.fileno(), b"zz", 0)
@@ -84,9 +87,8 @@ with tempfile.TemporaryDirectory() as d:
         t.add(p / "b")
     with zipfile.ZipFile(p / "z.zip", "w", zipfile.ZIP_DEFLATED) as z:
         z.write(p / "b", "b")
-    db = sqlite3.connect(p / "db")
+    db = sqlite3.connect(f"file:{p}/db?vfs=unix-dotfile", uri=True)
     db.execute("create table t (x)")
-    db.execute("pragma journal_mode=wal")
     db.execute("insert into t values (1)")
     db.commit()
     assert db.execute("select * from t").fetchall() == [(1,)]
