@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -63,6 +64,10 @@ func execute(args []string) int {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(memoryCeiling)
 	logrus.SetLevel(logrus.InfoLevel)
+	if slices.Contains(args, "run") || slices.Contains(args, "create") {
+		// Before anything is read: it is the longest wait of all, and happens meanwhile.
+		go container.Warm()
+	}
 	app := newApp()
 	return report(app.Run(flagsFirst(app, args)))
 }

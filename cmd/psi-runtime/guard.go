@@ -82,13 +82,13 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 		return &attendance{}, nil
 	}
 	if !c.PrivateNet() {
-		return nil, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
+		return &attendance{}, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
 	}
 	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, OnEvent: func(e attend.Event) {
 		logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type)
 	}})
 	if err != nil {
-		return nil, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
+		return &attendance{}, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
 	}
 	return &attendance{a: a, id: c.ID()}, nil
 }

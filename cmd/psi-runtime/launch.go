@@ -79,6 +79,12 @@ func (o *launchOptions) createOptions(g *global, spec *specs.Spec, bundle string
 	if err != nil {
 		return container.CreateOptions{}, err
 	}
+	if spec.Hooks == nil { // which would see it too
+		// libcontainer passes it on to init, which has one thing to do at a time.
+		if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
+			return container.CreateOptions{}, err
+		}
+	}
 	return container.CreateOptions{
 		Root: g.root, ID: o.id, Bundle: bundle, Spec: spec,
 		ExtraFiles: extra, PIDFile: pidFile,

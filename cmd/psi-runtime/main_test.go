@@ -44,7 +44,7 @@ func testMain(m *testing.M) int {
 	}
 	testRoot = filepath.Join(dir, "rootfs")
 	if err == nil {
-		err = testroot.Make(testRoot)
+		err = testroot.Make(testRoot, "stty")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -52,7 +52,6 @@ func runCommand(g *global) *cli.Command {
 }
 
 func run(g *global, o *runOptions) error {
-	go container.Warm()
 	spec, bundle, err := loadSpec(o.bundle)
 	if err != nil {
 		return err
@@ -101,9 +100,14 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 		}
 		defer opts.PIDFDSocket.Close()
 	}
+	attendance := &attendance{}
+	opts.OnInit = func(c *container.Container) (err error) {
+		attendance, err = guard.attend(c)
+		return err
+	}
 	c, err := container.Create(context.Background(), *opts)
 	if err != nil {
-		return 0, err
+		return 0, errors.Join(err, attendance.end())
 	}
 	defer func() {
 		if err != nil || !o.keep {
@@ -112,11 +116,7 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 			err = c.Detach()
 		}
 	}()
-	attendant, err := guard.attend(c)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, attendant.end()) }()
+	defer func() { err = errors.Join(err, attendance.end()) }()
 	if err := streams.started(); err != nil {
 		return 0, err
 	}
@@ -124,9 +124,9 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 	if err := c.Start(); err != nil {
 		return 0, err
 	}
-	status, err := signals.forward(c, streams)
+	status := signals.forward(c, streams)
 	streams.drain()
-	return status, err
+	return status, nil
 }
 
 // orBundle takes an argument with a / in it, which no id has, as the bundle's

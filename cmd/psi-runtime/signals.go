@@ -34,15 +34,14 @@ func (s *signals) ready() { <-s.all }
 
 // forward passes signals on to the container's first process until it ends, reaps
 // whatever else becomes our child, and returns the status as a shell shows it.
-func (s *signals) forward(c *container.Container, streams *streams) (int, error) {
-	streams.resize()
+func (s *signals) forward(c *container.Container, streams *streams) int {
 	for sig := range s.received {
 		switch sig {
 		case unix.SIGWINCH:
 			streams.resize()
 		case unix.SIGCHLD:
 			if status, ended := reap(c.InitPID()); ended {
-				return status.Shell(), nil
+				return status.Shell()
 			}
 		case unix.SIGURG: // Go's scheduler sends it to itself
 		default:
@@ -55,7 +54,7 @@ func (s *signals) forward(c *container.Container, streams *streams) (int, error)
 			}
 		}
 	}
-	return 0, nil
+	return 0
 }
 
 // forwardTo does the same for a process that exec started. The container's own
@@ -70,7 +69,6 @@ func (s *signals) forwardTo(p *container.Process, streams *streams) (int, error)
 		status, err := p.Wait()
 		ended <- result{status, err}
 	}()
-	streams.resize()
 	for {
 		select {
 		case r := <-ended:

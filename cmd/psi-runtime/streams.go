@@ -18,6 +18,7 @@ type streams struct {
 
 	socket, child *os.File // init sends the master through child
 	host          console.Console
+	received      chan error // one value, when master is set up or never will be
 	master        console.Console
 	copied        chan struct{}
 }
@@ -35,11 +36,31 @@ func openStreams(terminal bool) (*streams, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the console socket: %w", err)
 	}
-	return &streams{
-		host:   host,
-		socket: os.NewFile(uintptr(pair[0]), "console-parent"),
-		child:  os.NewFile(uintptr(pair[1]), "console-child"),
-	}, nil
+	s := &streams{
+		host:     host,
+		socket:   os.NewFile(uintptr(pair[0]), "console-parent"),
+		child:    os.NewFile(uintptr(pair[1]), "console-child"),
+		received: make(chan error, 1),
+	}
+	// On a goroutine, so that the size is set before the program asks: exec returns
+	// when the program runs.
+	go func() { s.received <- s.receive() }()
+	return s, nil
+}
+
+// receive waits for the master and sets it up.
+func (s *streams) receive() error {
+	f, err := receiveFile(s.socket)
+	if err != nil {
+		return fmt.Errorf("receiving the terminal: %w", err)
+	}
+	master, err := console.ConsoleFromFile(f)
+	if err != nil {
+		return fmt.Errorf("receiving the terminal: %w", err)
+	}
+	s.master = master
+	s.resize()
+	return nil
 }
 
 // hostConsole finds the caller's terminal: a standard stream, or /dev/tty if all
@@ -65,26 +86,17 @@ func (s *streams) files() (in, out, err, socket *os.File) {
 	return nil, nil, nil, s.child
 }
 
-// started is called when init has been started, and before it runs the program.
+// started is called when init, or the process of an exec, has been started.
 func (s *streams) started() error {
 	if s.std != nil {
 		s.std.started()
 		return nil
 	}
 	s.child.Close()
-	master, err := receiveFile(s.socket)
-	s.socket.Close()
-	if err != nil {
-		return fmt.Errorf("receiving the terminal: %w", err)
+	if err := <-s.received; err != nil {
+		return err
 	}
-	if s.master, err = console.ConsoleFromFile(master); err != nil {
-		return fmt.Errorf("receiving the terminal: %w", err)
-	}
-	// The caller's terminal turns line feeds into new lines already.
-	if err := console.ClearONLCR(s.master.Fd()); err != nil {
-		return fmt.Errorf("setting the terminal up: %w", err)
-	}
-	if err := s.host.SetRaw(); err != nil {
+	if err := s.setRaw(); err != nil {
 		return fmt.Errorf("setting the caller's terminal to raw mode: %w", err)
 	}
 	s.copied = make(chan struct{})
@@ -94,6 +106,21 @@ func (s *streams) started() error {
 		close(s.copied)
 	}()
 	return nil
+}
+
+// setRaw makes the caller's terminal pass everything through. SetRaw alone leaves it
+// turning line feeds into new lines, which the container's terminal does already.
+func (s *streams) setRaw() error {
+	if err := s.host.SetRaw(); err != nil {
+		return err
+	}
+	fd := int(s.host.Fd())
+	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	mode.Oflag &^= unix.OPOST
+	return unix.IoctlSetTermios(fd, unix.TCSETS, mode)
 }
 
 // resize gives the container's terminal the size of the caller's.
@@ -118,10 +145,11 @@ func (s *streams) restore() {
 	if s.host != nil {
 		_ = s.host.Reset()
 	}
-	for _, f := range []*os.File{s.socket, s.child} {
-		if f != nil {
-			f.Close()
-		}
+	if s.socket != nil {
+		// Whoever waits for a terminal that does not come is told.
+		_ = unix.Shutdown(int(s.socket.Fd()), unix.SHUT_RDWR)
+		s.socket.Close()
+		s.child.Close()
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/systemd"
@@ -61,7 +62,7 @@ func groupPath(s *specs.Spec, o *CreateOptions) (path string, useSystemd bool) {
 	if s.Linux != nil && s.Linux.CgroupsPath != "" {
 		return s.Linux.CgroupsPath, o.SystemdCgroup
 	}
-	name := key(o.Root, o.ID, "-")
+	name := groupName(o.Root, o.ID)
 	if o.CgroupParent != "" {
 		return filepath.Join(o.CgroupParent, name), false
 	}
@@ -84,7 +85,7 @@ func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
 	}
 	linux.CgroupsPath = path
 	out.Linux = &linux
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+	config, err := convert(&specconv.CreateOpts{
 		CgroupName:       o.ID,
 		UseSystemdCgroup: useSystemd,
 		NoPivotRoot:      o.NoPivot,
@@ -100,6 +101,30 @@ func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
 	config.Labels = slices.DeleteFunc(config.Labels, func(l string) bool { return strings.HasPrefix(l, "bundle=") })
 	config.Labels = append(config.Labels, "bundle="+o.Bundle)
 	return config, adaptResources(config, s)
+}
+
+// conversion guards specconv's table of default devices.
+var conversion sync.Mutex
+
+// convert calls specconv, which gives its default devices, a global table, to the
+// container's root and then puts pointers to them into the config: the next
+// container would change this one's. So each config gets copies, and the table is
+// put back as it was.
+func convert(o *specconv.CreateOpts) (*configs.Config, error) {
+	conversion.Lock()
+	defer conversion.Unlock()
+	config, err := specconv.CreateLibcontainerConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	for i, shared := range config.Devices {
+		own := *shared
+		config.Devices[i] = &own
+	}
+	for _, device := range specconv.AllowedDevices {
+		device.Uid, device.Gid = 0, 0
+	}
+	return config, nil
 }
 
 // adaptResources fits a psi bundle's limits to the host's kind of cgroups.

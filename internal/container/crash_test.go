@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,8 +21,9 @@ import (
 const crashEnv = "PSI_TEST_CRASH"
 
 type crashPlan struct {
-	Options CreateOptions
-	Start   bool
+	Root, RunDir, ID string
+	Spec             *specs.Spec
+	Start            bool
 }
 
 func createAndHang() int {
@@ -30,7 +32,7 @@ func createAndHang() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	c, err := Create(context.Background(), plan.Options)
+	c, err := Create(context.Background(), CreateOptions{Root: plan.Root, RunDir: plan.RunDir, ID: plan.ID, Bundle: "/", Spec: plan.Spec})
 	if err == nil && plan.Start {
 		err = c.Start()
 	}
@@ -46,7 +48,7 @@ func createAndHang() int {
 func (f *fixture) crasher(start bool) (*exec.Cmd, string) {
 	f.t.Helper()
 	o := f.options(autoSpec("sleep 1000 & sleep 1000"))
-	text, err := json.Marshal(crashPlan{Options: o, Start: start})
+	text, err := json.Marshal(crashPlan{o.Root, o.RunDir, o.ID, o.Spec, start})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -56,18 +58,41 @@ func (f *fixture) crasher(start bool) (*exec.Cmd, string) {
 	return cmd, o.ID
 }
 
+// creationTime is how long a creating process takes on this machine.
+func (f *fixture) creationTime() time.Duration {
+	f.t.Helper()
+	cmd, _ := f.crasher(false)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		f.t.Fatal(err)
+	}
+	line(f.t, out)
+	took := time.Since(began)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if _, err := GC(f.run); err != nil {
+		f.t.Fatal(err)
+	}
+	return took
+}
+
 // TestKilledCreatorLeavesNothingAfterGC: a creating process is killed after a
 // random time, many times over; one gc, and nothing is left of any of them.
 func TestKilledCreatorLeavesNothingAfterGC(t *testing.T) {
 	f := newFixture(t)
 	const rounds = 40
+	window := f.creationTime() * 5 / 4
 	var undone int
 	for range rounds {
 		cmd, _ := f.crasher(rand.IntN(2) == 0)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(rand.Int64N(int64(60 * time.Millisecond))))
+		time.Sleep(time.Duration(rand.Int64N(int64(window))))
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -46,6 +46,11 @@ type CreateOptions struct {
 	RootFiles            map[string][]byte // written into the guest's own root, 0644
 	MountPoints          []MountPoint      // beside those that the spec's mounts need
 
+	// OnInit, if not nil, is called once the container's namespaces, cgroups and limits
+	// exist, and before its program can run: usually on another goroutine, while init
+	// is still preparing. Create fails with its error, and may fail after it.
+	OnInit func(*Container) error
+
 	LogLevel logrus.Level // of init; its messages come out of logrus's standard logger
 }
 
@@ -129,6 +134,11 @@ func plan(o *CreateOptions) (*Container, error) {
 	}
 	if !auto && (len(o.RootFiles) > 0 || len(o.MountPoints) > 0) {
 		return nil, fmt.Errorf("container %s: files can be put into the root of a bundle with the annotation io.psi.ids=auto only", o.ID)
+	}
+	if auto {
+		if err := insideBundle(o.Bundle, o.Spec.Root.Path); err != nil {
+			return nil, fmt.Errorf("container %s: %w", o.ID, err)
+		}
 	}
 	spec := absolute(o.Spec, o.Bundle)
 	return &Container{
@@ -248,11 +258,25 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return err
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
-	if err := c.lc.Start(p); err != nil {
-		return &GuestError{ID: c.id, Err: err}
+	var meeting *early
+	if o.OnInit != nil && o.PIDFDSocket == nil {
+		if meeting, err = startEarly(c, o.OnInit); err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+		p.PidfdSocket = meeting.theirs
 	}
-	c.process = p
-	undo.add(func() error { return c.abort() })
+	if err = c.lc.Start(p); err == nil {
+		c.process = p
+		undo.add(c.abort)
+	}
+	if meeting != nil {
+		if initErr := meeting.wait(err == nil); err == nil {
+			return initErr
+		}
+	}
+	if err != nil {
+		return errors.Join(&GuestError{ID: c.id, Err: err}, c.Close())
+	}
 	if c.pid, err = p.Pid(); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
@@ -261,6 +285,9 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return os.NewSyscallError("pidfd_open", err)
 	}
 	c.pidfd = os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(c.pid))
+	if o.OnInit != nil {
+		return o.OnInit(c)
+	}
 	return nil
 }
 
@@ -277,13 +304,9 @@ func (c *Container) dropRoot() error {
 
 // abort ends the first process of a container that Create gives up.
 func (c *Container) abort() error {
-	if c.pidfd != nil {
-		_ = signalFD(c.pidfd, unix.SIGKILL)
-		c.pidfd.Close()
-	}
 	_ = c.process.Signal(unix.SIGKILL)
 	_, _ = c.process.Wait()
-	return nil
+	return c.Close()
 }
 
 // writePIDFile writes pid to path in one step.

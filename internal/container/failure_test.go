@@ -122,7 +122,7 @@ func TestPoststopRunsAfterFailure(t *testing.T) {
 	o := f.options(autoSpec("true"))
 	o.Spec.Hooks = &specs.Hooks{
 		CreateRuntime: []specs.Hook{{Path: "/bin/false"}},
-		Poststop:      []specs.Hook{{Path: "/usr/bin/touch", Args: []string{"touch", mark}}},
+		Poststop:      []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", ": >" + mark}}},
 	}
 	if _, err := Create(context.Background(), o); err == nil {
 		t.Fatal("no error")

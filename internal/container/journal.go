@@ -43,21 +43,28 @@ type entry struct {
 
 func (e *entry) stateDir() string { return filepath.Join(e.Root, e.ID) }
 
-// key is a name for the container that no other on the host has: the id alone for
-// the default root, else also a digest of the root. It has an "@" if it names a
-// file beside containers' directories.
-func key(root, id, at string) string {
-	if root == DefaultRoot {
-		return id + at
+// journalPath is where the journal of a container is: below the run directory, by
+// the id alone for the default root, else also by a digest of the root. Making the
+// file is the claim on the container's name.
+func (r runDir) journalPath(root, id string) string {
+	name := id + "@"
+	if root != DefaultRoot {
+		name += digest(root)
 	}
-	sum := sha256.Sum256([]byte(root))
-	return id + at + hex.EncodeToString(sum[:6])
+	return filepath.Join(string(r), name)
 }
 
-// journalPath is where the journal of a container is. Making the file is the claim
-// on the container's name.
-func (r runDir) journalPath(root, id string) string {
-	return filepath.Join(string(r), key(root, id, "@"))
+// groupName is the name of the container's cgroup, by the same rule.
+func groupName(root, id string) string {
+	if root == DefaultRoot {
+		return id
+	}
+	return id + "-" + digest(root)
+}
+
+func digest(root string) string {
+	sum := sha256.Sum256([]byte(root))
+	return hex.EncodeToString(sum[:6])
 }
 
 // claim makes the journal and locks it; ErrExist if there is one.

@@ -3,10 +3,12 @@ package container
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -198,7 +200,7 @@ func pidString(c *Container) string {
 
 func TestOwnRoot(t *testing.T) {
 	f := newFixture(t)
-	s := autoSpec("cat /etc/hosts; touch /x 2>/dev/null && echo wrote; touch /tmp/y && echo tmp; ls -d /data/in /srv/deep/file; id -u; cat /proc/self/mountinfo")
+	s := autoSpec("cat /etc/hosts; (: >/x) 2>/dev/null && echo wrote; : >/tmp/y && echo tmp; ls -d /data/in /srv/deep/file; id -u; cat /proc/self/mountinfo")
 	host := t.TempDir()
 	if err := os.WriteFile(filepath.Join(host, "file"), []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
@@ -254,7 +256,7 @@ func TestClientFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := autoSpec("cat /data/secret; touch /data/new; ls /data")
+	s := autoSpec("cat /data/secret; : >/data/new; ls /data")
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: placeholder, Size: 1}}
 	s.Mounts = append(s.Mounts, specs.Mount{
 		Destination: "/data", Source: host, Options: []string{"bind", "rw", "idmap"}, UIDMappings: ids, GIDMappings: ids,
@@ -309,4 +311,39 @@ func TestDetachedOutlivesItsOwner(t *testing.T) {
 	}
 	_, _ = c.Wait()
 	c.Close()
+}
+
+// TestManyAtOnce: containers come and go on several goroutines; nobody removes a
+// parent that another is about to use.
+func TestManyAtOnce(t *testing.T) {
+	f := newFixture(t)
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for round := range 4 {
+				spec := autoSpec("exit 3")
+				if worker%2 == 0 {
+					spec = plainSpec("exit 3")
+				}
+				id := fmt.Sprintf("many-%d-%d-%d", os.Getpid(), worker, round)
+				o := CreateOptions{Root: f.root(), RunDir: f.run, Bundle: "/", Spec: spec, ID: id}
+				if err := oneLife(o); err != nil {
+					t.Errorf("%s: %v", id, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func oneLife(o CreateOptions) error {
+	c, err := Create(context.Background(), o)
+	if err != nil {
+		return err
+	}
+	err = c.Start()
+	if status, waitErr := c.Wait(); status.Code != 3 {
+		err = errors.Join(err, waitErr, fmt.Errorf("status %+v", status))
+	}
+	return errors.Join(err, c.Delete(false))
 }

@@ -24,21 +24,33 @@ const (
 // a tmpfs making and removing a directory takes half a millisecond, and a hard
 // link some microseconds.
 //
-// Its lock (an flock on the directory itself) is held shared by those who add to
+// The lock on DefaultRunDir itself (an flock) is held shared by those who add to
 // the psi cgroups, and exclusive by those who remove the parents that have become
 // empty: without it a parent could vanish between one process's mkdir of it and of
-// its child.
+// its child. Cgroups are the host's, so it is this one lock whatever the run
+// directory is.
 type runDir string
 
-func (r runDir) owners() string   { return filepath.Join(string(r), "owners") }
-func (r runDir) deferred() string { return filepath.Join(string(r), "deferred") }
+func (r runDir) owners() string { return filepath.Join(string(r), "owners") }
 
-// open makes the directory if necessary. 0711: the init process of a guest walks
-// through it to its root as the guest's own uid.
-func (r runDir) open() (*os.File, error) {
+// deferred is a note of cgroups that are left to the next one to tidy.
+const deferred = DefaultRunDir + "/deferred"
+
+// make makes the directory. 0711: the init process of a guest walks through it to
+// its root as the guest's own uid.
+func (r runDir) make() error {
+	if err := mkdirMode(string(r), 0o711); err != nil {
+		return fmt.Errorf("making the run directory: %w", err)
+	}
+	return nil
+}
+
+// openLock opens what the lock is on.
+func openLock() (*os.File, error) {
+	r := runDir(DefaultRunDir)
 	dir, err := os.OpenFile(string(r), unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		if err = mkdirMode(string(r), 0o711); err == nil {
+		if err = r.make(); err == nil {
 			dir, err = os.OpenFile(string(r), unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		}
 	}
@@ -48,45 +60,50 @@ func (r runDir) open() (*os.File, error) {
 	return dir, nil
 }
 
-// share takes the lock shared; closing the file releases it. Whoever holds it must
-// not wait for anything that takes it exclusively.
+// share makes the run directory and takes the lock shared; closing the file
+// releases it. Whoever holds it must not wait for anything that takes it
+// exclusively.
 func (r runDir) share() (*os.File, error) {
-	dir, err := r.open()
+	if r != DefaultRunDir {
+		if err := r.make(); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := openLock()
 	if err != nil {
 		return nil, err
 	}
 	if err := flock(dir, unix.LOCK_SH); err != nil {
 		dir.Close()
-		return nil, fmt.Errorf("locking %s: %w", r, err)
+		return nil, fmt.Errorf("locking %s: %w", DefaultRunDir, err)
 	}
 	return dir, nil
 }
 
-// tidy removes those of the cgroups in parents that have become empty. If containers are being made at this moment it leaves a note
-// instead, and the next one to tidy does it: each of those containers will be
-// removed some time. r itself stays.
+// tidy removes those of the cgroups in parents that have become empty. If
+// containers are being made at this moment it leaves a note instead, and whoever
+// removes one of those containers does it. Of r, the owners' directory goes if it
+// is empty.
 func (r runDir) tidy(parents []string) error {
-	dir, err := r.open()
+	dir, err := openLock()
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	// Others who tidy are done in a moment; others who create may not be.
-	for try := 0; ; try++ {
-		err = flock(dir, unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || try == 3 {
-			break
+	if !exclusive(dir, 3) {
+		if err := deferTidy(parents); err != nil {
+			return err
 		}
-		time.Sleep(time.Millisecond)
+		// The last of the others may have tidied just before the note was there.
+		if !exclusive(dir, 0) {
+			return nil
+		}
 	}
-	if err != nil {
-		return r.deferTidy(parents)
-	}
-	if note, err := os.ReadFile(r.deferred()); err == nil {
+	if note, err := os.ReadFile(deferred); err == nil {
 		for line := range strings.Lines(string(note)) {
 			parents = append(parents, strings.TrimSuffix(line, "\n"))
 		}
-		_ = unix.Unlink(r.deferred())
+		_ = unix.Unlink(deferred)
 	}
 	for _, group := range parents {
 		if filepath.Base(group) == groupParent {
@@ -97,11 +114,26 @@ func (r runDir) tidy(parents []string) error {
 	return nil
 }
 
-func (r runDir) deferTidy(parents []string) error {
+// exclusive tries to take the lock exclusively, and again after a millisecond up to
+// retries times: others who tidy are done in a moment, others who create are not.
+func exclusive(dir *os.File, retries int) bool {
+	for {
+		if flock(dir, unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return true
+		}
+		if retries--; retries < 0 {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// deferTidy leaves the note.
+func deferTidy(parents []string) error {
 	if len(parents) == 0 {
 		return nil
 	}
-	f, err := os.OpenFile(r.deferred(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(deferred, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

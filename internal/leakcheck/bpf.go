@@ -14,6 +14,8 @@ import (
 // the root of cgroup2 and our own group. Programs on a guest's cgroup go with it,
 // and those attached to nothing live by a descriptor or a pin; all of these are
 // looked at elsewhere.
+//
+//nolint:unparam // one of several snapshots of the same form, see leakcheck.go
 func programs(foreign) (map[string]string, error) {
 	out := map[string]string{}
 	for _, dir := range lastingGroups() {

@@ -126,6 +126,7 @@ func (c *client) hello(r request) error {
 			errProtocol, r.Version, c.s.opts.Version, protocolVersion)
 	}
 	c.watch.Store(r.Watch)
+	c.s.warmth.extend()
 	c.log.WithField("client", r.Client).Debug("client said hello")
 	c.answer(r.ID, map[string]any{
 		"version": protocolVersion, "supervisor": c.s.opts.Version, "pid": c.s.opts.PID,

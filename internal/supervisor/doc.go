@@ -28,6 +28,9 @@
 //	                                     ◄──  {"event":"MEM_KILL",…}        pushed
 //	                                     ◄──  {"exited":{…}}                pushed
 //
+// Events and ends of guests are pushed to the connection that owns the guest, and to
+// those connections of the same user whose hello said "watch": true.
+//
 // Requests run at the same time and are answered as they finish. The descriptor is
 // the guest's stdin and stdout (package channel tells what flows there), sent with
 // the first byte of its reply; the supervisor keeps no copy and never sees the data.

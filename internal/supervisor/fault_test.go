@@ -33,6 +33,18 @@ func waitGone(t *testing.T, patience time.Duration, ids ...string) {
 	}
 }
 
+// guestsIn lists everything in a run directory that is named after a guest or its ids.
+func guestsIn(runDir string) []string {
+	var found []string
+	_ = filepath.WalkDir(runDir, func(path string, _ os.DirEntry, err error) error {
+		if name := filepath.Base(path); err == nil && path != runDir && (strings.HasPrefix(name, "psi-") || strings.Contains(name, "@")) {
+			found = append(found, path)
+		}
+		return nil
+	})
+	return found
+}
+
 // checkGC starts another supervisor in the same run directory and checks that what
 // the dead one left is gone.
 func checkGC(t *testing.T, runDir string, ids ...string) {
@@ -51,10 +63,8 @@ func checkGC(t *testing.T, runDir string, ids ...string) {
 		}
 	}
 	owners, _ := filepath.Glob(filepath.Join(runDir, "owners", "*"))
-	entries, _ := filepath.Glob(filepath.Join(runDir, "owners", "*", "*"))
-	claimed, _ := filepath.Glob(filepath.Join(runDir, "ids", "*"))
-	if len(owners) != 1 || len(entries)+len(claimed) > 0 {
-		t.Errorf("left after gc: owners %v, journal %v, ids %v", owners, entries, claimed)
+	if left := guestsIn(runDir); len(owners) != 1 || len(left) > 0 {
+		t.Errorf("left after gc: owners %v, of guests %v", owners, left)
 	}
 	_ = c.conn.Close()
 	if !s.gone(scaled(10 * time.Second)) {
@@ -135,7 +145,7 @@ func TestClientKilled(t *testing.T) {
 	_ = cmd.Wait()
 	waitGone(t, scaled(time.Second), reply.Guest)
 	for range 1000 {
-		if unix.Kill(reply.Supervisor, 0) != nil {
+		if state, _, err := processStat(reply.Supervisor); err != nil || state == 'Z' {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -167,13 +177,7 @@ func clientMain(argument string) int {
 	c := newTestClient(t, mine)
 	c.hello(t)
 	g := c.spawn(t, "orphan", nil)
-	// It will not see the end of its channel.
-	if err := g.start("post(1)\nsum(range(10**12))"); err != nil {
-		return fail(err)
-	}
-	if _, err := g.in.Read(); err != nil {
-		return fail(err)
-	}
+	c.occupy(t, g) // it will not see the end of its channel
 	fmt.Printf(`{"guest":%q,"supervisor":%d,"child":%d}`+"\n", g.id, s.cmd.Process.Pid, holder.Process.Pid)
 	select {}
 }
@@ -219,15 +223,11 @@ func TestConnectionEndsDuringSpawn(t *testing.T) {
 		time.Sleep(time.Duration(i) * 7 * time.Millisecond)
 		_ = c.conn.Close()
 	}
-	entries := func() []string {
-		list, _ := filepath.Glob(filepath.Join(s.runDir, "owners", "*", "*"))
-		return list
-	}
 	for range 500 {
-		if len(entries()) == 0 {
+		if len(guestsIn(s.runDir)) == 0 {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("left: %v", entries())
+	t.Errorf("left: %v", guestsIn(s.runDir))
 }

@@ -119,3 +119,26 @@ func (g *testGuest) run(t testing.TB, source string) string {
 	}
 	return strings.Join(posted, " ")
 }
+
+// occupy leaves the guest inside a long call of C code: from then on it runs no
+// Python, sees no signal and no end of its channel.
+func (c *testClient) occupy(t testing.TB, g *testGuest) {
+	t.Helper()
+	used := func() float64 {
+		var stats struct {
+			CPU float64 `json:"cpu_ms"`
+		}
+		if err := json.Unmarshal(c.must(t, map[string]any{"op": "stats", "guest": g.id}).OK, &stats); err != nil {
+			t.Fatal(err)
+		}
+		return stats.CPU
+	}
+	before := used()
+	if err := g.start("sum(range(10**12))"); err != nil {
+		t.Fatal(err)
+	}
+	// Far more than it takes to get there.
+	for used() < before+float64(scaled(50)) {
+		time.Sleep(10 * time.Millisecond)
+	}
+}

@@ -45,12 +45,7 @@ func TestSpawnRunsCode(t *testing.T) {
 func TestCloseKillsAGuestThatWillNotEnd(t *testing.T) {
 	_, c := embedded(t)
 	g := c.spawn(t, "stubborn", nil)
-	if err := g.start("post(1)\nsum(range(10**12))"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := g.in.Read(); err != nil { // from there on no Python runs
-		t.Fatal(err)
-	}
+	c.occupy(t, g)
 	start := time.Now()
 	c.must(t, map[string]any{"op": "close", "guest": g.id, "timeout": 0.3})
 	if took := time.Since(start); took < 300*time.Millisecond || took > scaled(2*time.Second) {

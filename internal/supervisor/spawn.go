@@ -27,7 +27,7 @@ func (s *Supervisor) spawn(c *client, r request) (_ *guest, outside *os.File, er
 		return nil, nil, err
 	}
 	defer leave()
-	go prefetchCgroupLock()
+	s.warmth.extend()
 	var undo undoStack
 	defer func() {
 		if err != nil {

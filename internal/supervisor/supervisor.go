@@ -31,10 +31,10 @@ type Options struct {
 // Its methods may be called from any goroutine.
 type Supervisor struct {
 	opts     Options
+	warmth   cgroupWarmth
 	owner    *container.Owner
 	place    string            // private directory for the mounts of views
 	programs *enforce.Programs // shared by all guests; nil if this host has no eBPF
-	noEBPF   error             // why programs is nil
 	root     bundle.RootfsInfo // of Options.Rootfs; zero if it names none
 	removing chan struct{}     // a slot per guest being taken away
 	running  sync.WaitGroup    // guests whose removal has not ended
@@ -93,8 +93,9 @@ func New(opts Options) (_ *Supervisor, err error) {
 	undo.add(func() error { return unmountPlace(s.owner.Dir()) })
 	// Loading once here instead of for each guest saves milliseconds per spawn. A host
 	// that cannot do it can still run guests whose policy allows that.
-	if s.programs, s.noEBPF = enforce.Load(); s.noEBPF != nil {
-		opts.Log.WithError(s.noEBPF).Warn("loading the network programs")
+	var unsupported error
+	if s.programs, unsupported = enforce.Load(); unsupported != nil {
+		opts.Log.WithError(unsupported).Warn("loading the network programs")
 	}
 	return s, nil
 }

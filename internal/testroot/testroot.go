@@ -4,6 +4,7 @@
 package testroot
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -13,15 +14,15 @@ import (
 	"strings"
 )
 
-// Make fills root: /bin with a shell and friends, the libraries they need, and
-// empty directories to mount on.
-func Make(root string) error {
+// Make fills root: /bin with sh, cat, id, ls, sleep and the extra programs, the
+// libraries they need, and empty directories to mount on.
+func Make(root string, extra ...string) error {
 	for _, d := range []string{"proc", "dev", "tmp", "etc", "sys", "run"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}
 	}
-	for _, program := range []string{"sh", "sleep", "cat", "id", "ls", "dd", "mkdir", "touch", "stty", "readlink"} {
+	for _, program := range append([]string{"sh", "cat", "id", "ls", "sleep"}, extra...) {
 		path, err := exec.LookPath(program)
 		if err != nil {
 			return fmt.Errorf("making a root for tests: %w", err)
@@ -33,24 +34,56 @@ func Make(root string) error {
 	return nil
 }
 
-// add copies a program and what ldd says it needs.
+// add copies a program, its loader and the libraries it needs.
 func add(root, path, as string) error {
-	out, err := exec.Command("ldd", path).Output()
-	if err != nil {
-		return fmt.Errorf("ldd %s: %w", path, err)
-	}
 	if err := copyFile(path, filepath.Join(root, as)); err != nil {
 		return err
 	}
-	for _, word := range strings.Fields(string(out)) {
-		if !strings.HasPrefix(word, "/") {
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_INTERP {
 			continue
 		}
-		if err := copyFile(word, filepath.Join(root, word)); err != nil {
+		name, err := io.ReadAll(p.Open())
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", path, err)
+		}
+		loader := strings.TrimRight(string(name), "\x00")
+		if err := copyFile(loader, filepath.Join(root, loader)); err != nil {
+			return err
+		}
+	}
+	names, err := f.ImportedLibraries()
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	for _, name := range names {
+		library, err := find(name)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(filepath.Join(root, library)); err == nil {
+			continue
+		}
+		if err := add(root, library, library); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// find looks for a library where the loader looks.
+func find(name string) (string, error) {
+	for _, pattern := range []string{"/lib/*-linux-gnu/", "/usr/lib/*-linux-gnu/", "/lib64/", "/lib/", "/usr/lib/"} {
+		if found, err := filepath.Glob(pattern + name); err == nil && len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return "", fmt.Errorf("library %s is not on this machine", name)
 }
 
 func copyFile(from, to string) error {

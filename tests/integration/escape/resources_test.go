@@ -1,8 +1,12 @@
 package escape
 
 import (
+	"net"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestFloods(t *testing.T) {
@@ -50,4 +54,85 @@ func TestMemoryBombs(t *testing.T) {
 		edit(t, bundle, loosen("pid", "mount", "network", "ipc", "uts"))
 		mustEscape(t, run(t, bundle))
 	})
+}
+
+// A guest that sends to a server that does not read fills buffers of the host: they have to be bounded, in
+// proportion to what the guest may use itself.
+func TestMemoryOfTheProxy(t *testing.T) {
+	const bound = 128 << 20 // twice the guest's own memory
+	for _, way := range []string{"confined", "control"} {
+		t.Run(way, func(t *testing.T) {
+			watched(t)
+			l, err := net.Listen("tcp4", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go silent(l)
+			bundle := compile(t, "mem: 64MiB\nopen_files: 4096\ntcp: [\""+l.Addr().String()+"\"]\n", script(t, "buffers"), "endpoint="+l.Addr().String(), "seconds=6")
+			if way == "control" {
+				edit(t, bundle, loosen("pid", "mount", "ipc", "uts"))
+			}
+			stop := make(chan struct{})
+			most := make(chan int64)
+			go watchTCP(stop, most)
+			r := run(t, bundle)
+			close(stop)
+			grown := <-most
+			t.Logf("the host's TCP memory grew by %d MiB", grown>>20)
+			switch {
+			case way == "control":
+				mustEscape(t, r)
+				if grown < bound {
+					t.Errorf("without a proxy it grew by %d MiB only, so looking shows nothing", grown>>20)
+				}
+			case grown > bound:
+				t.Errorf("ESCAPED: a guest with 64 MiB took %d MiB of the host's TCP memory", grown>>20)
+			default:
+				mustHold(t, r)
+			}
+		})
+	}
+}
+
+// silent accepts connections, and reads nothing.
+func silent(l net.Listener) {
+	var held []net.Conn
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			break
+		}
+		held = append(held, conn)
+	}
+	for _, conn := range held {
+		conn.Close()
+	}
+}
+
+// watchTCP tells by how many bytes the host's TCP memory grew at most.
+func watchTCP(stop <-chan struct{}, most chan<- int64) {
+	start := tcpMemory()
+	var peak int64
+	for {
+		select {
+		case <-stop:
+			most <- peak
+			return
+		case <-time.After(50 * time.Millisecond):
+			peak = max(peak, tcpMemory()-start)
+		}
+	}
+}
+
+// tcpMemory reads the memory of all TCP sockets of the host, in bytes.
+func tcpMemory() int64 {
+	data, _ := os.ReadFile("/proc/net/sockstat")
+	for _, line := range strings.Split(string(data), "\n") {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "TCP:" {
+			pages, _ := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+			return pages * int64(os.Getpagesize())
+		}
+	}
+	return 0
 }

@@ -72,7 +72,7 @@ class Held(Exception):
 
 def syscall(name, *args):
     """A system call by name; OSError as from os, ENOSYS for one that the architecture does not have."""
-    number = NUMBERS[name][0 if X86 else 1] if isinstance(name, str) else name
+    number = NUMBERS[name][0 if X86 else 1] if name in NUMBERS else name
     if number is None:
         raise OSError(errno.ENOSYS, f"{name}: not on this architecture")
     words = [arg if isinstance(arg, (ctypes.c_void_p, ctypes.Array, bytes)) or arg is None or hasattr(arg, "_obj") else ctypes.c_long(arg) for arg in args]

@@ -160,11 +160,13 @@ SECRETS = {
     "kcore": None, "kallsyms": lambda data: data.split()[0].strip(b"0"), "keys": None, "timer_list": None, "sched_debug": None, "kmsg": None,
     "kpageflags": None, "kpagecount": None, "vmallocinfo": None, "slabinfo": None, "config.gz": None, "cmdline": None, "interrupts": None,
     "diskstats": None, "modules": None, "partitions": None, "swaps": None, "iomem": lambda data: b"".join(line.split(b" : ")[0] for line in data.splitlines()).strip(b" -0"),
-    "sys/kernel/cap_last_cap": lambda data: b"", "latency_stats": None, "acpi/wakeup": None, "scsi/scsi": None, "bus/pci/devices": None,
+    "latency_stats": None, "acpi/wakeup": None, "scsi/scsi": None, "bus/pci/devices": None,
     "tty/driver/serial": None,
 }
-DEPENDS = {"sched_debug", "latency_stats", "acpi/wakeup", "scsi/scsi", "config.gz", "keys", "modules", "kmsg", "sys/kernel/cap_last_cap",
+DEPENDS = {"sched_debug", "latency_stats", "acpi/wakeup", "scsi/scsi", "config.gz", "keys", "modules", "kmsg",
            "diskstats", "partitions", "bus/pci/devices", "kpagecount", "kpageflags", "tty/driver/serial", "timer_list", "kcore", "slabinfo", "swaps"}
+if CONTROL and not SECRETS["kallsyms"](content("/proc/kallsyms")):
+    DEPENDS.add("kallsyms")  # kernel.kptr_restrict hides the addresses from everybody
 for name, telling in SECRETS.items():
 
     @attempt(f"read /proc/{name}", always="not every kernel has it" if name in DEPENDS else None)

@@ -64,9 +64,11 @@ def _():
     raise Held("none")
 
 
-@attempt("interfaces other than the loopback")
+names = [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]]
+
+
+@attempt("interfaces other than the loopback", always="the machine has no other" if CONTROL and names == ["lo"] else None)
 def _():
-    names = [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]]
     if names != ["lo"]:
         return str(names)
     raise Held("lo")

@@ -227,7 +227,20 @@ def openat2(path):
     os.close(syscall("openat2", -100, path.encode(), how, 24))
 
 
+def tmpfile(path):
+    fd = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_RDWR, 0o4755)
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+
+
+def old(number, path, *args):
+    """A call of x86 that other architectures do not have."""
+    syscall(number if X86 else None, path.encode(), *args)
+
+
 for name, how in {
+    "creat with u+s": lambda p: old(85, p, 0o4755), "old open with u+s": lambda p: old(2, p, os.O_CREAT | os.O_WRONLY, 0o4755), "O_TMPFILE with u+s": tmpfile,
+    "old open with u+s and upper halves": lambda p: old(2, p, os.O_CREAT | os.O_WRONLY | 1 << 32, 0o4755 | 1 << 32),
+    "old open with g+s": lambda p: old(2, p, os.O_CREAT | os.O_WRONLY, 0o2755), "creat with g+s": lambda p: old(85, p, 0o2755),
     "chmod u+s": lambda p: os.chmod(fresh(p), 0o4755), "chmod g+s": lambda p: os.chmod(fresh(p), 0o2755),
     "chmod u+s with an upper half": lambda p: (fresh(p), syscall("chmod", p.encode(), 0o4755 | 1 << 32)),
     "fchmod u+s": lambda p: os.fchmod(os.open(p, os.O_CREAT | os.O_WRONLY), 0o4755), "open with u+s": lambda p: fresh(p, 0o4755),

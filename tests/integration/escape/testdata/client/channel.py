@@ -147,7 +147,7 @@ ATTACKS = [
     ("a pickle", "import pickle; raw(frame(POST, pickle.dumps([print, os.getcwd])));  hold()", 8),
     ("text that is not text", "raw(frame(POST, b'S\\xff\\xfe\\xed\\xa0\\x80')); hold()", 8),
     ("descriptors", "s = socket.socket(fileno=os.dup(ch)); [s.sendmsg([frame(STDOUT, b'x')], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('100i', *[0] * 100))]) for _ in range(20)]; hold()", 6),
-    ("bytes out of band", "s = socket.socket(fileno=os.dup(ch)); [s.send(frame(POST, b'Sforged'), socket.MSG_OOB) for _ in range(8)]; hold()", 6),
+    ("bytes out of band", "s = socket.socket(fileno=os.dup(ch)); [s.send(frame(POST, b'Sfine'), socket.MSG_OOB) for _ in range(8)]; hold()", 6),
     ("the channel shut for writing", "socket.socket(fileno=os.dup(ch)).shutdown(socket.SHUT_WR); hold()", 8),
     ("the channel closed, life goes on", "os.close(ch); hold()", 8),
     ("a code of being killed for memory", "os._exit(137)", 8),
@@ -175,18 +175,21 @@ class Real:
         self.sandbox.close(0.2)
         if time.monotonic() - start > 6 * SLOW:
             return f"closing took {time.monotonic() - start:.1f} s"
-        for group in groups(self.sandbox.id):
+        left = processes(self.sandbox.id)
+        return f"processes {left} are left" if left else None
+
+
+def processes(id):
+    """The processes of a guest, by its cgroups."""
+    found = set()
+    for depth in range(6):
+        for group in glob("/sys/fs/cgroup/" + "*/" * depth + id + "*"):
             try:
-                pids = open(group + "/cgroup.procs").read().split()
+                with open(group + "/cgroup.procs") as file:
+                    found.update(file.read().split())
             except OSError:
-                continue
-            if pids:
-                return f"processes {pids} are left in {group}"
-        return None
-
-
-def groups(id):
-    return [path for depth in range(6) for path in glob("/sys/fs/cgroup/" + "*/" * depth + id)]
+                pass  # it has been removed
+    return sorted(found)
 
 
 class Naive:
@@ -253,7 +256,7 @@ def naive(code, seconds):
         code = 1  # it broke down
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.alarm(2)
+        signal.alarm(int(2 * SLOW))
         os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
         try:
             code = 0 if guest.receive(2) == "fine" else 2  # it believed what it was told
@@ -281,4 +284,5 @@ def main():
     print(f"done: {len(attacks)} attempts", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
