@@ -13,7 +13,7 @@ TOOLS   := $(BUILD)/tools
 # a Go that setup had to fetch comes first
 export PATH := $(CURDIR)/$(BUILD)/go/bin:$(PATH)
 
-TAGS    := seccomp,netgo,osusergo
+TAGS    := seccomp,netgo,osusergo,urfave_cli_no_docs
 LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION)
 GOBUILD := go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)'
 GOLANGCI := v2.12.2

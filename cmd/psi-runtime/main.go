@@ -16,8 +16,8 @@ import (
 
 func main() {
 	container.MaybeInit()
-	// MaybeInit keeps the first thread for this goroutine. It only waits, so that no
-	// other has to be woken and put to sleep at each of its steps.
+	// The first thread is kept for this goroutine (see package container). It only
+	// waits, so that no other has to be woken and put to sleep at each of its steps.
 	code := make(chan int)
 	go func() { code <- execute(os.Args) }()
 	os.Exit(<-code)

@@ -66,8 +66,17 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 		return n, err
 	}
 	defer netns.Close()
+	if opts.Net.MaxConns == 0 {
+		opts.Net.MaxConns = connections(p.Limits().Mem)
+	}
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err
+}
+
+// connections is how many connections a guest with so much memory may have at a time: what
+// their sockets hold is not always counted against its cgroup, and amounts to up to 1 MiB each.
+func connections(memory int64) int {
+	return int(min(max(memory>>20, 16), 1024))
 }
 
 func attach(c Container, eps []policy.Endpoint, programs *enforce.Programs) (*enforce.Guest, error) {

@@ -13,19 +13,20 @@ import (
 	_ "github.com/opencontainers/runc/libcontainer/nsenter"
 )
 
+// init keeps the program's first thread for main's goroutine, which nothing but an
+// init function can do for certain. While libcontainer starts a container it moves
+// a thread into the container's mount namespace and has Go end that thread
+// afterwards, which Go cannot do with the first one: it would stay there for good,
+// keep the guest's mounts alive, and show them as /proc/self/mountinfo. A main that
+// does more than wait had better do it on another goroutine.
+func init() { runtime.LockOSThread() }
+
 // MaybeInit must be the first statement of every main (and TestMain) that calls
 // Create or Exec. libcontainer starts a container by executing the same binary
 // again as `argv[0] init`; in that process MaybeInit becomes the container's
 // first process and never returns. `init` is therefore a reserved command word.
-//
-// It also keeps the program's first thread for the caller's goroutine. While
-// libcontainer starts a container it moves a thread into the container's mount
-// namespace and has Go end that thread afterwards, which Go cannot do with the
-// first one: it would stay there for good, keep the guest's mounts alive, and show
-// them as /proc/self/mountinfo.
 func MaybeInit() {
 	if len(os.Args) < 2 || os.Args[1] != "init" {
-		runtime.LockOSThread()
 		return
 	}
 	// It lives for milliseconds, inside the guest's memory limit: collecting

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ type runDir string
 
 func (r runDir) owners() string { return filepath.Join(string(r), "owners") }
 
-// deferred is a note of cgroups that are left to the next one to tidy.
+// deferred is a note of directories that are left to the next one to tidy.
 const deferred = DefaultRunDir + "/deferred"
 
 // make makes the directory. 0711: the init process of a guest walks through it to
@@ -90,6 +91,9 @@ func (r runDir) tidy(parents []string) error {
 		return err
 	}
 	defer dir.Close()
+	if _, err := os.Lstat(r.owners()); err == nil {
+		parents = append(slices.Clip(parents), r.owners())
+	}
 	if !exclusive(dir, 3) {
 		if err := deferTidy(parents); err != nil {
 			return err
@@ -105,12 +109,9 @@ func (r runDir) tidy(parents []string) error {
 		}
 		_ = unix.Unlink(deferred)
 	}
-	for _, group := range parents {
-		if filepath.Base(group) == groupParent {
-			_ = unix.Rmdir(group)
-		}
+	for _, dir := range parents {
+		_ = unix.Rmdir(dir) // which only takes empty ones
 	}
-	_ = unix.Rmdir(r.owners())
 	return nil
 }
 
@@ -138,8 +139,8 @@ func deferTidy(parents []string) error {
 		return err
 	}
 	var note bytes.Buffer
-	for _, group := range parents {
-		note.WriteString(group + "\n")
+	for _, dir := range parents {
+		note.WriteString(dir + "\n")
 	}
 	_, err = f.Write(note.Bytes())
 	return errors.Join(err, f.Close())

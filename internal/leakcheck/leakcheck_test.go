@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,14 +55,14 @@ func TestSeesWhatIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(dir)
-	if got := found(t, before, "temporary file"); len(got) != 1 {
+	if got := found(t, before, "temporary file"); !slices.Contains(got, "temporary file: "+dir) {
 		t.Errorf("a temporary directory: reported %q", got)
 	}
 	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(dir, 0)
-	if got := found(t, before, "mount"); len(got) != 1 || !strings.HasSuffix(got[0], dir) {
+	if got := found(t, before, "mount"); !slices.Contains(got, "mount: "+dir) { // and those of others
 		t.Errorf("a mount: reported %q", got)
 	}
 
@@ -87,7 +88,7 @@ func TestSeesCgroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(dir)
-	if got := found(t, before, "cgroup"); len(got) != 1 || !strings.HasSuffix(got[0], dir) {
+	if got := found(t, before, "cgroup"); !slices.Contains(got, "cgroup: "+dir) {
 		t.Errorf("a cgroup: reported %q", got)
 	}
 }

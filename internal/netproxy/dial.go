@@ -7,9 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/psi-runtime/psi/internal/endpoint"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxAddresses is how many addresses of a name are tried. Whoever answers for the
@@ -81,4 +84,17 @@ func (p *Proxy) dialFirst(ctx context.Context, addrs []netip.Addr, port uint16) 
 		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// dialBounded connects from the host's network, with buffers of a fixed size.
+func dialBounded(ctx context.Context, network, addr string) (net.Conn, error) {
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		control := raw.Control(func(fd uintptr) {
+			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer))
+		})
+		return errors.Join(control, err)
+	}}
+	return dialer.DialContext(ctx, network, addr)
 }

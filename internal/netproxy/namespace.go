@@ -16,6 +16,12 @@ import (
 // connects a thousand times at once waits for nobody.
 const backlog = 4096
 
+// socketBuffer is what each of a connection's sockets on our side may hold in
+// either direction, in bytes (the kernel doubles it for its own book-keeping). Left to
+// the kernel's tuning it grows to several MiB, which a guest with a thousand
+// connections to somebody who does not read turns into gigabytes of the host's.
+const socketBuffer = 64 << 10
+
 // loopbackIndex is the number of lo in every network namespace (the kernel's
 // LOOPBACK_IFINDEX).
 const loopbackIndex = 1
@@ -63,6 +69,18 @@ func (n network) loopbackUp() error {
 	lo := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: loopbackIndex, Name: "lo"}}
 	if err := n.handle.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bringing the guest's loopback up: %w", err)
+	}
+	return nil
+}
+
+// boundBuffers keeps the kernel from growing the buffers of the guest's own sockets:
+// the limits of tcp belong to the network namespace of the thread that writes them.
+func boundBuffers() error {
+	sizes := []byte(fmt.Sprintf("4096 %d %d", socketBuffer, 2*socketBuffer))
+	for _, name := range []string{"tcp_rmem", "tcp_wmem"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, sizes, 0); err != nil {
+			return fmt.Errorf("bounding the guest's socket buffers: %w", err)
+		}
 	}
 	return nil
 }
@@ -117,7 +135,10 @@ func listen(ipv6 bool, port uint16) (net.Listener, error) {
 	if ipv6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	// Accepted sockets inherit the buffers' sizes.
+	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer))
 	if err == nil {
 		err = unix.Bind(fd, everywhere)
 	}

@@ -44,7 +44,7 @@ func (o Options) withDefaults() Options {
 		o.DialTimeout = defaultDialTimeout
 	}
 	if o.Dial == nil {
-		o.Dial = new(net.Dialer).DialContext
+		o.Dial = dialBounded
 	}
 	if o.Resolve == nil {
 		o.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {

@@ -121,7 +121,7 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		}
 		defer n.handle.Close()
 		p.ipv6 = hasIPv6()
-		return n.loopbackUp()
+		return errors.Join(n.loopbackUp(), boundBuffers())
 	})
 	if err == nil {
 		err = p.Update(eps)

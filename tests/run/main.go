@@ -17,7 +17,7 @@ import (
 	"github.com/psi-runtime/psi/tests/suite"
 )
 
-const buildTags = "seccomp,netgo,osusergo"
+const buildTags = "seccomp,netgo,osusergo,urfave_cli_no_docs"
 
 func main() {
 	pattern := flag.String("run", "", "run only the tests that match `REGEXP`")

@@ -12,13 +12,13 @@ import (
 )
 
 // buildTags are those of the Makefile.
-const buildTags = "seccomp,netgo,osusergo"
+const buildTags = "seccomp,netgo,osusergo,urfave_cli_no_docs"
 
 // hostPrograms are copied from this machine with the libraries they need; python3.11 runs the
 // Python tests, runc is the peer that bundles must also run under, the rest is for shell scripts.
 var hostPrograms = []string{
 	"/usr/bin/python3.11", "/usr/sbin/runc", "/bin/sh", "/bin/bash", "/bin/cat", "/bin/ls", "/bin/mount", "/bin/umount",
-	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv",
+	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv",
 }
 
 // buildInitramfs packs the first stage and the kernel modules.
@@ -70,6 +70,9 @@ func buildImage(ctx context.Context, work string, steps []step) (string, error) 
 		return "", err
 	}
 	if err := writeJSON(filepath.Join(root, "psi/steps.json"), steps); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/hosts"), []byte("127.0.0.1 localhost\n::1 localhost\n"), 0o644); err != nil {
 		return "", err
 	}
 	if err := copyUserland(ctx, root); err != nil {

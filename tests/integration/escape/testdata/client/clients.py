@@ -229,46 +229,61 @@ def one_guest_cannot_reach_another():
         raise Escaped("the guest runs as a user of the client")
 
 
-@attack
-def a_link_left_for_the_next_guest():
+def linked(base):
+    """A directory that guests may write, with a link in it that the host made (as `latest` and `current` are)."""
+    os.chmod(base, 0o755)
+    os.makedirs(base + "/work/real")
+    os.makedirs(base + "/outside")
+    os.symlink("../outside", base + "/work/latest")
+    for name, text in (("work/real/secret", "harmless"), ("outside/secret", "the secret of the host")):
+        with open(f"{base}/{name}", "w") as file:
+            file.write(text)
+
+
+def next_guest(base, rule, number=0):
+    """What a guest finds whose policy names a path that another one could change."""
+    try:
+        with psi.spawn(f"next{number}", policy={"fs": [rule]}) as sandbox:
+            sandbox.exec(f"post(open({base!r} + '/work/real/secret').read())")
+            got = sandbox.recv(timeout=10)
+    except psi.SandboxError:
+        return
+    if got != "harmless":
+        raise Escaped(f"the next guest sees what its policy does not name: {got!r}")
+
+
+def left_for_the_next_guest(how):
     with tempfile.TemporaryDirectory(prefix="psi-escape-") as base:
-        os.chmod(base, 0o755)
-        os.makedirs(base + "/work/result")
-        os.makedirs(base + "/outside")
-        with open(base + "/outside/secret", "w") as file:
-            file.write("the secret of the host")
+        linked(base)
         with psi.spawn("first", policy={"fs": [{"write": base + "/work"}]}) as first:
-            first.exec(f"import os\nos.rmdir({base!r} + '/work/result')\nos.symlink({base!r} + '/outside', {base!r} + '/work/result')\npost('done')")
-            first.recv(timeout=10)
-        try:
-            with psi.spawn("second", policy={"fs": [{"write": base + "/work/result"}]}) as second:
-                second.exec(f"import os\npost(open({base!r} + '/work/result/secret').read())")
-                got = second.recv(timeout=10)
-                raise Escaped(f"the next guest, whose policy names a path below, reads and may write: {got!r}")
-        except psi.SandboxError:
-            pass
+            first.exec(f"import os\nos.chdir({base!r} + '/work')\nos.rename('real', 'kept')\n{how}\npost('done')")
+            quiet(lambda: first.recv(timeout=10))
+        for rule in (base + "/work/real", base + "/work/real/*", base + "/work/real/secret", {"write": base + "/work/real"}):
+            next_guest(base, rule)
 
 
 @attack
-def a_link_put_in_place_while_guests_start():
+def a_link_that_a_guest_makes_for_the_next_one():
+    left_for_the_next_guest("os.symlink('../outside', 'real')")
+
+
+@attack
+def a_link_that_a_guest_moves_for_the_next_one():
+    left_for_the_next_guest("os.rename('latest', 'real')")
+
+
+@attack
+def a_link_moved_to_and_fro_while_guests_start():
     with tempfile.TemporaryDirectory(prefix="psi-escape-") as base:
-        os.chmod(base, 0o755)
-        os.makedirs(base + "/work/real")
-        os.makedirs(base + "/outside")
-        for name, text in (("work/real/secret", "harmless"), ("outside/secret", "the secret of the host")):
-            with open(f"{base}/{name}", "w") as file:
-                file.write(text)
+        linked(base)
         with psi.spawn("swapper", policy={"fs": [{"write": base + "/work"}]}) as swapper:
-            swapper.exec(f"import os\nos.chdir({base!r} + '/work')\nwhile True:\n  os.rename('real', 'kept'); os.symlink('../outside', 'real'); os.unlink('real'); os.rename('kept', 'real')")
+            swapper.exec(f"import os\nos.chdir({base!r} + '/work')\npost('begins')\nwhile True:\n"
+                         "  os.rename('real', 'kept'); os.rename('latest', 'real'); os.rename('real', 'latest'); os.rename('kept', 'real')")
+            swapper.recv(timeout=10)
             for number in range(12):
-                try:
-                    with psi.spawn(f"victim{number}", policy={"fs": [base + "/work/real/*"]}) as victim:
-                        victim.exec(f"post(open({base!r} + '/work/real/secret').read())")
-                        got = victim.recv(timeout=10)
-                except psi.SandboxError:
-                    continue
-                if got != "harmless":
-                    raise Escaped(f"guest {number} reads {got!r}")
+                next_guest(base, base + "/work/real/*", number)
+            if not swapper.alive:
+                raise AssertionError("the swapper has ended")
 
 
 def damage():
