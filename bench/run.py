@@ -213,6 +213,7 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     rows: List[Row] = []
     with tempfile.TemporaryDirectory(prefix="psi-bench-") as work:
+        os.chmod(work, 0o755)  # runc, unlike psi, reads the root as the guest's own user
         parts: List[Tuple[str, Callable[[], List[Row]]]] = [
             ("cold start", lambda: cold_run(options.runs, Path(work))),
             ("cold spawn", lambda: cold_spawn(options.runs)),

@@ -19,6 +19,8 @@ import (
 // afterwards, which Go cannot do with the first one: it would stay there for good,
 // keep the guest's mounts alive, and show them as /proc/self/mountinfo. A main that
 // does more than wait had better do it on another goroutine.
+//
+//nolint:gochecknoinits // only init runs on that thread for certain
 func init() { runtime.LockOSThread() }
 
 // MaybeInit must be the first statement of every main (and TestMain) that calls
