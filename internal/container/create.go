@@ -89,8 +89,18 @@ func Create(ctx context.Context, o CreateOptions) (_ *Container, err error) {
 	if err = ctx.Err(); err != nil {
 		return nil, err
 	}
+	var pinned []source
+	if c.auto {
+		if pinned, err = pinSources(c.spec.Mounts); err != nil {
+			return nil, &GuestError{ID: c.id, Err: err}
+		}
+		defer closeSources(pinned)
+	}
 	if err = c.startInit(&o, &undo); err != nil {
 		return nil, err
+	}
+	if err = checkSources(c.pid, pinned); err != nil {
+		return nil, &GuestError{ID: c.id, Err: err}
 	}
 	if err = c.dropRoot(); err != nil {
 		return nil, err
@@ -238,6 +248,9 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 	state, err := c.lc.State()
 	if err != nil {
 		return fmt.Errorf("reading state of container %s: %w", c.id, err)
+	}
+	if err := refuseForeignGroups(state.CgroupPaths); err != nil {
+		return errors.Join(&GuestError{ID: c.id, Err: err}, os.RemoveAll(c.entry.stateDir()))
 	}
 	// Destroy also runs the poststop hooks, which the OCI specification wants even
 	// for a container that failed to start.

@@ -151,8 +151,7 @@ func (r shownRule) fail(path, problem, wayOut string, err error) error {
 	return &ViewError{Rule: r.FSRule, Path: path, Problem: problem, WayOut: wayOut, Err: cause}
 }
 
-// newShownRule resolves the literal part of a rule, once. What it leads to has
-// to be a path that the policy could have named.
+// newShownRule looks the literal part of a rule up. There must be no symbolic link in it.
 func newShownRule(rule policy.FSRule) (shownRule, error) {
 	r := shownRule{FSRule: rule, dest: policy.LiteralDir(rule.Pattern)}
 	source, err := filepath.EvalSymlinks(r.dest)
@@ -166,9 +165,11 @@ func newShownRule(rule policy.FSRule) (shownRule, error) {
 		return r, r.fail(r.dest, "leads to a name that is not text", "name it otherwise", err)
 	}
 	if source != r.dest {
+		// Who may write beside a link, another guest perhaps, can move it to where a rule points.
 		if err := policy.CheckDir(source); err != nil {
 			return r, r.fail(r.dest, "is a symbolic link to a forbidden place", "", err)
 		}
+		return r, r.fail(r.dest, "is, or lies behind, a symbolic link to "+source, "name "+source+" instead", nil)
 	}
 	r.source = source
 	return r, nil
