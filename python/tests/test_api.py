@@ -267,7 +267,8 @@ class MetricsAndEvents(GuestTest):
 
         async def first() -> Tuple[float, psi.Sandbox, psi.Event]:
             async for ts, sandbox, event in psi.events:
-                return ts, sandbox, event
+                if sandbox is watched and event == "POLICY_HOTLOAD":  # a slow machine throttles guests too
+                    return ts, sandbox, event
             raise AssertionError("the events ended")
 
         watched = self.spawn()

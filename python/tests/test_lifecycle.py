@@ -351,7 +351,9 @@ class Shared(GuestTest):
             stdin=subprocess.DEVNULL, stderr=self.log, start_new_session=True,
         )  # fmt: skip
         self.addCleanup(self.stop)
-        self.assertTrue(wait_for(lambda: os.path.exists(self.path)), Path(self.log.name).read_text())
+        # The socket is there with mode 0 before its group and mode are set.
+        ready = wait_for(lambda: os.path.exists(self.path) and os.stat(self.path).st_mode & 0o777 != 0)
+        self.assertTrue(ready, Path(self.log.name).read_text())
 
     def stop(self) -> None:
         self.process.terminate()

@@ -209,7 +209,7 @@ func TestLimits(t *testing.T) {
 		{"open_files", "open_files: 32\n", "try:\n    f = [open('/etc/passwd') for _ in range(100)]\nexcept OSError as e:\n    print('held')\n", "held\n"},
 		{"tmp", "tmp: 1MiB\n", "try:\n    open('/tmp/x', 'wb').write(b'x' * (2 << 20))\nexcept OSError as e:\n    print('held')\n", "held\n"},
 		{"mem", "mem: 64MiB\n", "x = []\nwhile True: x.append(b'x' * (1 << 20))\n", ""},
-		{"cpu_ms", "cpu_ms: 300\n", "while True: pass\n", ""},
+		{"cpu_ms", "cpu_ms: 1500\n", "while True: pass\n", ""},
 		{"wall_ms", "wall_ms: 500\n", "import time\ntime.sleep(600)\n", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
