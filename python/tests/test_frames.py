@@ -20,8 +20,18 @@ class Interrupt(Exception):
     """What the tests' signal handler raises, as ^C raises KeyboardInterrupt."""
 
 
+_armed = False  # an alarm may be delivered after its timer was stopped
+
+
+def _arm(seconds: float) -> None:
+    global _armed
+    _armed = seconds > 0
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def _raise(number: int, frame: object) -> None:
-    raise Interrupt
+    if _armed:
+        raise Interrupt
 
 
 class Pairs(unittest.TestCase):
@@ -101,12 +111,12 @@ class Reading(Pairs):
 
         while more:
             try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
+                _arm(rng.uniform(1e-5, 3e-4))
                 more = read_some()
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                _arm(0)
             except Interrupt:
                 interrupts += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _arm(0)
         self.assertEqual([each.id for each in inbox], list(range(count)))
         self.assertGreater(interrupts, 20)
 
@@ -137,10 +147,10 @@ class Sending(Pairs):
             queued: Optional[bool] = None
             before_end = sum(map(len, sent))
             try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 1e-4))
+                _arm(rng.uniform(1e-6, 1e-4))
                 outbox.put(frame)
                 queued = True
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                _arm(0)
             except Interrupt:
                 interrupts += 1
             reached = outbox._queue[-1][0] if outbox._queue else sum(outbox._sent)
