@@ -37,6 +37,8 @@ OUTPUT_TAIL = 256 << 10  # bytes kept of stdout and of stderr
 OUTPUT_BACKLOG = 64  # output frames that wait for a callback
 
 _LONGEST = 1e6  # seconds of one poll
+_POLLS = 60  # before going to sleep: some 20 µs
+_SLEEPS = 15  # after polling in vain: so many reads sleep at once
 _MANY_REQUESTS = 64  # unread answers from here on: read some while sending more
 
 
@@ -60,6 +62,7 @@ class Channel:
         self._reader = FrameReader(message_limit)  # the leader's
         self._poll = select.poll()  # the leader's
         self._poll.register(sock, select.POLLIN)
+        self._patience = 0  # the leader's; below 0: so many reads until it polls again
         self._lock = make_lock()  # guards all that follows
         self._leader: Optional[Waiter] = None
         self._followers: List[Waiter] = []
@@ -261,9 +264,11 @@ class Channel:
         fault: Optional[str] = None
         more = True
         try:
-            if timeout is None:
+            if self._reader.has_more or self._linger(timeout):
+                more = self._reader.read(self._sock, socket.MSG_DONTWAIT)
+            elif timeout is None:
                 more = self._reader.read(self._sock)
-            elif self._reader.has_more or self._poll.poll(min(timeout, _LONGEST) * 1000):
+            elif self._poll.poll(min(timeout, _LONGEST) * 1000):
                 more = self._reader.read(self._sock, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
@@ -293,6 +298,24 @@ class Channel:
             elif self._followers:
                 self._wake()
             return item
+
+    def _linger(self, timeout: Optional[float]) -> bool:
+        """Whether something comes within a moment that is shorter than going to sleep and being woken.
+
+        A guest that answers at once is met awake, which halves the time of a round trip. One that was
+        not met, because it is slow or has no core to run on, costs the moment in one read of sixteen.
+        """
+        if timeout == 0.0:
+            return False
+        if self._patience < 0:
+            self._patience += 1
+            return False
+        poll = self._poll.poll
+        for _ in range(_POLLS):
+            if poll(0):
+                return True
+        self._patience = -_SLEEPS
+        return False
 
     def _hand_out(self, frames: Deque[Frame]) -> None:
         # Each branch either moves the frame in one call, or can be repeated for the same frame: an

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _NOW = _socket.MSG_DONTWAIT
 _PARTS = 64  # buffers handed to the kernel at once
+_POLLS = 60  # before going to sleep: some 20 us
+_SLEEPS = 15  # after polling in vain: so many reads sleep at once
 
 
 class End:
@@ -52,9 +54,28 @@ class SocketEnd(End):
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._socket = _socket.socket(fileno=fd)
+        self._patience = 0  # below 0: so many reads until it polls again
 
     def read(self, counts: list[int], room: memoryview, block: bool) -> None:
+        if block:
+            self._linger()
         counts.extend(map(self._socket.recv_into, (room,), (0,), (0 if block else _NOW,)))
+
+    def _linger(self) -> None:
+        """Polls for a moment that is shorter than going to sleep and being woken.
+
+        The host does the same: an exchange of short messages then takes half the
+        time. Polling in vain, because the host is slow or there is no core for
+        it, costs the moment in one read of sixteen.
+        """
+        if self._patience < 0:
+            self._patience += 1
+            return
+        poll = self._poll.poll
+        for _ in range(_POLLS):
+            if poll(0):
+                return
+        self._patience = -_SLEEPS
 
     def write(self, parts: list[Data]) -> int:
         if len(parts) == 1:
