@@ -67,17 +67,10 @@ func (s *Supervisor) spawn(c *client, r request) (_ *guest, outside *os.File, er
 	undo.add(outside.Close)
 	defer inside.Close()
 
-	// container: everything but life
+	// container and attendance: everything but life
 	if err = s.create(g, spec, inside, &undo); err != nil {
 		return nil, nil, err
 	}
-
-	// attendance, then life
-	g.attendant, err = attend.Start(g.container, p, attend.Options{OnEvent: g.event, Programs: s.programs})
-	if err != nil {
-		return nil, nil, err
-	}
-	undo.add(g.attendant.Close)
 	if err = g.container.Start(); err != nil {
 		return nil, nil, fmt.Errorf("starting the guest: %w", err)
 	}
@@ -99,19 +92,31 @@ func (s *Supervisor) compile(g *guest, view bundle.View, rootfs string) (*specs.
 	return spec, nil
 }
 
-// create makes the guest's container, whose process waits to be started.
+// create makes the guest's container, whose process waits to be started, and puts
+// its policy into force while that process is still preparing.
 func (s *Supervisor) create(g *guest, spec *specs.Spec, stdio *os.File, undo *undoStack) (err error) {
 	if g.stderr, err = bounded(); err != nil {
 		return err
 	}
 	undo.add(g.stderr.Close)
-	g.container, err = container.Create(context.Background(), container.CreateOptions{
+	undo.add(func() error {
+		if g.attendant == nil {
+			return nil
+		}
+		return g.attendant.Close()
+	})
+	_, err = container.Create(context.Background(), container.CreateOptions{
 		// Pids in the state are of this supervisor's pid namespace: the state is kept
 		// where no program of the host looks for containers of its own.
 		Root: s.owner.Dir(), ID: g.id, Bundle: spec.Root.Path, Spec: spec, Owner: s.owner,
 		Stdin: stdio, Stdout: stdio, Stderr: g.stderr,
 		ClientUID: int(g.client.peer.uid), ClientGID: int(g.client.peer.gid),
 		RootFiles: map[string][]byte{"/etc/hosts": attend.Hosts(g.policy)},
+		OnInit: func(c *container.Container) (err error) {
+			g.container = c
+			g.attendant, err = attend.Start(c, g.policy, attend.Options{OnEvent: g.event, Programs: s.programs})
+			return err
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("creating the guest: %w", err)

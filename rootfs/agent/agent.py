@@ -52,11 +52,10 @@ def main() -> None:
 
 
 def _configuration() -> dict[str, Any]:
-    import os
-
-    text = os.environ.pop("PSI_CONFIG", "{}")
+    text = posix.environ.pop(b"PSI_CONFIG", b"{}")  # os.environ is made of it
+    posix.unsetenv(b"PSI_CONFIG")
     try:
-        config = decode(b"J" + text.encode())
+        config = decode(b"J" + text)
     except ValueError as error:
         sys.exit(f"psi: PSI_CONFIG is not valid: {error}")
     return {"imports": None, "message": 64 << 20, "output": 16 << 20, **config}
@@ -118,8 +117,6 @@ def _take_channel() -> tuple[int, int]:
 
 
 def _watch_signals(session: Session) -> None:
-    import os
-
     from .signals import SIGPIPES
 
     guard = session.guard
@@ -134,7 +131,7 @@ def _watch_signals(session: Session) -> None:
         session.pipes.abandon()
         guard.give_back()
 
-    os.register_at_fork(
+    posix.register_at_fork(
         before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=after_in_child
     )
 

@@ -8,8 +8,8 @@ second is for children that C code made and waits for itself (os.system).
 
 from __future__ import annotations
 
-import os
 import posix
+import sys
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -34,7 +34,8 @@ class Orphans:
             if hasattr(posix, name):
                 noted = self._noting(getattr(posix, name))
                 setattr(posix, name, noted)
-                setattr(os, name, noted)
+                if "os" in sys.modules:  # else it takes them from posix
+                    setattr(sys.modules["os"], name, noted)
         try:
             import _posixsubprocess
         except ImportError:

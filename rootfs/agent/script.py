@@ -7,7 +7,7 @@ does its duties; there is no channel.
 from __future__ import annotations
 
 import builtins
-import os
+import posix
 import sys
 
 from .orphans import Orphans
@@ -30,7 +30,7 @@ def run_script(path: str, args: list[str], home: str) -> None:
     guard.critical = False
     guard.watch(_signal.SIGCHLD, orphans.reap)
     guard.watch(_signal.SIGTERM, _terminate)
-    os.register_at_fork(
+    posix.register_at_fork(
         before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=guard.give_back
     )
     main = type(sys)("__main__")
