@@ -112,6 +112,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			runCommand(g), createCommand(g), startCommand(g), stateCommand(g), killCommand(g),
 			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g),
+			pauseCommand(g), resumeCommand(g), updateCommand(g),
 			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), attendCommand(g),
 		},
 		Before: func(c *cli.Context) error { return g.parse(c) },

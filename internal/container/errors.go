@@ -17,6 +17,8 @@ var (
 	ErrInvalidID = libcontainer.ErrInvalidID
 	// ErrNotRunning: the container's first process has ended or never was.
 	ErrNotRunning = libcontainer.ErrNotRunning
+	// ErrNotPaused: Resume of a container that is not paused.
+	ErrNotPaused = libcontainer.ErrNotPaused
 	// ErrNotCreator: Wait was called by a process that did not create the container.
 	ErrNotCreator = errors.New("only the process that created a container can wait for it")
 	// ErrOwned: another living process owns the container's journal.

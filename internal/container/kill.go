@@ -92,6 +92,15 @@ func (c *Container) UnifiedCgroup() (string, error) {
 	return dir, nil
 }
 
+// Cgroup is the container's directory of a v1 controller, or with "" of cgroup2.
+func (c *Container) Cgroup(controller string) (string, error) {
+	dir := c.groups()[controller]
+	if dir == "" {
+		return "", fmt.Errorf("container %s has no cgroup of controller %q", c.id, controller)
+	}
+	return dir, nil
+}
+
 // Delete removes the container and everything on the host that goes with it. A
 // container that runs is refused unless force, which kills it first; one that was
 // created but not started is killed in either case.

@@ -1,9 +1,15 @@
 package container
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/intelrdt"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -11,34 +17,190 @@ import (
 // cpuPeriod is the period of the cpu limit in microseconds, the kernel's default.
 const cpuPeriod = 100_000
 
+// Pause stops every process of a created or running container where it is, until
+// Resume. It is no error if it is paused already; ErrNotRunning if it has stopped.
+func (c *Container) Pause() error {
+	status, err := c.lc.Status()
+	if err != nil {
+		return fmt.Errorf("reading status of container %s: %w", c.id, err)
+	}
+	if status == libcontainer.Paused {
+		return nil
+	}
+	if err := c.lc.Pause(); err != nil {
+		return fmt.Errorf("pausing container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// Resume lets a paused container go on; ErrNotPaused if it is not paused.
+func (c *Container) Resume() error {
+	if err := c.lc.Resume(); err != nil {
+		return fmt.Errorf("resuming container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// IntelRDT are the schemata of resctrl that can change while a container runs; ""
+// leaves one as it is.
+type IntelRDT struct {
+	L3CacheSchema, MemBwSchema string
+}
+
 // Update changes the limits that can change while a container runs: memory, cpu
 // and pids; a zero leaves one as it is. Lowering memory below what is in use fails
 // with an error that names both, and leaves the old limits.
 func (c *Container) Update(l policy.Limits) error {
-	config := c.lc.Config()
-	group, resources := *config.Cgroups, *config.Cgroups.Resources
-	group.Resources, config.Cgroups = &resources, &group
+	r := &specs.LinuxResources{}
 	if l.Mem > 0 {
-		resources.Memory = l.Mem
-		if resources.MemorySwap != 0 {
-			resources.MemorySwap = l.Mem
+		check := cgroups.IsCgroup2UnifiedMode()
+		r.Memory = &specs.LinuxMemory{Limit: &l.Mem, CheckBeforeUpdate: &check}
+		if c.lc.Config().Cgroups.MemorySwap != 0 {
+			r.Memory.Swap = &l.Mem
 		}
-		resources.MemoryCheckBeforeUpdate = cgroups.IsCgroup2UnifiedMode()
 	}
 	if l.CPU > 0 {
-		resources.CpuPeriod = cpuPeriod
 		// The kernel's smallest quota is 1 ms.
-		resources.CpuQuota = max(int64(l.CPU*cpuPeriod), 1000)
+		period, quota := uint64(cpuPeriod), max(int64(l.CPU*cpuPeriod), 1000)
+		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
 	if l.PIDs > 0 {
-		resources.PidsLimit = &l.PIDs
+		r.Pids = &specs.LinuxPids{Limit: &l.PIDs}
+	}
+	return c.UpdateResources(r, IntelRDT{})
+}
+
+// UpdateResources changes those of the container's limits that r names, and leaves
+// the others as they are. Devices do not change. A limit that the kernel refuses
+// leaves all the old ones.
+func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error {
+	config := c.lc.Config()
+	if err := updateRDT(&config, rdt); err != nil {
+		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
+	}
+	group, limits := *config.Cgroups, *config.Cgroups.Resources
+	group.Resources, config.Cgroups = &limits, &group
+	updateMemory(&limits, r.Memory)
+	updateCPU(&limits, r.CPU)
+	updateBlockIO(&limits, r.BlockIO)
+	limits.PidsLimit, limits.Unified = nil, r.Unified // nil: not written again
+	if r.Pids != nil {
+		limits.PidsLimit = r.Pids.Limit
 	}
 	// Devices do not change; setting them again would open a moment without rules.
-	resources.SkipDevices = true
+	limits.SkipDevices = true
 	err := c.lc.Set(config)
-	resources.SkipDevices = false // Exec refuses a container with it
+	limits.SkipDevices = false // Exec refuses a container with it
 	if err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+func updateMemory(limits *cgroups.Resources, m *specs.LinuxMemory) {
+	limits.MemoryCheckBeforeUpdate = false
+	if m == nil {
+		return
+	}
+	replace(&limits.Memory, m.Limit)
+	replace(&limits.MemoryReservation, m.Reservation)
+	replace(&limits.MemorySwap, m.Swap)
+	replace(&limits.MemoryCheckBeforeUpdate, m.CheckBeforeUpdate)
+	if m.Limit != nil && *m.Limit == -1 && m.Swap == nil {
+		limits.MemorySwap = 0 // no limit of memory: one of memory and swap would be refused
+	}
+}
+
+// updateCPU changes what is named. Of the rest only what belongs together is
+// written again: quota with period, but neither if neither was named.
+func updateCPU(limits *cgroups.Resources, cpu *specs.LinuxCPU) {
+	quota, period := limits.CpuQuota, limits.CpuPeriod
+	limits.CpuQuota, limits.CpuPeriod, limits.CpuBurst, limits.CPUIdle = 0, 0, nil, nil
+	limits.CpusetCpus, limits.CpusetMems = "", ""
+	if cpu == nil {
+		return
+	}
+	if given(cpu.Quota) || given(cpu.Period) {
+		limits.CpuQuota, limits.CpuPeriod = quota, period
+		if given(cpu.Quota) {
+			limits.CpuQuota = *cpu.Quota
+		}
+		if given(cpu.Period) {
+			limits.CpuPeriod = *cpu.Period
+		}
+	}
+	limits.CpuBurst, limits.CPUIdle = cpu.Burst, cpu.Idle
+	limits.CpusetCpus, limits.CpusetMems = cpu.Cpus, cpu.Mems
+	switch {
+	case cpu.Shares != nil:
+		limits.CpuShares = *cpu.Shares
+		limits.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*cpu.Shares)
+	case cpu.Idle != nil: // an idle group has no weight that could be written
+		limits.CpuShares, limits.CpuWeight = 0, 0
+	}
+	replace(&limits.CpuRtPeriod, cpu.RealtimePeriod)
+	replace(&limits.CpuRtRuntime, cpu.RealtimeRuntime)
+}
+
+func updateBlockIO(limits *cgroups.Resources, io *specs.LinuxBlockIO) {
+	if io == nil {
+		return
+	}
+	replace(&limits.BlkioWeight, io.Weight)
+	replace(&limits.BlkioLeafWeight, io.LeafWeight)
+	limits.BlkioWeightDevice = slices.Clone(limits.BlkioWeightDevice)
+	for _, d := range io.WeightDevice {
+		var weight, leaf uint16
+		same := func(w *cgroups.WeightDevice) bool { return w.Major == d.Major && w.Minor == d.Minor }
+		if at := slices.IndexFunc(limits.BlkioWeightDevice, same); at >= 0 {
+			weight, leaf = limits.BlkioWeightDevice[at].Weight, limits.BlkioWeightDevice[at].LeafWeight
+			limits.BlkioWeightDevice = slices.Delete(limits.BlkioWeightDevice, at, at+1)
+		}
+		replace(&weight, d.Weight)
+		replace(&leaf, d.LeafWeight)
+		limits.BlkioWeightDevice = append(limits.BlkioWeightDevice, cgroups.NewWeightDevice(d.Major, d.Minor, weight, leaf))
+	}
+	updateThrottle(&limits.BlkioThrottleReadBpsDevice, io.ThrottleReadBpsDevice)
+	updateThrottle(&limits.BlkioThrottleWriteBpsDevice, io.ThrottleWriteBpsDevice)
+	updateThrottle(&limits.BlkioThrottleReadIOPSDevice, io.ThrottleReadIOPSDevice)
+	updateThrottle(&limits.BlkioThrottleWriteIOPSDevice, io.ThrottleWriteIOPSDevice)
+}
+
+func updateThrottle(list *[]*cgroups.ThrottleDevice, changes []specs.LinuxThrottleDevice) {
+	*list = slices.Clone(*list)
+	for _, d := range changes {
+		*list = slices.DeleteFunc(*list, func(t *cgroups.ThrottleDevice) bool { return t.Major == d.Major && t.Minor == d.Minor })
+		*list = append(*list, cgroups.NewThrottleDevice(d.Major, d.Minor, d.Rate))
+	}
+}
+
+func updateRDT(config *configs.Config, rdt IntelRDT) error {
+	switch {
+	case rdt == IntelRDT{}:
+		return nil
+	case rdt.L3CacheSchema != "" && !intelrdt.IsCATEnabled():
+		return errors.New("Intel RDT/CAT: l3 cache schema is not enabled") //nolint:staticcheck // runc's users match it
+	case rdt.MemBwSchema != "" && !intelrdt.IsMBAEnabled():
+		return errors.New("Intel RDT/MBA: memory bandwidth schema is not enabled") //nolint:staticcheck // runc's users match it
+	case config.IntelRdt == nil:
+		return errors.New("updating a non-existent Intel RDT configuration is not supported")
+	}
+	next := *config.IntelRdt
+	if rdt.L3CacheSchema != "" {
+		next.L3CacheSchema = rdt.L3CacheSchema
+	}
+	if rdt.MemBwSchema != "" {
+		next.MemBwSchema = rdt.MemBwSchema
+	}
+	config.IntelRdt = &next
+	return nil
+}
+
+// given reports whether a quota or period was named; 0 means that it was not.
+func given[T int64 | uint64](v *T) bool { return v != nil && *v != 0 }
+
+func replace[T any](dst, src *T) {
+	if src != nil {
+		*dst = *src
+	}
 }

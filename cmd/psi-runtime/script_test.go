@@ -1,0 +1,289 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/leakcheck"
+)
+
+// TestScripts runs the scripts of testdata/script: command lines against real
+// containers, with what they must print and which codes they must exit with. Beside
+// testscript's own commands a script has
+//
+//	psi ARGS…                  psi-runtime --root $ROOT ARGS…; must exit with 0, with ! with 1
+//	code N psi ARGS…           the same, must exit with N
+//	bundle DIR SCRIPT PATCH…   write a bundle that runs SCRIPT under sh; each PATCH is a file
+//	                           of a JSON merge patch (RFC 7396) for its config.json
+//	state ID STATUS            wait until the container has this status
+//	until REGEXP psi ARGS…     repeat until the output matches
+//	reap FILE                  kill and wait for the process whose pid the file holds
+//	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
+//	                           look at a file of the container's cgroup, of whichever version the host has
+//
+// $ROOTFS is a root file system with a shell, psi-runtime is in $PATH, and the
+// conditions [v2] and [unified] say what cgroups there are: v2 only, or v2 at all.
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/script/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			leakcheck.Check(t)
+			testscript.Run(t, testscript.Params{
+				Files: []string{file},
+				Setup: setUpScript,
+				Condition: func(name string) (bool, error) {
+					return scriptConditions()[name], nil
+				},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){
+					"psi": scriptPsi, "code": scriptCode, "bundle": scriptBundle, "state": scriptState,
+					"until": scriptUntil, "reap": scriptReap, "limit": scriptLimit,
+				},
+			})
+		})
+	}
+}
+
+func scriptConditions() map[string]bool {
+	v2, unified := false, false
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		v2, unified = true, true
+	} else if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.procs"); err == nil {
+		unified = true
+	}
+	return map[string]bool{"v2": v2, "unified": unified}
+}
+
+func setUpScript(env *testscript.Env) error {
+	// 0755 all the way: the container's root may have no right to anything else.
+	for dir := env.WorkDir; dir != "/" && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	bin, root := filepath.Join(env.WorkDir, "bin"), filepath.Join(env.WorkDir, "root")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.Symlink(self, filepath.Join(bin, "psi-runtime")); err != nil {
+		return err
+	}
+	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	env.Setenv(cliEnv, "1")
+	env.Setenv("ROOT", root)
+	env.Setenv("ROOTFS", testRoot)
+	env.Defer(func() {
+		items, _ := os.ReadDir(root)
+		for _, item := range items {
+			cmd := exec.Command(self, "--root", root, "delete", "--force", item.Name())
+			cmd.Env = append(os.Environ(), cliEnv+"=1")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				env.T().Log("deleting "+item.Name()+":", err, string(out))
+			}
+		}
+	})
+	return nil
+}
+
+// runPsi runs a command line to its end and returns the exit code. Its output goes
+// to files, because containers that it leaves behind hold on to it.
+func runPsi(ts *testscript.TestScript, args []string) (int, string, string) {
+	var text [2]string
+	var files [2]*os.File
+	for i := range files {
+		f, err := os.CreateTemp(ts.MkAbs("."), ".out-")
+		ts.Check(err)
+		defer os.Remove(f.Name())
+		defer f.Close()
+		files[i] = f
+	}
+	self, err := os.Executable()
+	ts.Check(err)
+	cmd := exec.Command(self, append([]string{"--root", ts.Getenv("ROOT")}, args...)...)
+	cmd.Args[0] = "psi-runtime"
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{cliEnv, "PATH", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "XDG_RUNTIME_DIR", "HOME"} {
+		if v := ts.Getenv(name); v != "" {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	cmd.Stdout, cmd.Stderr = files[0], files[1]
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		ts.Fatalf("%v: %v", cmd.Args, err)
+	}
+	for i, f := range files {
+		text[i] = ts.ReadFile(f.Name())
+	}
+	return cmd.ProcessState.ExitCode(), text[0], text[1]
+}
+
+func show(ts *testscript.TestScript, out, errs string) {
+	_, _ = ts.Stdout().Write([]byte(out))
+	_, _ = ts.Stderr().Write([]byte(errs))
+}
+
+func scriptPsi(ts *testscript.TestScript, neg bool, args []string) {
+	want := 0
+	if neg {
+		want = 1
+	}
+	expectCode(ts, want, args)
+}
+
+func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || args[1] != "psi" {
+		ts.Fatalf("usage: code N psi ARGS…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	expectCode(ts, want, args[2:])
+}
+
+func expectCode(ts *testscript.TestScript, want int, args []string) {
+	code, out, errs := runPsi(ts, args)
+	show(ts, out, errs)
+	if code != want {
+		ts.Fatalf("psi-runtime %v: exit code %d, want %d", args, code, want)
+	}
+}
+
+func scriptBundle(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: bundle DIR SCRIPT [PATCH]…")
+	}
+	s := container.ExampleSpec(false)
+	s.Process.Terminal = false
+	s.Process.Args = []string{"/bin/sh", "-c", args[1]}
+	s.Process.Rlimits = nil
+	s.Root.Path = testRoot
+	data, err := json.Marshal(s)
+	ts.Check(err)
+	var config any
+	ts.Check(json.Unmarshal(data, &config))
+	for _, name := range args[2:] {
+		var patch any
+		ts.Check(json.Unmarshal([]byte(os.Expand(ts.ReadFile(name), ts.Getenv)), &patch))
+		config = mergePatch(config, patch)
+	}
+	data, err = json.Marshal(config)
+	ts.Check(err)
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	ts.Check(os.WriteFile(filepath.Join(dir, specFile), data, 0o644))
+}
+
+// mergePatch is RFC 7396.
+func mergePatch(target, patch any) any {
+	changes, ok := patch.(map[string]any)
+	if !ok {
+		return patch
+	}
+	object, ok := target.(map[string]any)
+	if !ok {
+		object = map[string]any{}
+	}
+	for name, value := range changes {
+		if value == nil {
+			delete(object, name)
+		} else {
+			object[name] = mergePatch(object[name], value)
+		}
+	}
+	return object
+}
+
+// patience is for a machine that is busy, or emulated.
+func patience(ts *testscript.TestScript, what string, is func() bool) {
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("after 30 s it is still not true that %s", what)
+		}
+	}
+}
+
+func scriptState(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: state ID STATUS")
+	}
+	var last string
+	patience(ts, args[0]+" is "+args[1], func() bool {
+		c, err := container.Load(ts.Getenv("ROOT"), args[0])
+		if err != nil {
+			ts.Fatalf("%v", err)
+		}
+		defer c.Close()
+		last, err = c.Status()
+		ts.Check(err)
+		return last == args[1]
+	})
+}
+
+func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 || args[1] != "psi" && args[1] != "cat" {
+		ts.Fatalf("usage: until REGEXP psi ARGS… | cat FILE")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	var out, errs string
+	patience(ts, "the output matches "+args[0], func() bool {
+		if args[1] == "cat" {
+			data, _ := os.ReadFile(ts.MkAbs(args[2]))
+			out = string(data)
+		} else {
+			_, out, errs = runPsi(ts, args[2:])
+		}
+		return pattern.MatchString(out)
+	})
+	show(ts, out, errs)
+}
+
+func scriptReap(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: reap FILE")
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(args[0])))
+	ts.Check(err)
+	ts.Check(unix.Kill(pid, unix.SIGKILL))
+	_, err = unix.Wait4(pid, nil, 0, nil)
+	ts.Check(err)
+}
+
+func scriptLimit(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 5 {
+		ts.Fatalf("usage: limit ID CONTROLLER V1-FILE V2-FILE REGEXP")
+	}
+	c, err := container.Load(ts.Getenv("ROOT"), args[0])
+	ts.Check(err)
+	defer c.Close()
+	controller, file := args[1], args[2]
+	if scriptConditions()["v2"] {
+		controller, file = "", args[3]
+	}
+	dir, err := c.Cgroup(controller)
+	ts.Check(err)
+	data, err := os.ReadFile(filepath.Join(dir, file))
+	ts.Check(err)
+	if regexp.MustCompile("(?m)"+args[4]).Match(data) == neg {
+		ts.Fatalf("%s of %s: %q (pattern %q)", file, args[0], data, args[4])
+	}
+}
