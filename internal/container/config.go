@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/sirupsen/logrus"
 )
 
 const (
@@ -33,6 +34,12 @@ func checkSpec(s *specs.Spec) error {
 		return errors.New("config.json: root.path must be set")
 	case s.Process == nil:
 		return errors.New("config.json: process must be set")
+	}
+	if major, _, _ := strings.Cut(s.Version, "."); s.Version != "" && major != "1" {
+		return fmt.Errorf("config.json: ociVersion %q: this runtime implements 1.0 to %s", s.Version, specs.Version)
+	}
+	if err := checkHooks(s.Hooks); err != nil {
+		return err
 	}
 	return checkProcess(s.Process)
 }
@@ -84,6 +91,7 @@ func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
 		linux = *s.Linux
 	}
 	linux.CgroupsPath = path
+	linux.Devices = withoutNumbers(linux.Devices)
 	out.Linux = &linux
 	config, err := convert(&specconv.CreateOpts{
 		CgroupName:       o.ID,
@@ -100,7 +108,31 @@ func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
 	// libcontainer takes the working directory for the bundle.
 	config.Labels = slices.DeleteFunc(config.Labels, func(l string) bool { return strings.HasPrefix(l, "bundle=") })
 	config.Labels = append(config.Labels, "bundle="+o.Bundle)
+	dropBindData(config)
 	return config, adaptResources(config, s)
+}
+
+// withoutNumbers takes the numbers from FIFOs, which have none: libcontainer would
+// compare them with those of the FIFO it has made.
+func withoutNumbers(devices []specs.LinuxDevice) []specs.LinuxDevice {
+	out := slices.Clone(devices)
+	for i := range out {
+		if out[i].Type == "p" {
+			out[i].Major, out[i].Minor = 0, 0
+		}
+	}
+	return out
+}
+
+// dropBindData drops options of a file system from bind mounts, to which the kernel
+// would not apply them. libcontainer refuses them; engines and older runtimes do not.
+func dropBindData(config *configs.Config) {
+	for _, m := range config.Mounts {
+		if m.IsBind() && m.Data != "" {
+			logrus.Warnf("mount %s: options %q are a file system's, and a bind mount has none of its own: they are ignored", m.Destination, m.Data)
+			m.Data = ""
+		}
+	}
 }
 
 // conversion guards specconv's table of default devices.

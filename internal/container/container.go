@@ -197,6 +197,9 @@ func (c *Container) Start() error {
 	default:
 		return fmt.Errorf("cannot start a container in the %s state", status)
 	}
+	if c.needsWatch() {
+		return c.startWithHooks()
+	}
 	if err := c.lc.Exec(); err != nil {
 		return fmt.Errorf("starting container %s: %w", c.id, err)
 	}

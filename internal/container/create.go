@@ -237,6 +237,7 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
 	}
+	hooks := adaptHooks(config, c.spec.Hooks)
 	c.lc, err = libcontainer.Create(c.root, c.id, config)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
@@ -252,9 +253,11 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 	if err := refuseForeignGroups(state.CgroupPaths); err != nil {
 		return errors.Join(&GuestError{ID: c.id, Err: err}, os.RemoveAll(c.entry.stateDir()))
 	}
-	// Destroy also runs the poststop hooks, which the OCI specification wants even
-	// for a container that failed to start.
 	undo.add(c.lc.Destroy)
+	// The OCI specification wants poststop hooks even for a container that fails to start.
+	if c.entry.Hooks = hooks; hooks != nil {
+		hooks.Annotations = c.Annotations()
+	}
 	c.entry.Cgroups = maps.Clone(state.CgroupPaths) // libcontainer empties its map when it removes them
 	return c.entry.write()
 }

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -26,9 +27,19 @@ func init() { runtime.LockOSThread() }
 // MaybeInit must be the first statement of every main (and TestMain) that calls
 // Create or Exec. libcontainer starts a container by executing the same binary
 // again as `argv[0] init`; in that process MaybeInit becomes the container's
-// first process and never returns. `init` is therefore a reserved command word.
+// first process and never returns. `init` is therefore a reserved command word, and
+// so is `hook`.
 func MaybeInit() {
-	if len(os.Args) < 2 || os.Args[1] != "init" {
+	if len(os.Args) < 2 {
+		return
+	}
+	switch os.Args[1] {
+	case hookWord:
+		err := becomeHook(os.Args[2:])
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(127) //nolint:forbidigo // this process is not main's
+	case "init":
+	default:
 		return
 	}
 	// It lives for milliseconds, inside the guest's memory limit: collecting

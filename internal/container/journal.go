@@ -32,6 +32,8 @@ type entry struct {
 	Cgroups map[string]string `json:"cgroups,omitempty"`
 	// Attendant is the process that serves a detached guest from the host.
 	Attendant *processRef `json:"attendant,omitempty"`
+	// Hooks are those that psi runs itself.
+	Hooks *lateHooks `json:"hooks,omitempty"`
 	// Detached: the container outlives its creator on purpose (`create`, `run -d`).
 	Detached bool `json:"detached,omitempty"`
 
@@ -237,7 +239,8 @@ func (e *entry) stopAttendant() error {
 	return e.Attendant.stop()
 }
 
-// forget gives back what is claimed by name: the ids, and last the journal.
+// forget gives back what is claimed by name: the ids, and last the journal. With
+// that the container is deleted, and its poststop hooks run.
 func (e *entry) forget(run runDir) error {
 	if e.Mounts != "" {
 		if err := unix.Rmdir(e.Mounts); err != nil && err != unix.ENOENT {
@@ -251,6 +254,7 @@ func (e *entry) forget(run runDir) error {
 		return &os.PathError{Op: "unlink", Path: e.path, Err: err}
 	}
 	e.release()
+	e.poststop()
 	return nil
 }
 

@@ -101,16 +101,15 @@ func (c *Container) Cgroup(controller string) (string, error) {
 	return dir, nil
 }
 
-// Delete removes the container and everything on the host that goes with it. A
-// container that runs is refused unless force, which kills it first; one that was
-// created but not started is killed in either case.
+// Delete removes the container and everything on the host that goes with it. One
+// that has not stopped is refused unless force, which kills it first.
 func (c *Container) Delete(force bool) error {
 	if !force {
 		status, err := c.lc.Status()
 		if err != nil {
 			return fmt.Errorf("reading status of container %s: %w", c.id, err)
 		}
-		if status != libcontainer.Stopped && status != libcontainer.Created {
+		if status != libcontainer.Stopped {
 			return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.id, status)
 		}
 	}

@@ -92,7 +92,17 @@ func ended(pidfd *os.File, d time.Duration) bool {
 }
 
 // startTime reads field 22 of /proc/PID/stat.
-func startTime(pid int) (uint64, error) {
+func startTime(pid int) (uint64, error) { return statField(pid, 22) }
+
+// exitCode reads how a process that has ended, and that nobody has waited for,
+// exited: field 52 of /proc/PID/stat. 0 also for one that a signal ended.
+func exitCode(pid int) (int, error) {
+	status, err := statField(pid, 52)
+	return int(status>>8) & 0xff, err
+}
+
+// statField reads a field of /proc/PID/stat, counted from 1 as in proc(5).
+func statField(pid, field int) (uint64, error) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, err
@@ -103,8 +113,8 @@ func startTime(pid int) (uint64, error) {
 		return 0, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
 	}
 	fields := strings.Fields(string(data[end+1:]))
-	if len(fields) < 20 {
+	if len(fields) < field-2 {
 		return 0, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return strconv.ParseUint(fields[field-3], 10, 64)
 }
