@@ -33,7 +33,8 @@ import (
 //	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
 //	                           look at a file of the container's cgroup, of whichever version the host has
 //
-// $ROOTFS is a root file system with a shell, psi-runtime is in $PATH, and the
+// $ROOTFS is a root file system with a shell, psi-runtime is in $PATH. psi runs $PSI,
+// this test's binary; `env PSI=$BUILT` makes it the static program that make built. The
 // conditions [v2] and [unified] say what cgroups there are: v2 only, or v2 at all.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txt")
@@ -88,6 +89,12 @@ func setUpScript(env *testscript.Env) error {
 	}
 	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	env.Setenv(cliEnv, "1")
+	built, err := filepath.Abs("../../bin/psi-runtime")
+	if err != nil {
+		return err
+	}
+	env.Setenv("PSI", self)
+	env.Setenv("BUILT", built)
 	env.Setenv("ROOT", root)
 	env.Setenv("ROOTFS", testRoot)
 	env.Defer(func() {
@@ -115,9 +122,7 @@ func runPsi(ts *testscript.TestScript, args []string) (int, string, string) {
 		defer f.Close()
 		files[i] = f
 	}
-	self, err := os.Executable()
-	ts.Check(err)
-	cmd := exec.Command(self, append([]string{"--root", ts.Getenv("ROOT")}, args...)...)
+	cmd := exec.Command(ts.Getenv("PSI"), append([]string{"--root", ts.Getenv("ROOT")}, args...)...)
 	cmd.Args[0] = "psi-runtime"
 	cmd.Dir = ts.MkAbs(".")
 	for _, name := range []string{cliEnv, "PATH", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "XDG_RUNTIME_DIR", "HOME"} {
@@ -126,7 +131,7 @@ func runPsi(ts *testscript.TestScript, args []string) (int, string, string) {
 		}
 	}
 	cmd.Stdout, cmd.Stderr = files[0], files[1]
-	err = cmd.Run()
+	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		ts.Fatalf("%v: %v", cmd.Args, err)

@@ -238,6 +238,7 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 		return &GuestError{ID: c.id, Err: err}
 	}
 	hooks := adaptHooks(config, c.spec.Hooks)
+	c.entry.Late = takeLate(config)
 	c.lc, err = libcontainer.Create(c.root, c.id, config)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
@@ -274,6 +275,13 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return err
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
+	if c.entry.Late != nil {
+		files, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
+		if err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+		defer closeFiles(files)
+	}
 	var meeting *early
 	if o.OnInit != nil && o.PIDFDSocket == nil {
 		if meeting, err = startEarly(c, o.OnInit); err != nil {

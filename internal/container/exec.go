@@ -74,6 +74,13 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
 	p.SubCgroupPaths = o.SubCgroups
+	if c.entry.Late != nil {
+		files, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
+		if err != nil {
+			return nil, fmt.Errorf("container %s: %w", c.id, err)
+		}
+		defer closeFiles(files)
+	}
 	if err := c.lc.Start(p); err != nil {
 		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
 	}

@@ -121,18 +121,11 @@ func becomeHook(args []string) error {
 	if data, err = json.Marshal(state); err != nil {
 		return fmt.Errorf("writing the container's state: %w", err)
 	}
-	fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
+	f, err := memfd("state", data)
 	if err != nil {
-		return os.NewSyscallError("memfd_create", err)
+		return err
 	}
-	f := os.NewFile(uintptr(fd), "state")
-	if _, err := f.Write(data); err != nil {
-		return fmt.Errorf("writing the container's state: %w", err)
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("writing the container's state: %w", err)
-	}
-	if err := unix.Dup3(fd, 0, 0); err != nil {
+	if err := unix.Dup3(int(f.Fd()), 0, 0); err != nil {
 		return os.NewSyscallError("dup3", err)
 	}
 	return &os.PathError{Op: "executing hook", Path: args[0], Err: syscall.Exec(args[0], args[1:], os.Environ())}

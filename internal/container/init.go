@@ -28,16 +28,16 @@ func init() { runtime.LockOSThread() }
 // Create or Exec. libcontainer starts a container by executing the same binary
 // again as `argv[0] init`; in that process MaybeInit becomes the container's
 // first process and never returns. `init` is therefore a reserved command word, and
-// so is `hook`.
+// so are `hook` and `late`.
 func MaybeInit() {
 	if len(os.Args) < 2 {
 		return
 	}
 	switch os.Args[1] {
 	case hookWord:
-		err := becomeHook(os.Args[2:])
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(127) //nolint:forbidigo // this process is not main's
+		fail(becomeHook(os.Args[2:]))
+	case lateWord:
+		fail(becomeLate(os.Args[2:]))
 	case "init":
 	default:
 		return
@@ -46,4 +46,10 @@ func MaybeInit() {
 	// garbage costs more than the garbage.
 	debug.SetGCPercent(-1)
 	libcontainer.Init()
+}
+
+// fail ends a process that could not become what it should.
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(127) //nolint:forbidigo // this process is not main's
 }

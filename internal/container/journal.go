@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,8 @@ type entry struct {
 	Attendant *processRef `json:"attendant,omitempty"`
 	// Hooks are those that psi runs itself.
 	Hooks *lateHooks `json:"hooks,omitempty"`
+	// Late is the seccomp filter that libcontainer does not load.
+	Late *configs.Seccomp `json:"late,omitempty"`
 	// Detached: the container outlives its creator on purpose (`create`, `run -d`).
 	Detached bool `json:"detached,omitempty"`
 
