@@ -113,6 +113,7 @@ func newApp() *cli.App {
 			runCommand(g), createCommand(g), startCommand(g), stateCommand(g), killCommand(g),
 			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g),
 			pauseCommand(g), resumeCommand(g), updateCommand(g),
+			checkpointCommand(g), restoreCommand(g),
 			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), attendCommand(g),
 		},
 		Before: func(c *cli.Context) error { return g.parse(c) },

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"os"
 
@@ -45,7 +44,7 @@ func runDetached(g *global, o *runOptions, spec *specs.Spec, bundle string) (err
 	if err != nil {
 		return err
 	}
-	if err := c.Start(); err != nil {
+	if err := o.start(c); err != nil {
 		return errors.Join(err, c.Delete(true))
 	}
 	return c.Close()
@@ -82,7 +81,7 @@ func createDetached(g *global, o *launchOptions, spec *specs.Spec, bundle string
 	if !terminal {
 		opts.Stdin, opts.Stdout, opts.Stderr = os.Stdin, os.Stdout, os.Stderr
 	}
-	c, err := container.Create(context.Background(), opts)
+	c, err := o.make(opts)
 	if err != nil {
 		return nil, err
 	}

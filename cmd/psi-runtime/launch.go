@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -26,6 +27,7 @@ type launchOptions struct {
 	noPivot       bool
 	noNewKeyring  bool
 	preserveFDs   int
+	images        *container.Images // of restore; nil makes a new container
 }
 
 func launchFlags() []cli.Flag {
@@ -92,6 +94,22 @@ func (o *launchOptions) createOptions(g *global, spec *specs.Spec, bundle string
 		SystemdCgroup: g.systemdCgroup, RootlessCgroups: rootless,
 		LogLevel: logrus.GetLevel(),
 	}, nil
+}
+
+// make makes the container: a new one, or one from images.
+func (o *launchOptions) make(opts container.CreateOptions) (*container.Container, error) {
+	if o.images != nil {
+		return container.Restore(context.Background(), opts, *o.images)
+	}
+	return container.Create(context.Background(), opts)
+}
+
+// start starts what make made; what was restored runs already.
+func (o *launchOptions) start(c *container.Container) error {
+	if o.images != nil {
+		return nil
+	}
+	return c.Start()
 }
 
 // absolute makes a path independent of the working directory; "" stays "".

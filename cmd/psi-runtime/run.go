@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -105,7 +104,7 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 		attendance, err = guard.attend(c)
 		return err
 	}
-	c, err := container.Create(context.Background(), *opts)
+	c, err := o.make(*opts)
 	if err != nil {
 		return 0, errors.Join(err, attendance.end())
 	}
@@ -121,7 +120,7 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 		return 0, err
 	}
 	signals.ready()
-	if err := c.Start(); err != nil {
+	if err := o.start(c); err != nil {
 		return 0, err
 	}
 	status := signals.forward(c, streams)

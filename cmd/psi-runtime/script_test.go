@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +36,8 @@ import (
 //
 // $ROOTFS is a root file system with a shell, psi-runtime is in $PATH. psi runs $PSI,
 // this test's binary; `env PSI=$BUILT` makes it the static program that make built. The
-// conditions [v2] and [unified] say what cgroups there are: v2 only, or v2 at all.
+// conditions [v2] and [unified] say what cgroups there are, v2 only, or v2 at all;
+// [criu] that criu works with the kernel.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(files) == 0 {
@@ -45,11 +47,9 @@ func TestScripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			leakcheck.Check(t)
 			testscript.Run(t, testscript.Params{
-				Files: []string{file},
-				Setup: setUpScript,
-				Condition: func(name string) (bool, error) {
-					return scriptConditions()[name], nil
-				},
+				Files:     []string{file},
+				Setup:     setUpScript,
+				Condition: scriptCondition,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"psi": scriptPsi, "code": scriptCode, "bundle": scriptBundle, "state": scriptState,
 					"until": scriptUntil, "reap": scriptReap, "limit": scriptLimit,
@@ -59,14 +59,20 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-func scriptConditions() map[string]bool {
-	v2, unified := false, false
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		v2, unified = true, true
-	} else if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.procs"); err == nil {
-		unified = true
+func scriptCondition(name string) (bool, error) {
+	exists := func(path string) bool {
+		_, err := os.Stat(path)
+		return err == nil
 	}
-	return map[string]bool{"v2": v2, "unified": unified}
+	switch name {
+	case "v2":
+		return exists("/sys/fs/cgroup/cgroup.controllers"), nil
+	case "unified":
+		return exists("/sys/fs/cgroup/cgroup.controllers") || exists("/sys/fs/cgroup/unified/cgroup.procs"), nil
+	case "criu":
+		return exec.Command("criu", "check").Run() == nil, nil
+	}
+	return false, fmt.Errorf("condition %q is not known", name)
 }
 
 func setUpScript(env *testscript.Env) error {
@@ -281,7 +287,7 @@ func scriptLimit(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer c.Close()
 	controller, file := args[1], args[2]
-	if scriptConditions()["v2"] {
+	if v2, _ := scriptCondition("v2"); v2 {
 		controller, file = "", args[3]
 	}
 	dir, err := c.Cgroup(controller)

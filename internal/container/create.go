@@ -57,7 +57,12 @@ type CreateOptions struct {
 // Create makes a container whose first process waits for Start. It fails
 // with a *GuestError if the bundle is at fault, and leaves nothing behind if it
 // fails at all. Cancelling ctx is noticed between steps.
-func Create(ctx context.Context, o CreateOptions) (_ *Container, err error) {
+func Create(ctx context.Context, o CreateOptions) (*Container, error) {
+	return create(ctx, o, (*Container).startInit)
+}
+
+// create does it; begin starts, or restores, the first process.
+func create(ctx context.Context, o CreateOptions, begin func(*Container, *CreateOptions, *undoStack) error) (_ *Container, err error) {
 	c, err := plan(&o)
 	if err != nil {
 		return nil, err
@@ -96,7 +101,7 @@ func Create(ctx context.Context, o CreateOptions) (_ *Container, err error) {
 		}
 		defer closeSources(pinned)
 	}
-	if err = c.startInit(&o, &undo); err != nil {
+	if err = begin(c, &o, &undo); err != nil {
 		return nil, err
 	}
 	if err = checkSources(c.pid, pinned); err != nil {
@@ -301,6 +306,17 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 	if err != nil {
 		return errors.Join(&GuestError{ID: c.id, Err: err}, c.Close())
 	}
+	if err := c.pinInit(p); err != nil {
+		return err
+	}
+	if o.OnInit != nil {
+		return o.OnInit(c)
+	}
+	return nil
+}
+
+// pinInit takes hold of the first process, our child, by a pidfd.
+func (c *Container) pinInit(p *libcontainer.Process) (err error) {
 	if c.pid, err = p.Pid(); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
@@ -309,9 +325,6 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return os.NewSyscallError("pidfd_open", err)
 	}
 	c.pidfd = os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(c.pid))
-	if o.OnInit != nil {
-		return o.OnInit(c)
-	}
 	return nil
 }
 
