@@ -44,9 +44,11 @@ func runDetached(g *global, o *runOptions, spec *specs.Spec, bundle string) (err
 	if err != nil {
 		return err
 	}
-	if err := o.start(c); err != nil {
+	notify, err := o.start(c)
+	if err != nil {
 		return errors.Join(err, c.Delete(true))
 	}
+	notify.forward(c)
 	return c.Close()
 }
 

@@ -89,7 +89,7 @@ func (o *launchOptions) createOptions(g *global, spec *specs.Spec, bundle string
 	}
 	return container.CreateOptions{
 		Root: g.root, ID: o.id, Bundle: bundle, Spec: spec,
-		ExtraFiles: extra, PIDFile: pidFile,
+		ExtraFiles: extra, PIDFile: pidFile, Notify: wantsNotify(spec),
 		NoPivot: o.noPivot, NoNewKeyring: o.noNewKeyring,
 		SystemdCgroup: g.systemdCgroup, RootlessCgroups: rootless,
 		LogLevel: logrus.GetLevel(),
@@ -105,11 +105,11 @@ func (o *launchOptions) make(opts container.CreateOptions) (*container.Container
 }
 
 // start starts what make made; what was restored runs already.
-func (o *launchOptions) start(c *container.Container) error {
+func (o *launchOptions) start(c *container.Container) (*notifySocket, error) {
 	if o.images != nil {
-		return nil
+		return nil, nil
 	}
-	return c.Start()
+	return start(c)
 }
 
 // absolute makes a path independent of the working directory; "" stays "".

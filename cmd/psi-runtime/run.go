@@ -120,9 +120,11 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 		return 0, err
 	}
 	signals.ready()
-	if err := o.start(c); err != nil {
+	notify, err := o.start(c)
+	if err != nil {
 		return 0, err
 	}
+	go notify.forward(c)
 	status := signals.forward(c, streams)
 	streams.drain()
 	return status, nil

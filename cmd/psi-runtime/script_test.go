@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +35,9 @@ import (
 //	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
 //	                           look at a file of the container's cgroup, of whichever version the host has
 //
-// $ROOTFS is a root file system with a shell, psi-runtime is in $PATH. psi runs $PSI,
+//	notified FILE              listen on $NOTIFY_SOCKET, and append what comes to the file
+//
+// $ROOTFS is a root file system with a shell, $PYTHON the one with Python that make built, psi-runtime is in $PATH. psi runs $PSI,
 // this test's binary; `env PSI=$BUILT` makes it the static program that make built. The
 // conditions [v2] and [unified] say what cgroups there are, v2 only, or v2 at all;
 // [criu] that criu works with the kernel.
@@ -53,6 +56,7 @@ func TestScripts(t *testing.T) {
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"psi": scriptPsi, "code": scriptCode, "bundle": scriptBundle, "state": scriptState,
 					"until": scriptUntil, "reap": scriptReap, "limit": scriptLimit,
+					"notified": scriptNotified,
 				},
 			})
 		})
@@ -101,6 +105,7 @@ func setUpScript(env *testscript.Env) error {
 	}
 	env.Setenv("PSI", self)
 	env.Setenv("BUILT", built)
+	env.Setenv("PYTHON", filepath.Join(filepath.Dir(built), "../build/rootfs"))
 	env.Setenv("ROOT", root)
 	env.Setenv("ROOTFS", testRoot)
 	env.Defer(func() {
@@ -277,6 +282,37 @@ func scriptReap(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(unix.Kill(pid, unix.SIGKILL))
 	_, err = unix.Wait4(pid, nil, 0, nil)
 	ts.Check(err)
+}
+
+func scriptNotified(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: notified FILE")
+	}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: ts.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
+	ts.Check(err)
+	ts.Defer(func() { conn.Close() })
+	file := ts.MkAbs(args[0])
+	go func() {
+		buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
+		for {
+			n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
+			if err != nil {
+				return
+			}
+			if messages, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) == 1 {
+				fds, _ := unix.ParseUnixRights(&messages[0])
+				for _, fd := range fds { // the barrier
+					_ = unix.Close(fd)
+				}
+			}
+			f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+			if err != nil {
+				return
+			}
+			_, _ = f.Write(append(buf[:n], '\n'))
+			f.Close()
+		}
+	}()
 }
 
 func scriptLimit(ts *testscript.TestScript, neg bool, args []string) {

@@ -12,9 +12,25 @@ func startCommand(g *global) *cli.Command {
 		Usage:     "run the program of a created container",
 		ArgsUsage: "ID",
 		Action: withContainer(g, func(c *container.Container, _ *cli.Context) error {
-			return c.Start()
+			notify, err := start(c)
+			notify.forward(c)
+			return err
 		}),
 	}
+}
+
+// start starts a container and returns the socket by which its program says that
+// it is ready, if it has one.
+func start(c *container.Container) (*notifySocket, error) {
+	notify, err := listenNotify(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Start(); err != nil {
+		notify.close()
+		return nil, err
+	}
+	return notify, nil
 }
 
 // withContainer is the action of a command whose one argument is a container.

@@ -110,8 +110,10 @@ func signalMembers(dir string, pids []int, sig unix.Signal) error {
 	return nil
 }
 
+// thaw ends a pause, of either version of cgroups.
 func thaw(dir string) {
 	_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
+	_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
 }
 
 // groupPIDs lists the processes in a group and below it, as pids of our own pid

@@ -42,9 +42,9 @@ var errNotRestorable = errors.New("a restored container would run without its po
 // Checkpoint writes a running or paused container to images with criu. Unless it
 // is to go on running, the container is then deleted.
 func (c *Container) Checkpoint(i Images) error {
-	status, err := c.lc.Status()
+	status, err := c.currentStatus()
 	if err != nil {
-		return fmt.Errorf("reading status of container %s: %w", c.id, err)
+		return err
 	}
 	if status == libcontainer.Created || status == libcontainer.Stopped {
 		return fmt.Errorf("container %s cannot be checkpointed in %s state", c.id, status)

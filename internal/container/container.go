@@ -146,11 +146,24 @@ func (c *Container) Annotations() map[string]string {
 
 // Status is created, running, paused or stopped.
 func (c *Container) Status() (string, error) {
-	s, err := c.lc.Status()
+	s, err := c.currentStatus()
 	if err != nil {
-		return "", fmt.Errorf("reading status of container %s: %w", c.id, err)
+		return "", err
 	}
 	return s.String(), nil
+}
+
+// currentStatus is libcontainer's, but for a container that ended while it was paused:
+// its cgroup stays frozen, and nobody is left to resume.
+func (c *Container) currentStatus() (libcontainer.Status, error) {
+	s, err := c.lc.Status()
+	if err != nil {
+		return s, fmt.Errorf("reading status of container %s: %w", c.id, err)
+	}
+	if s == libcontainer.Paused && c.ended(0) {
+		return libcontainer.Stopped, nil
+	}
+	return s, nil
 }
 
 // State reads the state the OCI specification asks for. Owner is the user name,
@@ -184,8 +197,8 @@ func (c *Container) Start() error {
 	status := libcontainer.Created
 	if c.process == nil || c.started.Swap(true) {
 		var err error
-		if status, err = c.lc.Status(); err != nil {
-			return fmt.Errorf("reading status of container %s: %w", c.id, err)
+		if status, err = c.currentStatus(); err != nil {
+			return err
 		}
 	}
 	switch status {

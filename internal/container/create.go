@@ -33,6 +33,10 @@ type CreateOptions struct {
 	PIDFDSocket           *os.File   // unix socket to which init sends its pidfd
 	PIDFile               string     // file that gets the first process's pid; "" is none
 
+	// Notify gives the program $NOTIFY_SOCKET, the path of a socket that the caller
+	// makes in NotifyDir before Start.
+	Notify bool
+
 	NoPivot, NoNewKeyring bool
 	SystemdCgroup         bool   // the spec's cgroupsPath is slice:prefix:name
 	RootlessCgroups       bool   // go on without the cgroups we may not make
@@ -156,6 +160,9 @@ func plan(o *CreateOptions) (*Container, error) {
 		}
 	}
 	spec := absolute(o.Spec, o.Bundle)
+	if o.Notify {
+		spec = withNotify(spec, (&entry{Root: o.Root, ID: o.ID}).notifyDir())
+	}
 	return &Container{
 		id: o.ID, root: o.Root, run: runDir(o.RunDir), spec: spec,
 		placeholder: placeholder, auto: auto,
@@ -251,6 +258,9 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 	// The FIFO that start opens is in there, and anyone may write to it.
 	if err := os.Chmod(c.entry.stateDir(), 0o700); err != nil {
 		return fmt.Errorf("closing the state directory of container %s: %w", c.id, err)
+	}
+	if err := c.makeNotifyDir(o.Notify); err != nil {
+		return err
 	}
 	state, err := c.lc.State()
 	if err != nil {

@@ -51,9 +51,9 @@ func (p *Process) Wait() (ExitStatus, error) {
 // Exec starts a process in the container's namespaces, cgroups and limits. The
 // container must be created, running, or (with IgnorePaused) paused.
 func (c *Container) Exec(o ProcessOptions) (*Process, error) {
-	status, err := c.lc.Status()
+	status, err := c.currentStatus()
 	if err != nil {
-		return nil, fmt.Errorf("reading status of container %s: %w", c.id, err)
+		return nil, err
 	}
 	if status == libcontainer.Stopped {
 		return nil, errors.New("cannot exec in a stopped container")

@@ -16,9 +16,9 @@ import (
 // nothing else would end the others.
 func (c *Container) Kill(sig unix.Signal, all bool) error {
 	if !all && (sig != unix.SIGKILL || c.privatePIDs()) {
-		status, err := c.lc.Status()
+		status, err := c.currentStatus()
 		if err != nil {
-			return fmt.Errorf("reading status of container %s: %w", c.id, err)
+			return err
 		}
 		if status == libcontainer.Stopped {
 			return ErrNotRunning
@@ -105,9 +105,9 @@ func (c *Container) Cgroup(controller string) (string, error) {
 // that has not stopped is refused unless force, which kills it first.
 func (c *Container) Delete(force bool) error {
 	if !force {
-		status, err := c.lc.Status()
+		status, err := c.currentStatus()
 		if err != nil {
-			return fmt.Errorf("reading status of container %s: %w", c.id, err)
+			return err
 		}
 		if status != libcontainer.Stopped {
 			return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.id, status)

@@ -3,7 +3,9 @@ package container
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
@@ -20,9 +22,9 @@ const cpuPeriod = 100_000
 // Pause stops every process of a created or running container where it is, until
 // Resume. It is no error if it is paused already; ErrNotRunning if it has stopped.
 func (c *Container) Pause() error {
-	status, err := c.lc.Status()
+	status, err := c.currentStatus()
 	if err != nil {
-		return fmt.Errorf("reading status of container %s: %w", c.id, err)
+		return err
 	}
 	if status == libcontainer.Paused {
 		return nil
@@ -35,6 +37,13 @@ func (c *Container) Pause() error {
 
 // Resume lets a paused container go on; ErrNotPaused if it is not paused.
 func (c *Container) Resume() error {
+	status, err := c.currentStatus()
+	if err != nil {
+		return err
+	}
+	if status != libcontainer.Paused {
+		return fmt.Errorf("resuming container %s: %w", c.id, ErrNotPaused)
+	}
 	if err := c.lc.Resume(); err != nil {
 		return fmt.Errorf("resuming container %s: %w", c.id, err)
 	}
@@ -80,11 +89,11 @@ func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error
 	}
 	group, limits := *config.Cgroups, *config.Cgroups.Resources
 	group.Resources, config.Cgroups = &limits, &group
+	limits.Unified = updateUnified(limits.Unified, r)
 	updateMemory(&limits, r.Memory)
 	updateCPU(&limits, r.CPU)
 	updateBlockIO(&limits, r.BlockIO)
-	limits.PidsLimit, limits.Unified = nil, r.Unified // nil: not written again
-	if r.Pids != nil {
+	if r.Pids != nil && r.Pids.Limit != nil {
 		limits.PidsLimit = r.Pids.Limit
 	}
 	// Devices do not change; setting them again would open a moment without rules.
@@ -95,6 +104,32 @@ func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// updateUnified adds to the files of cgroup2 that the bundle names, and takes those
+// out of a controller that r changes in another way: they are written last, and
+// would win.
+func updateUnified(files map[string]string, r *specs.LinuxResources) map[string]string {
+	out := maps.Clone(files)
+	maps.DeleteFunc(out, func(name, _ string) bool {
+		controller, _, _ := strings.Cut(name, ".")
+		switch controller {
+		case "memory":
+			return r.Memory != nil && (r.Memory.Limit != nil || r.Memory.Swap != nil || r.Memory.Reservation != nil) && name != "memory.oom.group"
+		case "cpu", "cpuset":
+			return r.CPU != nil && *r.CPU != specs.LinuxCPU{}
+		case "pids":
+			return r.Pids != nil && r.Pids.Limit != nil
+		case "io":
+			return r.BlockIO != nil
+		}
+		return false
+	})
+	if out == nil {
+		return r.Unified
+	}
+	maps.Copy(out, r.Unified)
+	return out
 }
 
 func updateMemory(limits *cgroups.Resources, m *specs.LinuxMemory) {
@@ -111,26 +146,29 @@ func updateMemory(limits *cgroups.Resources, m *specs.LinuxMemory) {
 	}
 }
 
-// updateCPU changes what is named. Of the rest only what belongs together is
-// written again: quota with period, but neither if neither was named.
+// updateCPU changes what is named; a quota or a period of 0 is not.
 func updateCPU(limits *cgroups.Resources, cpu *specs.LinuxCPU) {
-	quota, period := limits.CpuQuota, limits.CpuPeriod
-	limits.CpuQuota, limits.CpuPeriod, limits.CpuBurst, limits.CPUIdle = 0, 0, nil, nil
-	limits.CpusetCpus, limits.CpusetMems = "", ""
 	if cpu == nil {
 		return
 	}
-	if given(cpu.Quota) || given(cpu.Period) {
-		limits.CpuQuota, limits.CpuPeriod = quota, period
-		if given(cpu.Quota) {
-			limits.CpuQuota = *cpu.Quota
-		}
-		if given(cpu.Period) {
-			limits.CpuPeriod = *cpu.Period
-		}
+	if cpu.Quota != nil && *cpu.Quota != 0 {
+		limits.CpuQuota = *cpu.Quota
 	}
-	limits.CpuBurst, limits.CPUIdle = cpu.Burst, cpu.Idle
-	limits.CpusetCpus, limits.CpusetMems = cpu.Cpus, cpu.Mems
+	if cpu.Period != nil && *cpu.Period != 0 {
+		limits.CpuPeriod = *cpu.Period
+	}
+	if cpu.Burst != nil {
+		limits.CpuBurst = cpu.Burst
+	}
+	if cpu.Idle != nil {
+		limits.CPUIdle = cpu.Idle
+	}
+	if cpu.Cpus != "" {
+		limits.CpusetCpus = cpu.Cpus
+	}
+	if cpu.Mems != "" {
+		limits.CpusetMems = cpu.Mems
+	}
 	switch {
 	case cpu.Shares != nil:
 		limits.CpuShares = *cpu.Shares
@@ -195,9 +233,6 @@ func updateRDT(config *configs.Config, rdt IntelRDT) error {
 	config.IntelRdt = &next
 	return nil
 }
-
-// given reports whether a quota or period was named; 0 means that it was not.
-func given[T int64 | uint64](v *T) bool { return v != nil && *v != 0 }
 
 func replace[T any](dst, src *T) {
 	if src != nil {
