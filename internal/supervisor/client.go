@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/psi-runtime/psi/internal/control"
 )
 
 const (
@@ -77,7 +79,7 @@ func (c *client) read() error {
 	greeted := false
 	_ = c.conn.SetReadDeadline(time.Now().Add(greeting))
 	for {
-		data, err := readFrame(c.conn)
+		data, err := control.ReadFrame(c.conn)
 		if err != nil {
 			if !errors.Is(err, errProtocol) {
 				return err
@@ -85,7 +87,7 @@ func (c *client) read() error {
 			c.refuse(0, err)
 			return err
 		}
-		r, err := decodeRequest(data)
+		r, err := control.Decode(data)
 		if err == nil && !greeted {
 			err = c.hello(r)
 			greeted = err == nil
@@ -117,25 +119,25 @@ func (c *client) waitForever() {
 }
 
 // hello answers the first request.
-func (c *client) hello(r request) error {
+func (c *client) hello(r control.Request) error {
 	if r.Op != "hello" {
 		return fmt.Errorf("%w: the first request must be hello, not %s", errProtocol, r.Op)
 	}
-	if r.Version != protocolVersion {
+	if r.Version != control.Version {
 		return fmt.Errorf("%w: version %d is not spoken here; this supervisor (%s) speaks version %d",
-			errProtocol, r.Version, c.s.opts.Version, protocolVersion)
+			errProtocol, r.Version, c.s.opts.Version, control.Version)
 	}
 	c.watch.Store(r.Watch)
 	c.s.warmth.extend()
 	c.log.WithField("client", r.Client).Debug("client said hello")
 	c.answer(r.ID, map[string]any{
-		"version": protocolVersion, "supervisor": c.s.opts.Version, "pid": c.s.opts.PID,
+		"version": control.Version, "supervisor": c.s.opts.Version, "pid": c.s.opts.PID,
 	}, nil)
 	return nil
 }
 
 // start runs a request beside the others.
-func (c *client) start(r request) {
+func (c *client) start(r control.Request) {
 	select {
 	case c.flying <- struct{}{}:
 	default:
@@ -160,7 +162,7 @@ func (c *client) start(r request) {
 
 // spawn answers a spawn request; what the guest had to say before it was announced
 // is said right after.
-func (c *client) spawn(r request) {
+func (c *client) spawn(r control.Request) {
 	g, channel, err := c.s.spawn(c, r)
 	if err != nil {
 		c.refuse(r.ID, err)
@@ -186,7 +188,7 @@ func (c *client) refuse(id uint64, err error) {
 	c.send(struct {
 		ID    uint64  `json:"id"`
 		Error failure `json:"error"`
-	}{id, failure{errorKind(err), clip(err.Error(), maxMessage)}}, nil)
+	}{id, failure{control.Kind(err), clip(err.Error(), maxMessage)}}, nil)
 }
 
 // send queues one message. A client whose queue is full is dropped: waiting for it
@@ -221,7 +223,7 @@ func (c *client) write() {
 	var failed error
 	for m := range c.out {
 		if failed == nil {
-			if failed = writeFrame(c.conn, m.body, m.file); failed != nil {
+			if failed = control.WriteFrame(c.conn, m.body, m.file); failed != nil {
 				go c.drop(failed)
 			}
 		}

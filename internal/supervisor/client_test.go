@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/leakcheck"
 )
 
@@ -225,7 +226,7 @@ func (c *testClient) post(request map[string]any) (chan answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return wait, writeFrame(c.conn, body, nil)
+	return wait, control.WriteFrame(c.conn, body, nil)
 }
 
 var errNoAnswer = errors.New("no answer")

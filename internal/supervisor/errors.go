@@ -1,35 +1,10 @@
 package supervisor
 
-import (
-	"errors"
+import "github.com/psi-runtime/psi/internal/control"
 
-	"github.com/psi-runtime/psi/pkg/policy"
-)
-
-// The kinds of error on the wire. A client maps each to one exception.
-const (
-	kindPolicy      = "policy"      // the policy is wrong: change it
-	kindSandbox     = "sandbox"     // this guest cannot be had, or is not there
-	kindProtocol    = "protocol"    // the client does not speak the protocol
-	kindUnavailable = "unavailable" // not now, or not on this machine
-)
-
+// The kinds of refusal that a client is told apart; see control.Kind.
 var (
-	errProtocol    = errors.New("control protocol")
-	errUnavailable = errors.New("supervisor unavailable")
-	errPolicy      = errors.New("policy")
+	errProtocol    = control.ErrProtocol
+	errUnavailable = control.ErrUnavailable
+	errPolicy      = control.ErrPolicy
 )
-
-// errorKind says which of the kinds an error is on the wire.
-func errorKind(err error) string {
-	var wrong *policy.Error
-	switch {
-	case errors.As(err, &wrong), errors.Is(err, errPolicy):
-		return kindPolicy
-	case errors.Is(err, errProtocol):
-		return kindProtocol
-	case errors.Is(err, errUnavailable):
-		return kindUnavailable
-	}
-	return kindSandbox
-}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -95,7 +96,7 @@ func (g *guest) announcement() map[string]any {
 	defer g.mu.Unlock()
 	return map[string]any{
 		"guest": g.id, "policy_digest": g.policy.Digest(),
-		"limits": limitsOf(g.policy.Limits()), "enforced": g.enforced(),
+		"limits": control.LimitsOf(g.policy.Limits()), "enforced": g.enforced(),
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/psi-runtime/psi/internal/control"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -102,11 +104,11 @@ func TestHostileFrames(t *testing.T) {
 // Requests after a refused one are still answered.
 func TestRefusedRequestIsNotTheEnd(t *testing.T) {
 	_, c := embedded(t)
-	c.refused(t, kindProtocol, "unknown op", map[string]any{"op": "explode"})
-	c.refused(t, kindProtocol, "takes no key", map[string]any{"op": "spawn", "name": "a", "root": "/"})
-	c.refused(t, kindPolicy, "mem", map[string]any{"op": "spawn", "name": "a", "policy": map[string]any{"mem": "1 parsec"}})
-	c.refused(t, kindPolicy, "", map[string]any{"op": "spawn", "name": "a", "policy_name": "no-such-policy"})
-	c.refused(t, kindSandbox, "no guest", map[string]any{"op": "stats", "guest": "psi-0"})
+	c.refused(t, control.KindProtocol, "unknown op", map[string]any{"op": "explode"})
+	c.refused(t, control.KindProtocol, "takes no key", map[string]any{"op": "spawn", "name": "a", "root": "/"})
+	c.refused(t, control.KindPolicy, "mem", map[string]any{"op": "spawn", "name": "a", "policy": map[string]any{"mem": "1 parsec"}})
+	c.refused(t, control.KindPolicy, "", map[string]any{"op": "spawn", "name": "a", "policy_name": "no-such-policy"})
+	c.refused(t, control.KindSandbox, "no guest", map[string]any{"op": "stats", "guest": "psi-0"})
 	c.spawn(t, "a", nil)
 }
 
@@ -174,14 +176,14 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"id":2,"op":"spawn","name":"a","policy":{"mem":"1MiB"},"allowed_imports":["math"],"rootfs":null}`))
 	f.Add([]byte(`{"id":3,"op":"close","guest":"psi-1","timeout":0.25}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := decodeRequest(data)
+		r, err := control.Decode(data)
 		if err != nil {
-			if errorKind(err) != kindProtocol {
-				t.Errorf("%q: kind %s: %v", data, errorKind(err), err)
+			if control.Kind(err) != control.KindProtocol {
+				t.Errorf("%q: kind %s: %v", data, control.Kind(err), err)
 			}
 			return
 		}
-		if _, known := operationKeys(r.Op); !known || r.Timeout < 0 {
+		if _, known := control.Keys(r.Op); !known || r.Timeout < 0 {
 			t.Errorf("%q was decoded to %+v", data, r)
 		}
 		if r.Op == "spawn" && (r.Name == "" || strings.ContainsAny(r.Name, "/\x00 ")) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/control"
 )
 
 func TestSpawnRunsCode(t *testing.T) {
@@ -30,7 +32,7 @@ func TestSpawnRunsCode(t *testing.T) {
 	if !strings.Contains(stats, `"pids":`) || strings.Contains(stats, `"cpu_ms":0,`) || strings.Contains(stats, `"mem_bytes":0,`) {
 		t.Errorf("stats: %s", stats)
 	}
-	c.refused(t, kindSandbox, "already running", map[string]any{"op": "spawn", "name": "guest42"})
+	c.refused(t, control.KindSandbox, "already running", map[string]any{"op": "spawn", "name": "guest42"})
 	c.must(t, map[string]any{"op": "close", "guest": g.id})
 	if pids := pidsOf(g.id); len(pids) > 0 {
 		t.Errorf("after close these run: %v", pids)

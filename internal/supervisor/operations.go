@@ -8,12 +8,13 @@ import (
 	"time"
 
 	"github.com/psi-runtime/psi/internal/attend"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // handle runs every request but hello and spawn.
-func (s *Supervisor) handle(c *client, r request) (any, error) {
+func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 	done := struct{}{}
 	switch r.Op {
 	case "list":
@@ -90,36 +91,6 @@ func (g *guest) stats() (any, error) {
 	}, nil
 }
 
-// resolvePolicy makes the policy that a spawn or reload asks for. Names are looked up
-// here, files never: the client reads them with its own permissions.
-func resolvePolicy(r request) (p policy.Policy, err error) {
-	given := 0
-	for _, is := range []bool{r.Policy != nil, r.PolicyText != nil, r.PolicyName != nil} {
-		if is {
-			given++
-		}
-	}
-	switch {
-	case given > 1:
-		return p, fmt.Errorf("%w: give one of policy, policy_text and policy_name", errProtocol)
-	case r.Policy != nil:
-		p, err = policy.Parse(r.Policy, "policy")
-	case r.PolicyText != nil:
-		p, err = policy.Parse([]byte(*r.PolicyText), r.PolicySource)
-	case r.PolicyName != nil:
-		p, err = policy.Lookup(*r.PolicyName)
-	default:
-		p = policy.Defaults()
-	}
-	if err == nil && r.ImportsLimited {
-		p, err = p.IntersectImports(r.AllowedImports)
-	}
-	if err != nil {
-		return p, fmt.Errorf("%w: %w", errPolicy, err)
-	}
-	return p, nil
-}
-
 // rootfs decides which root file system a guest gets. A client that is not root gets
 // the supervisor's: the files in a root appear inside the guest with the supervisor's
 // rights, so a path of the client's choice would show it files it may not read.
@@ -136,14 +107,6 @@ func (s *Supervisor) rootfs(who peer, dir string) (bundle.RootfsInfo, error) {
 		return bundle.RootfsInfo{}, fmt.Errorf("rootfs %s: not an absolute path", dir)
 	}
 	return bundle.Inspect(dir)
-}
-
-// limitsOf is how limits appear in replies, in the units of policy documents.
-func limitsOf(l policy.Limits) map[string]any {
-	return map[string]any{
-		"mem": l.Mem, "cpu": l.CPU, "cpu_ms": l.CPUTime.Milliseconds(), "wall_ms": l.Wall.Milliseconds(),
-		"pids": l.PIDs, "open_files": l.OpenFiles, "tmp": l.Tmp, "message": l.Message, "output": l.Output,
-	}
 }
 
 // enforced says for each part of the policy which mechanism holds it. The caller

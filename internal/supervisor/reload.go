@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/psi-runtime/psi/internal/attend"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // reload puts another policy into force in a running guest: its endpoints and those
 // limits that the kernel lets change. Reloads of one guest run one after another.
-func (g *guest) reload(r request) error {
-	next, err := resolvePolicy(r)
+func (g *guest) reload(r control.Request) error {
+	next, err := r.Resolve()
 	if err != nil {
 		return err
 	}

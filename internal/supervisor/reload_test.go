@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -68,10 +69,10 @@ func TestReloadLimits(t *testing.T) {
 	if got := g.run(t, "b = bytearray(100 << 20); post(len(b))"); got != "104857600" {
 		t.Errorf("posted %s", got)
 	}
-	c.refused(t, kindPolicy, "spawn a new guest", reload(map[string]any{"mem": "192MiB", "fs": []any{"/usr/share/common-licenses/*"}}))
-	c.refused(t, kindPolicy, "spawn a new guest", reload(map[string]any{"mem": "192MiB", "imports": []any{"math"}}))
-	c.refused(t, kindPolicy, "open_files", reload(map[string]any{"mem": "192MiB", "open_files": 99}))
-	c.refused(t, kindPolicy, "host names", reload(map[string]any{"mem": "192MiB", "tcp": []any{"example.org:443"}}))
+	c.refused(t, control.KindPolicy, "spawn a new guest", reload(map[string]any{"mem": "192MiB", "fs": []any{"/usr/share/common-licenses/*"}}))
+	c.refused(t, control.KindPolicy, "spawn a new guest", reload(map[string]any{"mem": "192MiB", "imports": []any{"math"}}))
+	c.refused(t, control.KindPolicy, "open_files", reload(map[string]any{"mem": "192MiB", "open_files": 99}))
+	c.refused(t, control.KindPolicy, "host names", reload(map[string]any{"mem": "192MiB", "tcp": []any{"example.org:443"}}))
 	drain(c)
 	c.must(t, reload(map[string]any{"mem": "192MiB", "wall_ms": 1}))
 	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != "wall" {

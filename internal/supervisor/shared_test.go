@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/control"
 )
 
 const testGroup, testGID = "nogroup", 65534
@@ -159,7 +161,7 @@ func TestRootfsOfOthers(t *testing.T) {
 	startShared(t, socket)
 	c := dialAs(t, socket, 11111, gid)
 	c.hello(t)
-	c.refused(t, kindSandbox, "may only use this supervisor's own", map[string]any{"op": "spawn", "name": "a", "rootfs": "/root"})
+	c.refused(t, control.KindSandbox, "may only use this supervisor's own", map[string]any{"op": "spawn", "name": "a", "rootfs": "/root"})
 	a := c.must(t, map[string]any{"op": "spawn", "name": "b", "rootfs": testRoot})
 	if g, err := newTestGuest(a); err != nil {
 		t.Error(err)

@@ -15,13 +15,14 @@ import (
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // spawn makes a guest and returns it with the client's end of its channel. On error
 // nothing of the guest is left.
-func (s *Supervisor) spawn(c *client, r request) (_ *guest, outside *os.File, err error) {
+func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.File, err error) {
 	leave, err := s.enterSpawn(c)
 	if err != nil {
 		return nil, nil, err
@@ -36,7 +37,7 @@ func (s *Supervisor) spawn(c *client, r request) (_ *guest, outside *os.File, er
 	}()
 
 	// policy: what the client asks for
-	p, err := resolvePolicy(r)
+	p, err := r.Resolve()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/bundle"
 )
 
@@ -98,7 +99,7 @@ func TestFilesOfOthers(t *testing.T) {
 			t.Errorf("%v was given to uid %d; the guest read %v, %v", rule, alice, got, err)
 			_ = g.channel.Close()
 			c.must(t, map[string]any{"op": "kill", "guest": g.id})
-		} else if a.Error == nil || a.Error.Kind != kindPolicy {
+		} else if a.Error == nil || a.Error.Kind != control.KindPolicy {
 			t.Errorf("%v: %v, want a policy error", rule, err)
 		}
 	}

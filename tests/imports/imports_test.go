@@ -27,8 +27,10 @@ var allowed = map[string][]string{
 	"internal/netproxy":     {"internal/endpoint", "pkg/policy"},
 	"internal/container":    {"pkg/policy"},
 	"internal/attend":       {"internal/enforce", "internal/netproxy", "pkg/policy"},
-	"internal/supervisor":   {"internal/attend", "internal/container", "internal/enforce", "pkg/bundle", "pkg/policy"},
-	"cmd/psi-shim":          {"internal/container", "internal/supervisor"},
+	"internal/control":      {"pkg/policy"},
+	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
+		"pkg/policy"},
+	"cmd/psi-shim": {"internal/container", "internal/supervisor"},
 	"cmd/psi-runtime": {"internal/attend", "internal/container", "internal/endpoint", "internal/enforce", "pkg/bundle",
 		"pkg/policy", "rootfs"},
 }

@@ -1,4 +1,4 @@
-package supervisor
+package control
 
 import (
 	"encoding/binary"
@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFrame is the largest JSON object on the control socket, in bytes. The largest
+// MaxFrame is the largest JSON object on the control socket, in bytes. The largest
 // honest message is a policy with a few thousand rules.
-const maxFrame = 1 << 20
+const MaxFrame = 1 << 20
 
 const frameHeader = 4
 
-// readFrame reads one frame's JSON. io.EOF means that the peer closed between frames.
-func readFrame(r io.Reader) ([]byte, error) {
+// ReadFrame reads one frame's JSON. io.EOF means that the peer closed between frames.
+func ReadFrame(r io.Reader) ([]byte, error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		return nil, err
 	}
 	size := binary.BigEndian.Uint32(header[:])
-	if size > maxFrame {
-		return nil, fmt.Errorf("%w: a frame of %d bytes; the largest allowed has %d", errProtocol, size, maxFrame)
+	if size > MaxFrame {
+		return nil, fmt.Errorf("%w: a frame of %d bytes; the largest allowed has %d", ErrProtocol, size, MaxFrame)
 	}
 	// The length is a claim: memory is taken as the bytes arrive.
 	body, err := io.ReadAll(io.LimitReader(r, int64(size)))
@@ -37,10 +37,10 @@ func readFrame(r io.Reader) ([]byte, error) {
 	return body, nil
 }
 
-// writeFrame sends one frame; file, when not nil, travels with its first byte.
-func writeFrame(conn *net.UnixConn, body []byte, file *os.File) error {
-	if len(body) > maxFrame {
-		return fmt.Errorf("writing frame: %d bytes; the largest allowed has %d", len(body), maxFrame)
+// WriteFrame sends one frame; file, when not nil, travels with its first byte.
+func WriteFrame(conn *net.UnixConn, body []byte, file *os.File) error {
+	if len(body) > MaxFrame {
+		return fmt.Errorf("writing frame: %d bytes; the largest allowed has %d", len(body), MaxFrame)
 	}
 	frame := make([]byte, frameHeader, frameHeader+len(body))
 	binary.BigEndian.PutUint32(frame, uint32(len(body)))

@@ -1,4 +1,4 @@
-package supervisor
+package control
 
 import (
 	"bytes"
@@ -13,12 +13,12 @@ import (
 	"unicode/utf8"
 )
 
-// The version of the control protocol that this package speaks.
-const protocolVersion = 1
+// Version is that of the control protocol, as hello says it.
+const Version = 1
 
-// request is one decoded request. Which fields are set depends on Op; decodeRequest
+// Request is one decoded request. Which fields are set depends on Op; Decode
 // has already refused every other key.
-type request struct {
+type Request struct {
 	ID uint64
 	Op string
 
@@ -43,8 +43,8 @@ type request struct {
 	Error   string
 }
 
-// operations names the keys that each operation takes beside id and op.
-func operationKeys(op string) (keys []string, known bool) {
+// Keys names the keys an operation takes beside id and op.
+func Keys(op string) (keys []string, known bool) {
 	policyKeys := []string{"policy", "policy_text", "policy_source", "policy_name"}
 	switch op {
 	case "hello":
@@ -65,10 +65,10 @@ func operationKeys(op string) (keys []string, known bool) {
 	return nil, false
 }
 
-// decodeRequest reads one request. The request returned with an error carries the id
+// Decode reads one request. The request returned with an error carries the id
 // when there was one, so that the error can be answered.
-func decodeRequest(data []byte) (request, error) {
-	var r request
+func Decode(data []byte) (Request, error) {
+	var r Request
 	fields, err := decodeObject(data)
 	if err != nil {
 		return r, err
@@ -77,25 +77,25 @@ func decodeRequest(data []byte) (request, error) {
 		return r, err
 	}
 	if r.ID == 0 {
-		return r, fmt.Errorf("%w: key \"id\" is 0; ids of requests begin at 1", errProtocol)
+		return r, fmt.Errorf("%w: key \"id\" is 0; ids of requests begin at 1", ErrProtocol)
 	}
 	if err := take(fields, "op", &r.Op); err != nil {
 		return r, err
 	}
-	keys, known := operationKeys(r.Op)
+	keys, known := Keys(r.Op)
 	if !known {
-		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, report, list", errProtocol, r.Op)
+		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, report, list", ErrProtocol, r.Op)
 	}
 	for key := range fields {
 		if key != "id" && key != "op" && !slices.Contains(keys, key) {
-			return r, fmt.Errorf("%w: op %q takes no key %q; it takes %s", errProtocol, r.Op, key, strings.Join(keys, ", "))
+			return r, fmt.Errorf("%w: op %q takes no key %q; it takes %s", ErrProtocol, r.Op, key, strings.Join(keys, ", "))
 		}
 	}
 	return r, r.fill(fields)
 }
 
 // fill takes the operation's own keys.
-func (r *request) fill(fields map[string]json.RawMessage) error {
+func (r *Request) fill(fields map[string]json.RawMessage) error {
 	optional := func(key string, into any) error {
 		if _, given := fields[key]; !given {
 			return nil
@@ -117,7 +117,7 @@ func (r *request) fill(fields map[string]json.RawMessage) error {
 	}
 	r.ImportsLimited = r.AllowedImports != nil
 	if timeout < 0 || timeout > 3600 {
-		return fmt.Errorf("%w: timeout %v is not between 0 and 3600 seconds", errProtocol, timeout)
+		return fmt.Errorf("%w: timeout %v is not between 0 and 3600 seconds", ErrProtocol, timeout)
 	}
 	r.Timeout = time.Duration(timeout * float64(time.Second))
 	if r.Op == "spawn" {
@@ -131,12 +131,12 @@ func checkName(name string) error {
 	count := 0
 	for _, c := range name {
 		if c == utf8.RuneError || !strings.ContainsRune("._-", c) && !unicode.IsLetter(c) && !unicode.IsDigit(c) {
-			return fmt.Errorf("%w: guest name %q holds %q; letters, digits, '.', '_' and '-' are allowed", errProtocol, name, c)
+			return fmt.Errorf("%w: guest name %q holds %q; letters, digits, '.', '_' and '-' are allowed", ErrProtocol, name, c)
 		}
 		count++
 	}
 	if count < 1 || count > 64 {
-		return fmt.Errorf("%w: guest name %q has %d characters; 1 to 64 are allowed", errProtocol, name, count)
+		return fmt.Errorf("%w: guest name %q has %d characters; 1 to 64 are allowed", ErrProtocol, name, count)
 	}
 	return nil
 }
@@ -147,10 +147,10 @@ func isNull(raw json.RawMessage) bool { return bytes.Equal(raw, []byte("null")) 
 func take(fields map[string]json.RawMessage, key string, into any) error {
 	raw, given := fields[key]
 	if !given {
-		return fmt.Errorf("%w: the request has no key %q", errProtocol, key)
+		return fmt.Errorf("%w: the request has no key %q", ErrProtocol, key)
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
-		return fmt.Errorf("%w: key %q: %s", errProtocol, key, strings.TrimPrefix(err.Error(), "json: "))
+		return fmt.Errorf("%w: key %q: %s", ErrProtocol, key, strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
 }
@@ -159,10 +159,10 @@ func take(fields map[string]json.RawMessage, key string, into any) error {
 // key stand twice and would match keys in any case.
 func decodeObject(data []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(data) {
-		return nil, fmt.Errorf("%w: the request is not UTF-8", errProtocol)
+		return nil, fmt.Errorf("%w: the request is not UTF-8", ErrProtocol)
 	}
 	broken := func(err error) error {
-		return fmt.Errorf("%w: the request is not a JSON object: %w", errProtocol, err)
+		return fmt.Errorf("%w: the request is not a JSON object: %w", ErrProtocol, err)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if token, err := d.Token(); err != nil {
@@ -178,7 +178,7 @@ func decodeObject(data []byte) (map[string]json.RawMessage, error) {
 		}
 		key, _ := token.(string)
 		if _, twice := fields[key]; twice {
-			return nil, fmt.Errorf("%w: key %q is given twice", errProtocol, key)
+			return nil, fmt.Errorf("%w: key %q is given twice", ErrProtocol, key)
 		}
 		var value json.RawMessage
 		if err := d.Decode(&value); err != nil {
@@ -190,7 +190,7 @@ func decodeObject(data []byte) (map[string]json.RawMessage, error) {
 		return nil, broken(err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%w: something follows the request's object", errProtocol)
+		return nil, fmt.Errorf("%w: something follows the request's object", ErrProtocol)
 	}
 	return fields, nil
 }
