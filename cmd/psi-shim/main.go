@@ -1,6 +1,7 @@
 // Command psi-shim carries a guest's channel to whoever talks to the guest.
 //
 //	psi-shim serve    runs guests for the clients of this machine
+//	psi-shim bridge   carries the channel of guests that an engine runs
 package main
 
 import (
@@ -28,10 +29,10 @@ func main() {
 		Usage:           "run Python guests for the clients of this machine",
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        []*cli.Command{serveCommand(log), superviseCommand(log)},
+		Commands:        []*cli.Command{serveCommand(log), bridgeCommand(log), superviseCommand(log), keepCommand()},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return fmt.Errorf("unknown command %q: the command is serve", c.Args().First())
+				return fmt.Errorf("unknown command %q: the commands are serve and bridge", c.Args().First())
 			}
 			return cli.ShowAppHelp(c)
 		},

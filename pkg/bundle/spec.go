@@ -68,7 +68,7 @@ func Compile(p policy.Policy, r RootfsInfo, v View, e Entry) (*specs.Spec, error
 	if err != nil {
 		return nil, fmt.Errorf("compiling bundle: %w", err)
 	}
-	env, err := environment(p)
+	env, err := Environment(p)
 	if err != nil {
 		return nil, fmt.Errorf("compiling bundle: %w", err)
 	}
@@ -135,8 +135,9 @@ type agentConfig struct {
 	Output  int64    `json:"output"`  // bytes
 }
 
-// environment is the guest's whole environment, nothing of the host's.
-func environment(p policy.Policy) ([]string, error) {
+// Environment is the guest's whole environment, nothing of the host's. The agent takes from it
+// what it needs of the policy.
+func Environment(p policy.Policy) ([]string, error) {
 	l := p.Limits()
 	config := agentConfig{Message: l.Message, Output: l.Output}
 	if modules, limited := p.Imports(); limited {

@@ -19,6 +19,7 @@ import atexit
 import os
 from typing import Dict, Optional, Sequence
 
+from ._engine import EngineLike, engine_fields, engine_words
 from ._events import Event
 from ._request import PolicyLike, check_name, imports_field, policy_fields
 from ._supervisor import Supervision
@@ -51,20 +52,30 @@ os.register_at_fork(after_in_child=_supervision.after_fork)
 events = _supervision.events
 
 
-def spawn(name: str, policy: PolicyLike = None, allowed_imports: Optional[Sequence[str]] = None) -> Sandbox:
+def spawn(
+    name: str,
+    policy: PolicyLike = None,
+    allowed_imports: Optional[Sequence[str]] = None,
+    engine: EngineLike = None,
+) -> Sandbox:
     """Start a guest and return its handle when it is ready to run code.
 
     ``name`` is a label, unique among the active sandboxes of this process: 1 to 64 letters, digits,
     ``.``, ``_`` and ``-``. ``policy`` is a name ("defaults", "stdlib.readonly" …), a file (text with a "/"
     or ending in .yml, .yaml or .json, or a path object), a dict, a :class:`~pyisolate.policy.Policy`, or
     None for the defaults. ``allowed_imports`` limits what the guest's code may import, further than the
-    policy does; an empty list means nothing.
+    policy does; an empty list means nothing. ``engine`` has a container engine run the guest: "podman", or
+    any engine's command as a list of words (docs/bridge.md).
 
     The guest lives until it ends by itself, is closed, or this process ends; dropping the handle does not
     end it (:func:`list_active` has it still). Raises PolicyError, SandboxError.
     """
+    check_name(name)
+    words = engine_words(engine)
+    if words:
+        return _supervision.spawn(name, engine_fields(policy, allowed_imports), words)
     fields: Dict[str, object] = {**policy_fields(policy), "allowed_imports": imports_field(allowed_imports)}
-    return _supervision.spawn(check_name(name), fields)
+    return _supervision.spawn(name, fields)
 
 
 def list_active() -> Dict[str, Sandbox]:

@@ -1,9 +1,9 @@
 """This process's sandboxes, and the supervisor that runs them.
 
 Embedded by default: the first spawn starts `psi-shim serve` on one end of a socketpair; it ends with this
-process and takes its guests along. Or shared: a supervisor that root runs listens on a unix socket. When
-a supervisor dies, its sandboxes end with cause "supervisor" and the next spawn starts (or connects to)
-another one.
+process and takes its guests along. Or shared: a supervisor that root runs listens on a unix socket. For
+guests that an engine runs, `psi-shim bridge` takes its place. When a supervisor dies, its sandboxes end
+with cause "supervisor" and the next spawn starts (or connects to) another one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import weakref
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _locate
 from ._control import VERSION, Connection, ConnectionLost, Message, Pending
@@ -28,6 +28,9 @@ _SPAWN = 120.0  # … to make a guest, on a machine that is slow or busy
 _READY = 60.0  # … and that the guest's interpreter may take to start
 _LEAVE = 5.0  # … and that an embedded supervisor may take to end at exit
 
+Words = Optional[Tuple[str, ...]]  # an engine's command; None: psi's own supervisor
+Place = Union[None, str, Tuple[str, ...]]  # of a connection: embedded, a socket's path, a bridge's command
+
 
 class Supervision:
     """The state that all sandboxes of a process share; there is one, see ``pyisolate.__init__``."""
@@ -42,7 +45,7 @@ class Supervision:
         self._io = IOThread()
         self._starting = make_lock()  # one thread at a time starts a supervisor
         self._lock = make_lock()  # guards all that follows
-        self._connections: Dict[Optional[str], Connection] = {}  # that live, by socket; None: embedded
+        self._connections: Dict[Place, Connection] = {}  # that live
         self._processes: List["subprocess.Popen[bytes]"] = []
         self._names: Dict[str, _Making] = {}
         self._given_up: Dict[str, _Making] = {}  # the supervisor may still hold these names
@@ -55,7 +58,7 @@ class Supervision:
         with self._starting:
             self._socket = path
 
-    def spawn(self, name: str, fields: Mapping[str, object]) -> Sandbox:
+    def spawn(self, name: str, fields: Mapping[str, object], engine: Words = None) -> Sandbox:
         """Make a guest and wait until it is ready."""
         made = _Making()
         given_up = self._given_up.get(name)
@@ -67,7 +70,7 @@ class Supervision:
                 raise SandboxError(f"a sandbox named {name!r} is active; close it or choose another name")
             self._names[name] = made
         try:
-            sandbox = self._ask_for(name, fields, made)
+            sandbox = self._ask_for(name, fields, engine, made)
             sandbox.wait_ready(_READY)
             return sandbox
         except BaseException:
@@ -120,8 +123,8 @@ class Supervision:
 
     # Spawning --------------------------------------------------------------------------------------------
 
-    def _ask_for(self, name: str, fields: Mapping[str, object], made: "_Making") -> Sandbox:
-        connection, fresh = self._connected()
+    def _ask_for(self, name: str, fields: Mapping[str, object], engine: Words, made: "_Making") -> Sandbox:
+        connection, fresh = self._connected(engine)
         while True:
 
             def adopt(ok: Message, channel: Optional[socket.socket]) -> Sandbox:
@@ -134,7 +137,7 @@ class Supervision:
             except ConnectionLost:
                 if fresh:
                     raise
-            connection, fresh = self._connected()  # it had died before: this is the "next spawn"
+            connection, fresh = self._connected(engine)  # it had died before: this is the "next spawn"
 
     def _adopt(
         self,
@@ -155,12 +158,13 @@ class Supervision:
         made.adopt(sandbox)
         return sandbox
 
-    def _connected(self) -> Tuple[Connection, bool]:
+    def _connected(self, engine: Words) -> Tuple[Connection, bool]:
         """A living connection, and whether it was made just now."""
         with self._starting:
-            path = self._socket or _locate.shared_socket(os.environ, os.geteuid() == 0)
+            path = None if engine else self._socket or _locate.shared_socket(os.environ, os.geteuid() == 0)
+            place: Place = engine or path
             with self._lock:
-                living = self._connections.get(path)
+                living = self._connections.get(place)
             if living is not None and living.lost is None:
                 return living, False
             self._reap()
@@ -168,7 +172,7 @@ class Supervision:
             if path:
                 sock = _dial(path)
             else:
-                sock, process = _start()
+                sock, process = _start(_command(engine))
                 self._processes.append(process)
             connection = Connection(sock, self._io.call, self._pushed, self._lost)
             self._io.add(connection)
@@ -180,7 +184,7 @@ class Supervision:
                 connection.close()
                 raise
             with self._lock:
-                self._connections[path] = connection
+                self._connections[place] = connection
             return connection, True
 
     def _reap(self) -> None:
@@ -255,13 +259,21 @@ def _dial(path: str) -> socket.socket:
     return sock
 
 
-def _start() -> Tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    command = [_locate.shim(os.environ), "serve", "--rootfs", _locate.rootfs(os.environ)]
+def _command(engine: Words) -> Tuple[List[str], Sequence[str]]:
+    """How to start psi-shim: what goes before the flag --fd, and after it."""
+    shim = _locate.shim(os.environ)
+    if engine:
+        return [shim, "bridge"], ["--", *engine]
+    return [shim, "serve", "--rootfs", _locate.rootfs(os.environ)], []
+
+
+def _start(command: Tuple[List[str], Sequence[str]]) -> Tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    before, after = command
     ours, theirs = socket.socketpair()
     with theirs:
         try:
             process = subprocess.Popen(
-                [*command, "--fd", str(theirs.fileno())],
+                [*before, "--fd", str(theirs.fileno()), *after],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # its log goes to our stderr
                 cwd="/",
@@ -270,7 +282,7 @@ def _start() -> Tuple[socket.socket, "subprocess.Popen[bytes]"]:
             )
         except OSError as error:
             ours.close()
-            raise SandboxError(f"starting {command[0]}: {error.strerror or error}") from error
+            raise SandboxError(f"starting {before[0]}: {error.strerror or error}") from error
     return ours, process
 
 

@@ -28,9 +28,10 @@ var allowed = map[string][]string{
 	"internal/container":    {"pkg/policy"},
 	"internal/attend":       {"internal/enforce", "internal/netproxy", "pkg/policy"},
 	"internal/control":      {"pkg/policy"},
+	"internal/bridge":       {"internal/control", "pkg/bundle", "pkg/channel", "pkg/policy"},
 	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
 		"pkg/policy"},
-	"cmd/psi-shim": {"internal/container", "internal/supervisor"},
+	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},
 	"cmd/psi-runtime": {"internal/attend", "internal/container", "internal/endpoint", "internal/enforce", "pkg/bundle",
 		"pkg/policy", "rootfs"},
 }

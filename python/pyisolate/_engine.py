@@ -1,0 +1,37 @@
+"""Guests that a container engine runs: what ``psi.spawn(…, engine=…)`` starts.
+
+One `psi-shim bridge` for each engine's command speaks the supervisor's protocol and runs the command
+once for each guest. See docs/bridge.md.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Sequence, Tuple, Union
+
+from ._request import PolicyLike, imports_field, policy_fields
+from .errors import SandboxError
+
+EngineLike = Union[str, Sequence[str], None]
+
+
+def engine_words(engine: EngineLike) -> Optional[Tuple[str, ...]]:
+    """The engine's command, checked; None for a supervisor of psi's own."""
+    if engine is None:
+        return None
+    words = (engine,) if isinstance(engine, str) else tuple(engine)
+    if not words or not all(isinstance(each, str) and each for each in words):
+        raise SandboxError(f"engine {engine!r}: give \"podman\", or a command as a list of words")
+    if words != ("podman",) and len(words) == 1:
+        raise SandboxError(
+            f"engine {words[0]!r}: only \"podman\" has a command of its own; give any other engine's command as a list of "
+            'words, such as ["kubectl", "attach", "-i", "POD"]'
+        )
+    return words
+
+
+def engine_fields(policy: PolicyLike, allowed_imports: Optional[Sequence[str]]) -> Dict[str, object]:
+    """The fields of a spawn request: a policy only if there is one, for not every engine takes it."""
+    fields = {} if policy is None else policy_fields(policy)
+    if allowed_imports is not None:
+        fields["allowed_imports"] = imports_field(allowed_imports)
+    return fields
