@@ -17,9 +17,6 @@ import (
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// podmanVariable may hold the whole command that the one word podman stands for.
-const podmanVariable = "PSI_PODMAN"
-
 func bridgeCommand(log *logrus.Logger) *cli.Command {
 	return &cli.Command{
 		Name:  "bridge",
@@ -29,7 +26,7 @@ func bridgeCommand(log *logrus.Logger) *cli.Command {
 			"that started it, as serve does, and runs COMMAND for each guest. Without, it runs\n" +
 			"COMMAND once and carries frames between its own stdin and stdout; it exits with the\n" +
 			"guest's code (125, 126 and 127 are the engine's), and with 1 on a failure of its own.\n\n" +
-			"podman alone stands for $" + podmanVariable + ", or `" + strings.Join(bridge.DefaultCommand(), " ") + "`.\n" +
+			"podman alone stands for `" + strings.Join(bridge.DefaultCommand(), " ") + "`.\n" +
 			"Only podman run is given a policy; its runtime must be psi-runtime.",
 		ArgsUsage:    "-- COMMAND...",
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error { return err },
@@ -43,11 +40,7 @@ func bridgeCommand(log *logrus.Logger) *cli.Command {
 			if err := setLevel(log, c.String("log-level")); err != nil {
 				return err
 			}
-			command := c.Args().Slice()
-			if len(command) == 1 && command[0] == "podman" && os.Getenv(podmanVariable) != "" {
-				command = strings.Fields(os.Getenv(podmanVariable))
-			}
-			o := bridge.Options{Command: command, Program: "/proc/self/exe", Version: "psi-shim " + version, Log: log}
+			o := bridge.Options{Command: c.Args().Slice(), Program: "/proc/self/exe", Version: "psi-shim " + version, Log: log}
 			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 			defer stop()
 			if fd := c.Int("fd"); fd >= 0 {

@@ -41,8 +41,8 @@ func openProcess(pid int, id string) (*process, error) {
 // wait closes gone at the end, after a last look at the figures: soon the engine removes
 // the cgroups.
 func (p *process) wait() {
-	defer close(p.gone)
 	defer p.pidfd.Close()
+	defer close(p.gone)
 	err := p.raw.Read(ended)
 	if err != nil { // a kernel whose pidfds Go's poller does not take
 		_ = p.raw.Control(func(fd uintptr) {
@@ -76,7 +76,7 @@ func (p *process) dead() bool {
 func (p *process) signal(s syscall.Signal) error {
 	var inner error
 	err := p.raw.Control(func(fd uintptr) { inner = unix.PidfdSendSignal(int(fd), s, nil, 0) })
-	if errors.Is(err, os.ErrClosed) || errors.Is(inner, unix.ESRCH) {
+	if errors.Is(inner, unix.ESRCH) || p.dead() { // then the descriptor may be closed
 		return nil
 	}
 	return errors.Join(err, inner)

@@ -6,6 +6,8 @@ once for each guest. See docs/bridge.md.
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Dict, Optional, Sequence, Tuple, Union
 
 from ._request import PolicyLike, imports_field, policy_fields
@@ -15,9 +17,14 @@ EngineLike = Union[str, Sequence[str], None]
 
 
 def engine_words(engine: EngineLike) -> Optional[Tuple[str, ...]]:
-    """The engine's command, checked; None for a supervisor of psi's own."""
+    """The engine's command, checked; None for a supervisor of psi's own.
+
+    What "podman" stands for is in $PSI_PODMAN, or is psi-shim's default.
+    """
     if engine is None:
         return None
+    if engine == "podman":
+        engine = shlex.split(os.environ.get("PSI_PODMAN", "podman"))
     words = (engine,) if isinstance(engine, str) else tuple(engine)
     if not words or not all(isinstance(each, str) and each for each in words):
         raise SandboxError(f"engine {engine!r}: give \"podman\", or a command as a list of words")
