@@ -2,6 +2,7 @@
 // them: the object file embedded, and its maps and programs by name.
 //
 //	net.bpf.c   the network policy of a guest, attached to its cgroup
+//	events.h    how a denial becomes an event, for every program that denies
 //
 // The programs decide nothing by themselves. Their tables are written by
 // internal/enforce, the only package that imports this one; read its comment
@@ -15,4 +16,4 @@
 // little-endian machine from Linux 5.15 on.
 package bpf
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type endpoint -go-package bpf Net net.bpf.c -- -O2 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type endpoint -type event -type account -go-package bpf Net net.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu

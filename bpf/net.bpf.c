@@ -23,6 +23,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "events.h"
+
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
@@ -37,6 +39,7 @@
 
 struct guest {
 	__u64 policy; // 0: none yet
+	__u64 cgroup; // where the program is attached: whose account denials go to
 };
 
 // An endpoint is a key of the trie. The port comes before the address because only the tail of a
@@ -63,42 +66,45 @@ struct {
 } endpoints SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 13);
-	__type(key, __u64); // policy
-	__type(value, __u64);
-} denied SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 << 10);
+} events SEC(".maps");
 
-static __always_inline __u64 policy_of_cgroup(void)
+#define EPERM 1
+
+static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
-	struct guest *guest = bpf_get_local_storage(&guests, 0);
+	struct event event = {
+		.kind = kind,
+		.rule = EVENT_NO_RULE,
+		.error = EPERM,
+		.port = port,
+		.address = {a0, a1, a2, a3},
+	};
 
-	return guest->policy;
+	report_denial(&events, guest->cgroup, &event, 0);
+	return DENY;
 }
 
-static __always_inline int deny(__u64 policy)
+static __always_inline struct guest *current_guest(void)
 {
-	__u64 *count = bpf_map_lookup_elem(&denied, &policy);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	return DENY;
+	return bpf_get_local_storage(&guests, 0);
 }
 
 static __always_inline int decide(__u32 protocol, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
+	struct guest *guest = current_guest();
 	struct endpoint endpoint = {
 		.prefixlen = PREFIX_MAX,
 		.port = port,
-		.policy = policy_of_cgroup(),
+		.policy = guest->policy,
 		.addr = {a0, a1, a2, a3},
 	};
 	__u32 *verdict = bpf_map_lookup_elem(&endpoints, &endpoint);
 
 	if (protocol == IPPROTO_TCP && verdict && *verdict == ALLOW)
 		return ALLOW;
-	return deny(endpoint.policy);
+	return deny(guest, EVENT_CONNECT, port, a0, a1, a2, a3);
 }
 
 // TCP connect, TCP MSG_FASTOPEN and UDP connect.
@@ -122,15 +128,14 @@ int connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-	(void)ctx;
-	return deny(policy_of_cgroup());
+	return deny(current_guest(), EVENT_SEND, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
-	(void)ctx;
-	return deny(policy_of_cgroup());
+	return deny(current_guest(), EVENT_SEND, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
+		    ctx->user_ip6[2], ctx->user_ip6[3]);
 }
 
 // A guest is a client: it has no port of its own.
@@ -138,15 +143,14 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 SEC("cgroup/bind4")
 int bind4(struct bpf_sock_addr *ctx)
 {
-	(void)ctx;
-	return deny(policy_of_cgroup());
+	return deny(current_guest(), EVENT_BIND, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
 }
 
 SEC("cgroup/bind6")
 int bind6(struct bpf_sock_addr *ctx)
 {
-	(void)ctx;
-	return deny(policy_of_cgroup());
+	return deny(current_guest(), EVENT_BIND, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
+		    ctx->user_ip6[2], ctx->user_ip6[3]);
 }
 
 // The kernel calls this for AF_INET and AF_INET6 only: every other family (AF_PACKET, AF_NETLINK,
@@ -157,7 +161,7 @@ int sock_create(struct bpf_sock *ctx)
 	if ((ctx->family == AF_INET || ctx->family == AF_INET6) && ctx->type == SOCK_STREAM &&
 	    (ctx->protocol == 0 || ctx->protocol == IPPROTO_TCP))
 		return ALLOW;
-	return deny(policy_of_cgroup());
+	return deny(current_guest(), EVENT_SOCKET, 0, ctx->family, ctx->type, ctx->protocol, 0);
 }
 
 // None of the helpers above asks for a GPL-compatible program.

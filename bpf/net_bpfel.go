@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type NetAccount struct {
+	_          structs.HostLayout
+	Next       uint64
+	Denied     uint64
+	Suppressed uint64
+}
+
 type NetEndpoint struct {
 	_         structs.HostLayout
 	Prefixlen uint32
@@ -21,17 +28,34 @@ type NetEndpoint struct {
 	Addr      [4]uint32
 }
 
+type NetEvent struct {
+	_          structs.HostLayout
+	Time       uint64
+	Cgroup     uint64
+	Suppressed uint64
+	Pid        uint32
+	Rule       int32
+	Kind       uint16
+	Error      uint16
+	Port       uint16
+	PathLength uint16
+	Address    [4]uint32
+	Command    [16]int8
+}
+
 type NetGuest struct {
 	_      structs.HostLayout
 	Policy uint64
+	Cgroup uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NetMapDenied      = "denied"
+	NetMapAccounts    = "accounts"
 	NetMapEndpoints   = "endpoints"
+	NetMapEvents      = "events"
 	NetMapGuests      = "guests"
 	NetProgBind4      = "bind4"
 	NetProgBind6      = "bind6"
@@ -97,8 +121,9 @@ type NetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NetMapSpecs struct {
-	Denied    *ebpf.MapSpec `ebpf:"denied"`
+	Accounts  *ebpf.MapSpec `ebpf:"accounts"`
 	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
 	Guests    *ebpf.MapSpec `ebpf:"guests"`
 }
 
@@ -128,15 +153,17 @@ func (o *NetObjects) Close() error {
 //
 // It can be passed to LoadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NetMaps struct {
-	Denied    *ebpf.Map `ebpf:"denied"`
+	Accounts  *ebpf.Map `ebpf:"accounts"`
 	Endpoints *ebpf.Map `ebpf:"endpoints"`
+	Events    *ebpf.Map `ebpf:"events"`
 	Guests    *ebpf.Map `ebpf:"guests"`
 }
 
 func (m *NetMaps) Close() error {
 	return _NetClose(
-		m.Denied,
+		m.Accounts,
 		m.Endpoints,
+		m.Events,
 		m.Guests,
 	)
 }

@@ -19,7 +19,7 @@
 //
 // # How a policy gets into the kernel
 //
-// [Load] puts the programs and their three maps into the kernel, once for a
+// [Load] puts the programs and their four maps into the kernel, once for a
 // process. [Programs.Attach] attaches them to one cgroup, and gives the guest a
 // policy number; all that differs between guests is what the maps say:
 //
@@ -27,12 +27,13 @@
 //	          cgroup, and is the guest's children's too.
 //	endpoints (port, policy number, address prefix) → allow or deny, by the
 //	          longest prefix (endpoint.List.Entries)
-//	denied    policy number → how many calls were refused
+//	accounts  cgroup → how many calls were refused, and its token bucket
+//	events    a ring of the refused calls (events.h, [Guest.OnDenied])
 //
 // Policy 0 has no entries: from the moment of attaching until its policy is
 // complete, a guest is denied everything. [Guest.Update] writes the new entries
-// under a new number, swaps the number with one write, waits until no program
-// can be using the old one, and removes it; a call sees the old or the new list.
+// under a new number and swaps the number with one write: a call sees the old or the
+// new list. The old one is removed later, when no program can be reading it.
 //
 // Programs are attached without a link and without a pin. They stay when this
 // process dies and go when the cgroup is removed: a guest is never without them,

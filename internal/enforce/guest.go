@@ -30,9 +30,9 @@ type Guest struct {
 	cgroup   string // directory, for messages
 	id       uint64 // of the cgroup
 
-	mu     sync.Mutex
-	tables []table // the last is in force; others wait for Close
-	past   uint64  // denials counted by tables that are gone
+	mu     sync.Mutex // guards the fields below
+	table  table      // in force
+	denied uint64     // the last count, once closed
 	closed bool
 }
 
@@ -69,12 +69,17 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 	if err != nil {
 		return nil, err
 	}
-	g := &Guest{programs: p, cgroup: cgroupDir, id: id, tables: []table{t}}
+	g := &Guest{programs: p, cgroup: cgroupDir, id: id, table: t}
 	if err := p.attachHooks(dir); err != nil {
 		return nil, errors.Join(err, p.erase(t))
 	}
+	err = p.denials.open(id)
 	// From here on everything is denied, until this one write.
-	if err := g.use(t.policy); err != nil {
+	if err == nil {
+		err = g.use(t.policy)
+	}
+	if err != nil {
+		p.denials.end(id)
 		return nil, errors.Join(err, p.detachHooks(dir, p.hooks), p.erase(t))
 	}
 	return g, nil
@@ -145,16 +150,16 @@ func (p *Programs) detachHooks(dir *os.File, hooks []hook) error {
 
 // use makes a policy number the one in force, at once for every hook.
 func (g *Guest) use(policy uint64) error {
-	err := g.programs.objects.Guests.Put(g.id, bpf.NetGuest{Policy: policy})
+	err := g.programs.objects.Guests.Put(g.id, bpf.NetGuest{Policy: policy, Cgroup: g.id})
 	if err != nil {
 		return fmt.Errorf("setting the policy of cgroup %s: %w", g.cgroup, err)
 	}
 	return nil
 }
 
-// Update replaces the guest's endpoints. Each call of the guest sees the old list
-// or the new one, and when Update returns none sees the old. On an error the old
-// list stays in force. Connections that exist are not touched.
+// Update replaces the guest's endpoints. Each call of the guest sees the old list or
+// the new one; what begins after Update has returned sees the new one. On an error the
+// old list stays in force. Connections that exist are not touched.
 func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr) error {
 	entries, err := compile(eps, names)
 	if err != nil {
@@ -172,33 +177,8 @@ func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr) err
 	if err := g.use(t.policy); err != nil {
 		return errors.Join(err, g.programs.erase(t))
 	}
-	old := g.tables
-	g.tables = append(slices.Clone(old), t)
-	if err := awaitPrograms(); err != nil {
-		return nil //nolint:nilerr // the old tables are out of use and harmless: Close removes them
-	}
-	for _, t := range old {
-		count, err := g.programs.count(t)
-		if err == nil {
-			err = g.programs.erase(t)
-		}
-		if err != nil {
-			return fmt.Errorf("removing the former policy of cgroup %s: %w", g.cgroup, err)
-		}
-		g.past += count
-		g.tables = g.tables[1:]
-	}
-	return nil
-}
-
-// awaitPrograms returns when every eBPF program that runs now has ended. The
-// global membarrier is synchronize_rcu by another name. Kernels with nohz_full
-// cpus refuse it.
-func awaitPrograms() error {
-	const membarrierCmdGlobal = 1
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0); errno != 0 {
-		return errno
-	}
+	g.programs.retire(g.table)
+	g.table = t
 	return nil
 }
 
@@ -206,20 +186,22 @@ func awaitPrograms() error {
 func (g *Guest) Denied() (uint64, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	total := g.past
-	for _, t := range g.tables {
-		count, err := g.programs.count(t)
-		if err != nil {
-			return 0, err
-		}
-		total += count
+	if g.closed {
+		return g.denied, nil
 	}
-	return total, nil
+	account, err := g.programs.denials.account(g.id)
+	return account.Denied, err
 }
 
+// OnDenied has told called with each refused call of the guest from now on, as far as
+// the kernel tells them apart (see [Denial]), one at a time. It must not block: one
+// goroutine serves all guests. Call it once, before the guest runs.
+func (g *Guest) OnDenied(told func(Denial)) error { return g.programs.denials.watch(g.id, told) }
+
 // Close takes the guest's policy away: what is still running there is denied
-// everything. The programs go when the cgroup is removed, and not before.
-// [Guest.Denied] keeps its last value. Closing again does nothing.
+// everything. The programs go when the cgroup is removed, and not before. When it
+// returns, everything has been told and [Guest.Denied] keeps its last value. Closing
+// again does nothing.
 func (g *Guest) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -228,16 +210,11 @@ func (g *Guest) Close() error {
 	}
 	g.closed = true
 	var errs []error
-	// First, so that half of a list is never in force: a hole gone before its block.
 	if err := g.use(0); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // the cgroup may be gone
 		errs = append(errs, err)
 	}
-	for _, t := range g.tables {
-		count, err := g.programs.count(t)
-		errs = append(errs, err, g.programs.erase(t))
-		g.past += count
-	}
-	g.tables = nil
+	g.denied = g.programs.denials.end(g.id).Denied
+	errs = append(errs, g.programs.erase(g.table))
 	if g.owned {
 		errs = append(errs, g.programs.Close())
 	}

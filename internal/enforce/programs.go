@@ -19,8 +19,13 @@ type Programs struct {
 	objects bpf.NetObjects
 	hooks   []hook
 
-	mu         sync.Mutex
-	lastPolicy uint64 // numbers are never used again
+	denials denials
+	eraser  sync.WaitGroup
+
+	mu         sync.Mutex // guards the fields below
+	lastPolicy uint64     // numbers are never used again
+	retired    []table    // out of use, still in the maps
+	erasing    bool       // somebody will look at retired again
 }
 
 // hook is a program and the place of a cgroup where it belongs.
@@ -43,6 +48,7 @@ func Load() (*Programs, error) {
 		return nil, fmt.Errorf("loading the network programs: %w", explain(err))
 	}
 	o := &p.objects
+	p.denials.ring, p.denials.accounts = o.Events, o.Accounts
 	p.hooks = []hook{
 		{program: o.Connect4, attach: ebpf.AttachCGroupInet4Connect},
 		{program: o.Connect6, attach: ebpf.AttachCGroupInet6Connect},
@@ -92,6 +98,8 @@ func dropDebugInfo(spec *ebpf.CollectionSpec) {
 // Close gives up this process's hold on the programs. Guests that still run stay
 // held to their policy as it is, and can no longer be updated: close them first.
 func (p *Programs) Close() error {
+	p.eraser.Wait()
+	p.denials.close()
 	if err := p.objects.Close(); err != nil {
 		return fmt.Errorf("closing the network programs: %w", err)
 	}

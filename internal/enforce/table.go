@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -31,9 +32,6 @@ type table struct {
 // uses yet. On an error nothing is left there.
 func (p *Programs) write(entries []endpoint.Entry) (table, error) {
 	t := table{policy: p.nextPolicy()}
-	if err := p.objects.Denied.Put(t.policy, uint64(0)); err != nil {
-		return table{}, fmt.Errorf("counting denials: %w", full(err, p.objects.Denied, "guests"))
-	}
 	for _, e := range entries {
 		verdict := verdictDeny
 		if e.Allow {
@@ -81,16 +79,47 @@ func (p *Programs) erase(t table) error {
 			errs = append(errs, fmt.Errorf("removing a rule of policy %d: %w", t.policy, err))
 		}
 	}
-	if err := p.objects.Denied.Delete(t.policy); err != nil {
-		errs = append(errs, fmt.Errorf("removing the counter of policy %d: %w", t.policy, err))
-	}
 	return errors.Join(errs...)
 }
 
-// count returns the denials of a policy that is in the maps.
-func (p *Programs) count(t table) (n uint64, err error) {
-	if err := p.objects.Denied.Lookup(t.policy, &n); err != nil {
-		return 0, fmt.Errorf("reading the denials of policy %d: %w", t.policy, err)
+// retire erases a policy that no guest uses any more, once no program can be in the
+// middle of reading it: half of a list must never be in force (a hole gone before its
+// block). Waiting for that takes milliseconds, so it is done behind the caller's back,
+// for all policies that were retired meanwhile at once.
+func (p *Programs) retire(t table) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.retired = append(p.retired, t)
+	if len(p.retired) == 1 && !p.erasing {
+		p.erasing = true
+		p.eraser.Go(p.eraseRetired)
 	}
-	return n, nil
+}
+
+func (p *Programs) eraseRetired() {
+	for {
+		p.mu.Lock()
+		batch := p.retired
+		p.retired = nil
+		p.erasing = len(batch) > 0
+		p.mu.Unlock()
+		if len(batch) == 0 {
+			return
+		}
+		awaitPrograms()
+		for _, t := range batch {
+			// What cannot be deleted is in no guest's use and goes with the map.
+			_ = p.erase(t)
+		}
+	}
+}
+
+// awaitPrograms returns when every eBPF program that runs now has ended. The global
+// membarrier is synchronize_rcu by another name. Kernels with nohz_full cpus refuse
+// it; a program that only looks things up is done long before the second is over.
+func awaitPrograms() {
+	const membarrierCmdGlobal = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0); errno != 0 {
+		time.Sleep(time.Second)
+	}
 }
