@@ -25,7 +25,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/psi-runtime/psi/internal/enforce"
@@ -37,6 +39,7 @@ import (
 const (
 	MemKill     = "MEM_KILL"     // details: limit (bytes), oom_kills
 	CPUThrottle = "CPU_THROTTLE" // details: reason "quota" or "cpu_ms", limit, observed
+	Denied      = "DENIED"       // details: see denialDetails
 )
 
 // The causes of a guest's end that attend decides.
@@ -75,7 +78,8 @@ type Container interface {
 // Options are the parts of attending that differ between owners.
 type Options struct {
 	// OnEvent is told every event, one at a time, before the guest is killed for it.
-	// It must not block: it runs on the clock's goroutine. Nil drops events.
+	// It must not block: it runs on the clock's goroutine, or (DENIED) on that of all
+	// guests' denials. Nil drops events.
 	OnEvent func(Event)
 	// Programs are those that the process already has in the kernel; nil loads them
 	// for this guest alone.
@@ -92,8 +96,9 @@ type Attendant struct {
 	net     network
 	updates chan policy.Policy
 	stop    context.CancelFunc
-	done    chan struct{} // closed when the clock goroutine has ended
-	clocks  clocks        // owned by the clock goroutine
+	done    chan struct{}                 // closed when the clock goroutine has ended
+	clocks  clocks                        // owned by the clock goroutine
+	policy  atomic.Pointer[policy.Policy] // in force
 	closing sync.Once
 	closed  error // of the one Close
 
@@ -112,6 +117,7 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 		c: c, opts: opts, started: time.Now(), stop: stop,
 		updates: make(chan policy.Policy), done: make(chan struct{}),
 	}
+	a.policy.Store(&p)
 	undo := []func(){stop}
 	defer func() {
 		if err == nil {
@@ -125,6 +131,9 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 		return nil, err
 	}
 	undo = append(undo, func() { _ = a.net.close() })
+	if err = a.watchDenials(); err != nil {
+		return nil, err
+	}
 	if err = a.clocks.begin(ctx, c, p.Limits(), a.started); err != nil {
 		return nil, err
 	}
@@ -148,12 +157,17 @@ func (a *Attendant) Enforced() []Enforcement { return a.net.enforced }
 var ErrClosed = errors.New("attending guest: already closed")
 
 // Update puts another policy's endpoints and clocks into force. The memory, cpu and
-// pids limits are the container's to update, before this call. After an error the
-// old endpoints are in force.
+// pids limits are the container's to update, before this call. Connections that are no
+// longer allowed are cut. After an error the old endpoints are in force. Updates of one
+// guest must not overlap.
 func (a *Attendant) Update(p policy.Policy) error {
-	if err := a.net.update(p.TCP()); err != nil {
-		return err
+	old := a.policy.Load()
+	if eps := p.TCP(); !slices.Equal(eps, old.TCP()) {
+		if err := a.net.update(old.TCP(), eps); err != nil {
+			return err
+		}
 	}
+	a.policy.Store(&p)
 	select {
 	case a.updates <- p:
 		return nil

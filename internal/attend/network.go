@@ -103,7 +103,7 @@ func addresses(names map[string]netip.Addr) map[string][]netip.Addr {
 // update lets go of what is no longer allowed in the kernel first, and opens what is
 // new in the proxy last: at no moment is more reachable than one of the two lists
 // allows.
-func (n *network) update(eps []policy.Endpoint) error {
+func (n *network) update(old, eps []policy.Endpoint) error {
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.
 		if err := n.guest.Update(eps, addresses(n.proxy.Hosts())); err != nil {
@@ -111,10 +111,17 @@ func (n *network) update(eps []policy.Endpoint) error {
 		}
 	}
 	if err := n.proxy.Update(eps); err != nil {
-		return fmt.Errorf("updating the network proxy: %w", err)
+		err = fmt.Errorf("updating the network proxy: %w", err)
+		if n.guest != nil {
+			err = errors.Join(err, n.guest.Update(old, addresses(n.proxy.Hosts())))
+		}
+		return err
 	}
 	return nil
 }
+
+// proxyHosts are the addresses that stand for names in the guest.
+func (n *network) proxyHosts() map[string]netip.Addr { return n.proxy.Hosts() }
 
 func (n *network) close() error {
 	var errs []error

@@ -217,6 +217,23 @@ func (c *client) send(what any, file *os.File) {
 	}
 }
 
+// offer queues a message that the client can do without, unless half of the queue is
+// taken: the other half is for what it cannot.
+func (c *client) offer(what any) bool {
+	body, err := json.Marshal(what)
+	if err != nil {
+		c.log.WithError(err).Error("a message could not be encoded")
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dropped || len(c.out) >= queueLength/2 {
+		return false
+	}
+	c.out <- message{body: body}
+	return true
+}
+
 // write sends what is queued; it ends after drop.
 func (c *client) write() {
 	defer c.conn.Close()

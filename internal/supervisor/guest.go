@@ -62,7 +62,8 @@ type guest struct {
 	asked     string   // why the supervisor ended it: causeClosed, causeSupervisor or ""
 	message   string   // goes with asked
 	announced bool
-	held      []any // pushed messages of a guest that its client does not know yet
+	held      []any  // pushed messages of a guest that its client does not know yet
+	untold    uint64 // denials whose events the client's queue had no room for
 	reloading sync.Mutex
 }
 
@@ -123,10 +124,50 @@ func (g *guest) push(m any) {
 }
 
 func (g *guest) event(ev attend.Event) {
-	g.push(pushedEvent{
+	g.push(g.eventMessage(ev))
+}
+
+func (g *guest) eventMessage(ev attend.Event) pushedEvent {
+	return pushedEvent{
 		Event: ev.Type, Guest: g.id, Name: g.name,
 		TS: float64(ev.Time.UnixMicro()) / 1e6, Details: ev.Details,
-	})
+	}
+}
+
+// attended takes the events of attendance.
+func (g *guest) attended(ev attend.Event) {
+	if ev.Type != attend.Denied {
+		g.event(ev)
+		return
+	}
+	g.denied(ev)
+}
+
+// maxHeldDenials bounds the denials of a guest that its client does not know yet.
+const maxHeldDenials = 64
+
+// denied tells the guest's watchers of a denial, if they have room for it. What guests
+// try is theirs to choose, and a client's queue is all of its guests': a flood must not
+// get the client dropped for not reading. The next one that is told says how many were not.
+func (g *guest) denied(ev attend.Event) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	suppressed, _ := ev.Details["suppressed"].(uint64)
+	total := suppressed + g.untold
+	ev.Details["suppressed"] = total
+	switch m := g.eventMessage(ev); {
+	case g.announced && g.s.offer(g, m):
+		g.untold = 0
+		return
+	case !g.announced && len(g.held) < maxHeldDenials:
+		g.held = append(g.held, m)
+		g.untold = 0
+		return
+	}
+	g.untold = total
+	if ev.Details["kind"] != "suppressed" {
+		g.untold++
+	}
 }
 
 // ask notes why the supervisor is about to end the guest; the first reason counts.

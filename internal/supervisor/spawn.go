@@ -115,7 +115,7 @@ func (s *Supervisor) create(g *guest, spec *specs.Spec, stdio *os.File, undo *un
 		RootFiles: map[string][]byte{"/etc/hosts": attend.Hosts(g.policy)},
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
-			g.attendant, err = attend.Start(c, g.policy, attend.Options{OnEvent: g.event, Programs: s.programs})
+			g.attendant, err = attend.Start(c, g.policy, attend.Options{OnEvent: g.attended, Programs: s.programs})
 			return err
 		},
 	})

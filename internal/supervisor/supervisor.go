@@ -269,17 +269,31 @@ func (s *Supervisor) remove(g *guest) {
 // push sends a message about a guest to its client, and to those connections of the
 // same uid that watch.
 func (s *Supervisor) push(g *guest, m any) {
+	for _, c := range s.audience(g) {
+		c.send(m, nil)
+	}
+}
+
+// offer is push for what may be left out: it goes to those who have room for it, and
+// says whether the guest's own client has.
+func (s *Supervisor) offer(g *guest, m any) (told bool) {
+	for _, c := range s.audience(g) {
+		if c.offer(m) && c == g.client {
+			told = true
+		}
+	}
+	return told
+}
+
+func (s *Supervisor) audience(g *guest) (to []*client) {
 	s.mu.Lock()
-	var to []*client
+	defer s.mu.Unlock()
 	for c := range s.clients {
 		if c == g.client || c.watch.Load() && c.peer.uid == g.client.peer.uid {
 			to = append(to, c)
 		}
 	}
-	s.mu.Unlock()
-	for _, c := range to {
-		c.send(m, nil)
-	}
+	return to
 }
 
 // watchProcess calls gone once when the process of a pidfd ends. stop ends the watch
