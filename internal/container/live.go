@@ -1,0 +1,196 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a running guest sees can be changed while it is frozen. From outside a thread
+// enters the guest's mount namespace, where it finds what the guest has and keeps its
+// own rights:
+//
+//	hide   an ordinary unmount: it fails if the guest has anything there open, as a file,
+//	       a directory or a mapping, wherever it hides it; so what was hidden is gone
+//	show   a detached, idmapped clone of the host's mount is moved to its place, which is
+//	       made in the guest's root through a writable clone of it that nobody else sees
+//	file   written beside and renamed, through the same clone
+//
+// The guest decides nothing here. It could have moved directories in what it may write,
+// so every path is resolved without following a link, and what is unmounted is checked
+// to be a mount.
+
+// ErrBusy means that the guest has something open in what was to be taken from it.
+var ErrBusy = errors.New("the guest has something open there")
+
+// LiveMount is host files to be shown to a guest that runs.
+type LiveMount struct {
+	Source *os.File // a handle (O_PATH) on the directory or file, through the mount to show
+	Dest   string   // absolute, as the guest sees it
+	Dir    bool
+	Write  bool // else read-only
+}
+
+// Change is what to change in a guest's view. Nil and empty parts stay as they are.
+type Change struct {
+	Hide  []string          // places of mounts of earlier views, parents before what is in them
+	Show  []LiveMount       // parents before what is in them
+	Files map[string][]byte // in the guest's own root, 0644, in existing directories
+	Tmp   int64             // size of /tmp in bytes; 0 leaves it
+
+	ClientUID, ClientGID int // whose files Show shows as the guest's own
+}
+
+// freezePatience is how long a guest may take to stop.
+const freezePatience = 2 * time.Second
+
+// Freeze stops every process of the container. thaw lets them go on, unless they were
+// stopped before; it must be called.
+func (c *Container) Freeze() (thaw func() error, err error) {
+	group, err := c.UnifiedCgroup()
+	if err != nil {
+		return nil, fmt.Errorf("stopping a guest: %w", err)
+	}
+	file := filepath.Join(group, "cgroup.freeze")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("stopping container %s: %w", c.id, err)
+	}
+	thaw = func() error {
+		if strings.TrimSpace(string(before)) == "1" {
+			return nil
+		}
+		return os.WriteFile(file, []byte("0"), 0)
+	}
+	if err := os.WriteFile(file, []byte("1"), 0); err != nil {
+		return nil, fmt.Errorf("stopping container %s: %w", c.id, err)
+	}
+	for end := time.Now().Add(freezePatience); ; time.Sleep(100 * time.Microsecond) {
+		frozen, err := groupValue(group, "cgroup.events", "frozen")
+		if err == nil && frozen == 1 {
+			return thaw, nil
+		}
+		if err == nil && time.Now().After(end) {
+			err = fmt.Errorf("it does not stop within %v", freezePatience)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("stopping container %s: %w", c.id, err), thaw())
+		}
+	}
+}
+
+// Applied is a change that was made.
+type Applied struct {
+	c      *Container
+	undo   undoStack
+	spares []*os.File // what was hidden
+}
+
+// Undo takes the change back. The guest must still be frozen.
+func (a *Applied) Undo() error {
+	defer a.Keep()
+	if err := a.c.inside(a.undo.run); err != nil {
+		return fmt.Errorf("taking back what container %s sees: %w", a.c.id, err)
+	}
+	return nil
+}
+
+// Keep lets go of what would be needed to take the change back.
+func (a *Applied) Keep() {
+	for _, spare := range a.spares {
+		_ = spare.Close()
+	}
+	a.spares = nil
+}
+
+// Apply makes the change in a guest with a root of its own (io.psi.ids=auto) that is
+// frozen (Files alone need no freezing). On an error nothing has changed; after success
+// call Undo or Keep.
+func (c *Container) Apply(change Change) (*Applied, error) {
+	if c.entry.Mounts == "" {
+		return nil, fmt.Errorf("container %s: an engine made its root: what it sees is the engine's to change", c.id)
+	}
+	trees, err := c.detachedTrees(change)
+	defer func() {
+		for _, tree := range trees {
+			_ = tree.Close()
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	a := &Applied{c: c}
+	err = c.inside(func() error {
+		l := live{Applied: a}
+		defer l.close()
+		err := l.apply(change, trees)
+		if err != nil {
+			err = errors.Join(err, a.undo.run())
+		}
+		return err
+	})
+	if err != nil {
+		a.Keep()
+		return nil, fmt.Errorf("changing what container %s sees: %w", c.id, err)
+	}
+	return a, nil
+}
+
+// detachedTrees makes what is to be shown, attached to nothing.
+func (c *Container) detachedTrees(change Change) (trees []*os.File, err error) {
+	if len(change.Show) == 0 {
+		return nil, nil
+	}
+	ids, err := idmapNamespace(c.entry.IDs.First, change.ClientUID, change.ClientGID)
+	if err != nil {
+		return nil, fmt.Errorf("mapping the client's ids: %w", err)
+	}
+	defer ids.Close()
+	for _, m := range change.Show {
+		fd, err := unix.OpenTree(int(m.Source.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return trees, &os.PathError{Op: "open_tree", Path: m.Dest, Err: err}
+		}
+		trees = append(trees, os.NewFile(uintptr(fd), m.Dest))
+		attr := unix.MountAttr{
+			Attr_set:    unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_IDMAP,
+			Propagation: unix.MS_PRIVATE, Userns_fd: uint64(ids.Fd()),
+		}
+		if !m.Write {
+			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+		}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			return trees, &os.PathError{Op: "mount_setattr", Path: m.Dest, Err: err}
+		}
+	}
+	return trees, nil
+}
+
+// inside runs do in the guest's mount namespace, on a thread of its own that ends with
+// it. The guest's root is do's root and working directory.
+func (c *Container) inside(do func() error) error {
+	if c.pidfd == nil {
+		return fmt.Errorf("container %s has ended", c.id)
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Setns(int(c.pidfd.Fd()), unix.CLONE_NEWNS)
+		}
+		if err != nil {
+			done <- fmt.Errorf("entering the mounts of container %s: %w", c.id, err)
+			return
+		}
+		unix.Umask(0)
+		done <- do()
+	}()
+	return <-done
+}

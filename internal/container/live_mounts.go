@@ -1,0 +1,315 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// live changes the mounts that the calling thread sees. Every step that it adds to undo
+// runs on another thread in the same namespace.
+type live struct {
+	*Applied
+	writable *os.File // the guest's root as a mount of its own, opened when needed
+}
+
+func (l *live) close() {
+	if l.writable != nil {
+		l.writable.Close()
+	}
+}
+
+func (l *live) apply(change Change, trees []*os.File) error {
+	for _, place := range slices.Backward(change.Hide) {
+		if err := l.hide(place); err != nil {
+			return err
+		}
+	}
+	for i, m := range change.Show {
+		if err := l.show(trees[i], m); err != nil {
+			return fmt.Errorf("showing %s: %w", m.Dest, err)
+		}
+	}
+	for name, data := range change.Files {
+		if err := l.replace(name, data); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	if change.Tmp > 0 {
+		return l.resize("/tmp", change.Tmp)
+	}
+	return nil
+}
+
+// hide takes one mount away.
+func (l *live) hide(place string) error {
+	if err := checkMount(place); err != nil {
+		return err
+	}
+	spare, err := unix.OpenTree(unix.AT_FDCWD, place, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return &os.PathError{Op: "open_tree", Path: place, Err: err}
+	}
+	if err := unix.Unmount(place, unix.UMOUNT_NOFOLLOW); err != nil {
+		unix.Close(spare)
+		if errors.Is(err, unix.EBUSY) {
+			err = ErrBusy
+		}
+		return &os.PathError{Op: "taking away", Path: place, Err: err}
+	}
+	tree := os.NewFile(uintptr(spare), place)
+	l.spares = append(l.spares, tree)
+	l.undo.add(func() error { return attachTree(tree, place) })
+	return nil
+}
+
+// checkMount refuses a place that is no mount any more: the guest may have moved the
+// directory that it was in.
+func checkMount(place string) error {
+	f, err := openPlace(place)
+	if err != nil {
+		return fmt.Errorf("%s is not where it was mounted: %w", place, err)
+	}
+	defer f.Close()
+	var stat unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, 0, &stat); err != nil {
+		return &os.PathError{Op: "statx", Path: place, Err: err}
+	}
+	if stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return fmt.Errorf("%s is no mount any more: the guest has moved what was there", place)
+	}
+	return nil
+}
+
+// openPlace opens a handle on an absolute path, without following links.
+func openPlace(place string) (*os.File, error) {
+	return openWithoutLinks(unix.AT_FDCWD, place, unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
+}
+
+// show puts a detached tree in its place.
+func (l *live) show(tree *os.File, m LiveMount) error {
+	place, err := openPlace(m.Dest)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = l.makePlace(m); err == nil {
+			place, err = openPlace(m.Dest)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer place.Close()
+	if err := moveTree(tree, place); err != nil {
+		return err
+	}
+	_ = tree.Close() // it would keep the mount busy
+	l.undo.add(func() error { return unix.Unmount(m.Dest, unix.UMOUNT_NOFOLLOW) })
+	return nil
+}
+
+func attachTree(tree *os.File, place string) error {
+	target, err := openPlace(place)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	return moveTree(tree, target)
+}
+
+func moveTree(tree, target *os.File) error {
+	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+	if err := unix.MoveMount(int(tree.Fd()), "", int(target.Fd()), "", flags); err != nil {
+		return &os.PathError{Op: "move_mount", Path: target.Name(), Err: err}
+	}
+	return nil
+}
+
+// root returns the guest's root as a mount of ours that can be written.
+func (l *live) root() (*os.File, error) {
+	if l.writable != nil {
+		return l.writable, nil
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("mount_setattr", err)
+	}
+	l.writable = os.NewFile(uintptr(fd), "/")
+	return l.writable, nil
+}
+
+// makePlace makes a mount point in the guest's root, component by component. It stays
+// there, empty, when the mount goes.
+func (l *live) makePlace(m LiveMount) error {
+	dir := filepath.Dir(m.Dest)
+	if m.Dir {
+		dir = m.Dest
+	}
+	parent, err := l.walk(dir, true)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if m.Dir {
+		return nil
+	}
+	fd, err := unix.Openat(int(parent.Fd()), filepath.Base(m.Dest), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return &os.PathError{Op: "making mount point", Path: m.Dest, Err: err}
+	}
+	return unix.Close(fd)
+}
+
+// walk opens a directory of the writable root, following no link.
+func (l *live) walk(dir string, make bool) (*os.File, error) {
+	root, err := l.root()
+	if err != nil {
+		return nil, err
+	}
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	at, err := unix.Openat(int(root.Fd()), ".", flags, 0)
+	for _, name := range strings.Split(strings.Trim(dir, "/"), "/") {
+		if err != nil || name == "" {
+			break
+		}
+		var next int
+		next, err = unix.Openat(at, name, flags, 0)
+		if errors.Is(err, unix.ENOENT) && make {
+			if err = unix.Mkdirat(at, name, 0o755); err == nil {
+				next, err = unix.Openat(at, name, flags, 0)
+			}
+		}
+		unix.Close(at)
+		at = next
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "walking to", Path: dir, Err: err}
+	}
+	return os.NewFile(uintptr(at), dir), nil
+}
+
+// replace writes a file of the guest's root anew.
+func (l *live) replace(name string, data []byte) error {
+	old, err := l.read(name)
+	existed := err == nil
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := l.write(name, data); err != nil {
+		return err
+	}
+	l.undo.add(func() error {
+		again := live{}
+		defer again.close()
+		if existed {
+			return again.write(name, old)
+		}
+		dir, err := again.walk(filepath.Dir(name), false)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return unix.Unlinkat(int(dir.Fd()), filepath.Base(name), 0)
+	})
+	return nil
+}
+
+// maxLiveFile bounds the files that are replaced, in bytes.
+const maxLiveFile = 1 << 20
+
+func (l *live) read(name string) ([]byte, error) {
+	dir, err := l.walk(filepath.Dir(name), false)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxLiveFile))
+}
+
+func (l *live) write(name string, data []byte) error {
+	dir, err := l.walk(filepath.Dir(name), true)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	const beside = ".psi-new"
+	_ = unix.Unlinkat(int(dir.Fd()), beside, 0)
+	fd, err := unix.Openat(int(dir.Fd()), beside, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return unix.Renameat(int(dir.Fd()), beside, int(dir.Fd()), filepath.Base(name))
+}
+
+// resize changes the size of a tmpfs. The kernel refuses less than what is in it.
+func (l *live) resize(place string, size int64) error {
+	var was unix.Statfs_t
+	if err := unix.Statfs(place, &was); err != nil {
+		return &os.PathError{Op: "statfs", Path: place, Err: err}
+	}
+	if err := resizeTmpfs(place, size); err != nil {
+		return err
+	}
+	l.undo.add(func() error { return resizeTmpfs(place, int64(was.Blocks)*was.Bsize) })
+	return nil
+}
+
+func resizeTmpfs(place string, size int64) error {
+	fd, err := unix.Fspick(unix.AT_FDCWD, place, unix.FSPICK_CLOEXEC|unix.FSPICK_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return &os.PathError{Op: "fspick", Path: place, Err: err}
+	}
+	defer unix.Close(fd)
+	if err = unix.FsconfigSetString(fd, "size", strconv.FormatInt(size, 10)); err == nil {
+		err = unix.FsconfigReconfigure(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("changing the size of %s to %d bytes (is more in it?): %w", place, size, err)
+	}
+	return nil
+}
+
+// idmapNamespace makes a user namespace whose only use is its id map: the client's
+// files are the guest's.
+func idmapNamespace(guest uint32, uid, gid int) (*os.File, error) {
+	one := func(client int) []syscall.SysProcIDMap {
+		return []syscall.SysProcIDMap{{ContainerID: client, HostID: int(guest), Size: 1}}
+	}
+	// The process is stopped before its first instruction, and killed there.
+	runtime.LockOSThread() // the one that traces it
+	defer runtime.UnlockOSThread()
+	p, err := os.StartProcess("/proc/self/exe", []string{"psi-ids"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWUSER, UidMappings: one(uid), GidMappings: one(gid), Ptrace: true, Pdeathsig: unix.SIGKILL,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+	return os.Open(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns", "user"))
+}
