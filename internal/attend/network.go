@@ -30,14 +30,25 @@ type network struct {
 // Hosts is the /etc/hosts of a guest with this policy: localhost, and an address of
 // the guest's own for each host name it may connect to. It has to be in the guest's
 // root before the guest starts.
-func Hosts(p policy.Policy) []byte {
-	names := netproxy.Names(p.TCP())
+func Hosts(p policy.Policy) []byte { return hostsFile(netproxy.Names(p.TCP())) }
+
+func hostsFile(names map[string]netip.Addr) []byte {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost\n")
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		fmt.Fprintf(&b, "%s\t%s\n", names[name], name)
 	}
 	return []byte(b.String())
+}
+
+// Hosts is what the guest's /etc/hosts has to say once its policy is p. Names keep the
+// addresses that they had.
+func (a *Attendant) Hosts(p policy.Policy) ([]byte, error) {
+	names, err := a.net.proxy.HostsWith(p.TCP())
+	if err != nil {
+		return nil, err
+	}
+	return hostsFile(names), nil
 }
 
 // openNetwork puts the programs on the guest's cgroup first, so that nothing is
@@ -106,7 +117,11 @@ func addresses(names map[string]netip.Addr) map[string][]netip.Addr {
 func (n *network) update(old, eps []policy.Endpoint) error {
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.
-		if err := n.guest.Update(eps, addresses(n.proxy.Hosts())); err != nil {
+		names, err := n.proxy.HostsWith(eps)
+		if err == nil {
+			err = n.guest.Update(eps, addresses(names))
+		}
+		if err != nil {
 			return fmt.Errorf("updating the network programs: %w", err)
 		}
 	}

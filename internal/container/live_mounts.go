@@ -45,14 +45,54 @@ func (l *live) apply(change Change, trees []*os.File) error {
 		}
 	}
 	if change.Tmp > 0 {
-		return l.resize("/tmp", change.Tmp)
+		if err := l.resize("/tmp", change.Tmp); err != nil {
+			return err
+		}
+	}
+	for _, place := range slices.Backward(change.Hide) {
+		l.clear(place)
 	}
 	return nil
+}
+
+// clear removes the empty mount point of what was hidden, and the directories that were
+// made for it, so that the name is gone too. What is in use, or not empty, or of the root
+// file system's first level, stays; names are not worth an error.
+func (l *live) clear(place string) {
+	if checkMount(place) == nil {
+		return // something else is shown there now
+	}
+	for flags := 0; filepath.Dir(place) != "/"; place, flags = filepath.Dir(place), unix.AT_REMOVEDIR {
+		dir, err := l.walk(filepath.Dir(place), false)
+		if err != nil {
+			return
+		}
+		name := filepath.Base(place)
+		var stat unix.Stat_t
+		err = unix.Fstatat(int(dir.Fd()), name, &stat, unix.AT_SYMLINK_NOFOLLOW)
+		if err == nil && stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+			flags = unix.AT_REMOVEDIR
+		}
+		if err == nil && flags == 0 && (stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Size > 0) {
+			err = unix.EEXIST
+		}
+		if err == nil {
+			err = unix.Unlinkat(int(dir.Fd()), name, flags)
+		}
+		dir.Close()
+		if err != nil {
+			return
+		}
+	}
 }
 
 // hide takes one mount away.
 func (l *live) hide(place string) error {
 	if err := checkMount(place); err != nil {
+		return err
+	}
+	info, err := os.Lstat(place)
+	if err != nil {
 		return err
 	}
 	spare, err := unix.OpenTree(unix.AT_FDCWD, place, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
@@ -68,7 +108,7 @@ func (l *live) hide(place string) error {
 	}
 	tree := os.NewFile(uintptr(spare), place)
 	l.spares = append(l.spares, tree)
-	l.undo.add(func() error { return attachTree(tree, place) })
+	l.undo.add(func() error { return attachAgain(tree, LiveMount{Dest: place, Dir: info.IsDir()}) })
 	return nil
 }
 
@@ -97,15 +137,7 @@ func openPlace(place string) (*os.File, error) {
 
 // show puts a detached tree in its place.
 func (l *live) show(tree *os.File, m LiveMount) error {
-	place, err := openPlace(m.Dest)
-	if errors.Is(err, os.ErrNotExist) {
-		if err = l.makePlace(m); err == nil {
-			place, err = openPlace(m.Dest)
-		}
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
-		}
-	}
+	place, err := l.place(m)
 	if err != nil {
 		return err
 	}
@@ -118,13 +150,31 @@ func (l *live) show(tree *os.File, m LiveMount) error {
 	return nil
 }
 
-func attachTree(tree *os.File, place string) error {
-	target, err := openPlace(place)
+// attachAgain puts back what was hidden. Its place may have been cleared.
+func attachAgain(tree *os.File, m LiveMount) error {
+	again := live{}
+	defer again.close()
+	target, err := again.place(m)
 	if err != nil {
 		return err
 	}
 	defer target.Close()
 	return moveTree(tree, target)
+}
+
+// place opens a mount point, which it makes if there is none.
+func (l *live) place(m LiveMount) (*os.File, error) {
+	place, err := openPlace(m.Dest)
+	if !errors.Is(err, os.ErrNotExist) {
+		return place, err
+	}
+	if err := l.makePlace(m); err != nil {
+		return nil, err
+	}
+	if place, err = openPlace(m.Dest); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
+	}
+	return place, err
 }
 
 func moveTree(tree, target *os.File) error {

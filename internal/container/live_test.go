@@ -202,6 +202,17 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		s.wants("[ -e /new/a ]", "--1")
 		s.wants("read -r x < /etc/hosts; echo $x", "old--0")
 	}
+	// A place that is not used any more is not there any more.
+	_, other := hostDir(t)
+	if applied, err = s.change(Change{Show: []LiveMount{{Source: other, Dest: "/srv/deep/er/data", Dir: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	applied.Keep()
+	if applied, err = s.change(Change{Hide: []string{"/srv/deep/er/data"}}); err != nil {
+		t.Fatal(err)
+	}
+	applied.Keep()
+	s.wants("[ -e /srv/deep ]", "--1")
 	// And what was done can be taken back.
 	thaw, err := s.c.Freeze()
 	if err != nil {

@@ -37,6 +37,12 @@ type Request struct {
 	ImportsLimited bool // AllowedImports was given; an empty list allows none
 	Rootfs         string
 
+	// reload
+	Guests []string // more than one guest: all of them get the policy, or none
+	DryRun bool     // only say what would change
+
+	Token string // of reload and protect
+
 	// everything about one guest
 	Guest   string
 	Timeout time.Duration
@@ -56,7 +62,9 @@ func Keys(op string) (keys []string, known bool) {
 	case "kill", "stats":
 		return []string{"guest"}, true
 	case "reload":
-		return append(policyKeys, "guest", "allowed_imports"), true
+		return append(policyKeys, "guest", "guests", "allowed_imports", "token", "dry_run"), true
+	case "protect":
+		return []string{"token"}, true
 	case "report":
 		return []string{"guest", "error"}, true
 	case "list":
@@ -84,7 +92,7 @@ func Decode(data []byte) (Request, error) {
 	}
 	keys, known := Keys(r.Op)
 	if !known {
-		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, report, list", ErrProtocol, r.Op)
+		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, protect, report, list", ErrProtocol, r.Op)
 	}
 	for key := range fields {
 		if key != "id" && key != "op" && !slices.Contains(keys, key) {
@@ -108,6 +116,7 @@ func (r *Request) fill(fields map[string]json.RawMessage) error {
 		optional("name", &r.Name), optional("policy_text", &r.PolicyText), optional("policy_source", &r.PolicySource),
 		optional("policy_name", &r.PolicyName), optional("allowed_imports", &r.AllowedImports), optional("rootfs", &r.Rootfs),
 		optional("guest", &r.Guest), optional("timeout", &timeout), optional("error", &r.Error),
+		optional("guests", &r.Guests), optional("token", &r.Token), optional("dry_run", &r.DryRun),
 	)
 	if err != nil {
 		return err

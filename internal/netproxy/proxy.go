@@ -140,6 +140,12 @@ func (p *Proxy) Hosts() map[string]netip.Addr {
 	return maps.Clone(p.rules.hosts)
 }
 
+// HostsWith returns what Hosts would after an Update with eps.
+func (p *Proxy) HostsWith(eps []policy.Endpoint) (map[string]netip.Addr, error) {
+	r, err := newRules(eps, p.Hosts())
+	return r.hosts, err
+}
+
 // Unserved returns the IPv6 endpoints that the guest cannot reach because its
 // network namespace has no IPv6.
 func (p *Proxy) Unserved() []policy.Endpoint {

@@ -51,6 +51,7 @@ type client struct {
 	mu      sync.Mutex // guards the fields below, and sending on out against closing it
 	out     chan message
 	dropped bool
+	token   []byte   // digest of what a reload of these guests needs; nil without
 	ended   []string // ids of guests that have ended, oldest first
 }
 

@@ -202,7 +202,7 @@ func (c *testClient) take(body []byte, files *[]*os.File) {
 		c.pushed <- m
 		return
 	}
-	if bytes.Contains(head.OK, []byte(`"policy_digest"`)) && !bytes.Contains(head.OK, []byte(`"guests"`)) {
+	if bytes.Contains(head.OK, []byte(`"enforced"`)) {
 		head.file, *files = (*files)[0], (*files)[1:]
 	}
 	c.mu.Lock()

@@ -7,4 +7,5 @@ var (
 	errProtocol    = control.ErrProtocol
 	errUnavailable = control.ErrUnavailable
 	errPolicy      = control.ErrPolicy
+	errAuth        = control.ErrAuth
 )

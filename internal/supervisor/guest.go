@@ -53,14 +53,18 @@ type guest struct {
 	ended     chan struct{} // closed when no process of the guest runs
 	running   bool          // it was started; guarded by Supervisor.mu
 
+	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
+
 	container *container.Container
 	life      sync.RWMutex // held while container is used, exclusively while it is deleted
 
 	mu        sync.Mutex // guards the fields below
 	policy    policy.Policy
 	view      []string // notes on how the files are shown
-	asked     string   // why the supervisor ended it: causeClosed, causeSupervisor or ""
-	message   string   // goes with asked
+	shown     []shown  // what is mounted in it; guarded by reloading, as is reloads
+	reloads   int
+	asked     string // why the supervisor ended it: causeClosed, causeSupervisor or ""
+	message   string // goes with asked
 	announced bool
 	held      []any  // pushed messages of a guest that its client does not know yet
 	untold    uint64 // denials whose events the client's queue had no room for

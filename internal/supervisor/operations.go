@@ -19,6 +19,10 @@ func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 	switch r.Op {
 	case "list":
 		return s.list(c), nil
+	case "reload":
+		return s.reload(c, r)
+	case "protect":
+		return done, c.protect(r.Token)
 	case "close", "kill", "report":
 		// They crossed with the guest's own end.
 		if c.remembers(r.Guest) {
@@ -37,8 +41,6 @@ func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 		return done, g.kill()
 	case "stats":
 		return g.stats()
-	case "reload":
-		return done, g.reload(r)
 	case "report":
 		g.event(attend.Event{Time: time.Now(), Type: eventBroken, Details: map[string]any{"error": clip(r.Error, maxMessage)}})
 		g.ask(causeSupervisor, "broken channel: "+r.Error)
@@ -47,7 +49,7 @@ func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 	return nil, fmt.Errorf("%w: op %q is not handled", errProtocol, r.Op)
 }
 
-// list tells about the running guests of the client's uid.
+// list tells about the running guests that the client may manage.
 func (s *Supervisor) list(c *client) any {
 	type entry struct {
 		Guest   string  `json:"guest"`
@@ -58,7 +60,7 @@ func (s *Supervisor) list(c *client) any {
 	s.mu.Lock()
 	var mine []*guest
 	for _, g := range s.guests {
-		if g.running && g.client.peer.uid == c.peer.uid {
+		if g.running && c.mayManage(g) {
 			mine = append(mine, g)
 		}
 	}

@@ -3,84 +3,229 @@ package supervisor
 import (
 	"errors"
 	"fmt"
-	"slices"
+	"runtime"
+	"sync"
 	"time"
 
 	"github.com/psi-runtime/psi/internal/attend"
+	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// reload puts another policy into force in a running guest: its endpoints and those
-// limits that the kernel lets change. Reloads of one guest run one after another.
-func (g *guest) reload(r control.Request) error {
-	next, err := r.Resolve()
+// A reload puts another policy into force in running guests, in all of them or in none.
+// In each it changes, in this order, and takes back in the other order if a part fails:
+//
+//	limits     the cgroup's
+//	fs         mounts, with the guest frozen until the end
+//	imports    a file that the guest's agent looks at
+//	tcp        /etc/hosts, programs, proxy; connections that are now forbidden are cut
+//
+// The last is the only one that cannot be taken back, so it comes last.
+
+// reloading is one guest's part of a reload.
+type reloading struct {
+	g         *guest
+	old, next policy.Policy
+	view      pinnedView
+	undo      undoStack
+	end       []func() // whatever became of it, newest first
+}
+
+// reload handles the request of that name.
+func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
+	guests, err := s.authorised(c, r)
 	if err != nil {
+		return nil, err
+	}
+	p, err := r.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	parts := make([]*reloading, len(guests))
+	for i, g := range guests {
+		g.reloading.Lock() // in the order of their ids
+		defer g.reloading.Unlock()
+		next, err := g.importsLimit(p)
+		if err != nil {
+			return nil, fmt.Errorf("%w: guest %s: %w", errPolicy, g.id, err)
+		}
+		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: next}
+	}
+	if r.DryRun {
+		return dryRun(parts)
+	}
+	return struct{}{}, s.reloadAll(parts)
+}
+
+// reloadAll applies all parts, and takes all back if one fails.
+func (s *Supervisor) reloadAll(parts []*reloading) error {
+	defer func() {
+		for _, p := range parts {
+			for i := len(p.end) - 1; i >= 0; i-- {
+				p.end[i]()
+			}
+		}
+	}()
+	errs := make([]error, len(parts))
+	inParallel(len(parts), func(i int) { errs[i] = parts[i].apply() })
+	if err := errors.Join(errs...); err != nil {
+		inParallel(len(parts), func(i int) { errs[i] = parts[i].undo.run() })
+		return errors.Join(err, errors.Join(errs...))
+	}
+	for _, p := range parts {
+		p.commit()
+	}
+	return nil
+}
+
+// inParallel calls do for 0 … n-1 on a few goroutines and waits for all.
+func inParallel(n int, do func(int)) {
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, 2*runtime.NumCPU())
+	for i := range n {
+		slots <- struct{}{}
+		wait.Go(func() { do(i); <-slots })
+	}
+	wait.Wait()
+}
+
+// apply changes the guest. What it adds to undo takes that back.
+func (r *reloading) apply() error {
+	g := r.g
+	if err := checkReload(r.old, r.next); err != nil {
 		return err
 	}
-	g.reloading.Lock()
-	defer g.reloading.Unlock()
-	old := g.currentPolicy()
-	if err := checkReload(old, next); err != nil {
-		return err
-	}
-	defer g.use()()
+	r.end = append(r.end, g.use())
 	if g.hasEnded() {
 		return fmt.Errorf("guest %s has ended", g.id)
 	}
-	if err := g.container.Update(next.Limits()); err != nil {
-		return fmt.Errorf("reloading the limits of guest %s: %w", g.id, err)
+	for _, part := range []struct {
+		name   string
+		change func() error
+	}{
+		{"limits", r.limits}, {"files", r.files}, {"imports and names", r.notices}, {"endpoints", r.endpoints},
+	} {
+		if err := part.change(); err != nil {
+			return fmt.Errorf("reloading the %s of guest %s: %w", part.name, g.id, err)
+		}
 	}
-	if err := g.attendant.Update(next); err != nil {
-		back := g.container.Update(old.Limits())
-		return errors.Join(fmt.Errorf("reloading the endpoints of guest %s: %w", g.id, err), back)
-	}
-	g.mu.Lock()
-	g.policy = next
-	g.mu.Unlock()
-	g.event(attend.Event{Time: time.Now(), Type: eventHotload, Details: map[string]any{"policy_digest": next.Digest()}})
 	return nil
+}
+
+func (r *reloading) limits() error {
+	a, b := r.old.Limits(), r.next.Limits()
+	if a.Mem == b.Mem && a.CPU == b.CPU && a.PIDs == b.PIDs {
+		return nil
+	}
+	if err := r.g.container.Update(b); err != nil {
+		return err
+	}
+	r.undo.add(func() error { return r.g.container.Update(a) })
+	return nil
+}
+
+// notices writes what the guest reads: its host names, and what it may import.
+func (r *reloading) notices() error {
+	files := make(map[string][]byte)
+	hosts, err := r.g.attendant.Hosts(r.next)
+	if err != nil {
+		return err
+	}
+	if before, err := r.g.attendant.Hosts(r.old); err != nil || string(before) != string(hosts) {
+		files["/etc/hosts"] = hosts
+	}
+	if !sameImports(r.old, r.next) {
+		files[bundle.ReloadedFile] = bundle.Reloaded(r.next)
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	return r.change(container.Change{Files: files})
+}
+
+func (r *reloading) endpoints() error {
+	if err := r.g.attendant.Update(r.next); err != nil {
+		return err
+	}
+	r.undo.add(func() error { return r.g.attendant.Update(r.old) })
+	return nil
+}
+
+// commit makes the change the guest's policy, and tells.
+func (r *reloading) commit() {
+	g := r.g
+	g.mu.Lock()
+	g.policy, g.view = r.next, r.view.Notes
+	g.mu.Unlock()
+	g.shown = r.view.shown
+	g.event(attend.Event{Time: time.Now(), Type: eventHotload, Details: map[string]any{
+		"policy_digest": r.next.Digest(), "former_digest": r.old.Digest(),
+	}})
 }
 
 // checkReload refuses what a running guest cannot be given any more.
 func checkReload(old, next policy.Policy) error {
 	const wayOut = "spawn a new guest for it"
-	if !slices.Equal(old.FS(), next.FS()) {
-		return fmt.Errorf("%w: fs rules of a running guest cannot change: %s", errPolicy, wayOut)
-	}
-	oldImports, oldLimited := old.Imports()
-	nextImports, nextLimited := next.Imports()
-	if oldLimited != nextLimited || !slices.Equal(oldImports, nextImports) {
-		return fmt.Errorf("%w: imports of a running guest cannot change: %s", errPolicy, wayOut)
+	_, limited := old.Imports()
+	if _, becomes := next.Imports(); becomes && !limited {
+		return fmt.Errorf("%w: imports of a running guest that may import everything cannot be limited: it has done so: %s", errPolicy, wayOut)
 	}
 	a, b := old.Limits(), next.Limits()
 	for _, fixed := range []struct {
 		key       string
 		old, next int64
 	}{
-		{"open_files", a.OpenFiles, b.OpenFiles}, {"tmp", a.Tmp, b.Tmp},
-		{"message", a.Message, b.Message}, {"output", a.Output, b.Output},
+		{"open_files", a.OpenFiles, b.OpenFiles}, {"message", a.Message, b.Message}, {"output", a.Output, b.Output},
 	} {
 		if fixed.old != fixed.next {
 			return fmt.Errorf("%w: %s of a running guest cannot change (from %d to %d): %s", errPolicy, fixed.key, fixed.old, fixed.next, wayOut)
 		}
 	}
-	// A name is found through the guest's /etc/hosts, which was written before it started.
-	if !namesKnown(old, next) {
-		return fmt.Errorf("%w: a running guest cannot learn new host names: allow the address, or %s", errPolicy, wayOut)
+	if (a.Tmp == 0) != (b.Tmp == 0) {
+		return fmt.Errorf("%w: tmp of a running guest cannot change from or to 0: %s", errPolicy, wayOut)
 	}
 	return nil
 }
 
-// namesKnown says whether every host name of next is one of old.
-func namesKnown(old, next policy.Policy) bool {
-	for _, e := range next.TCP() {
-		if _, address := e.Prefix(); address {
-			continue
+// importsLimit remembers the allowed_imports of a spawn: no later policy allows more.
+func importsLimit(r control.Request) func(policy.Policy) (policy.Policy, error) {
+	return func(p policy.Policy) (policy.Policy, error) {
+		if !r.ImportsLimited {
+			return p, nil
 		}
-		if !slices.ContainsFunc(old.TCP(), func(o policy.Endpoint) bool { return o.Host == e.Host }) {
-			return false
-		}
+		return p.IntersectImports(r.AllowedImports)
 	}
-	return true
+}
+
+// dryRun says what would change: what each guest could do that it cannot, and the other
+// way round.
+func dryRun(parts []*reloading) (any, error) {
+	type difference struct {
+		Guest   string              `json:"guest"`
+		Digest  string              `json:"policy_digest"`
+		Permits []policy.Difference `json:"permits"`
+		Forbids []policy.Difference `json:"forbids"`
+	}
+	all := make([]difference, 0, len(parts))
+	for _, p := range parts {
+		if err := checkReload(p.old, p.next); err != nil {
+			return nil, fmt.Errorf("guest %s: %w", p.g.id, err)
+		}
+		permits, err := policy.Compare(p.old, p.next)
+		forbids, err2 := policy.Compare(p.next, p.old)
+		if err := errors.Join(err, err2); err != nil {
+			return nil, fmt.Errorf("%w: comparing with the policy of guest %s: %w", errPolicy, p.g.id, err)
+		}
+		all = append(all, difference{p.g.id, p.next.Digest(), orEmpty(permits), orEmpty(forbids)})
+	}
+	return map[string]any{"changes": all}, nil
+}
+
+func orEmpty(list []policy.Difference) []policy.Difference {
+	if list == nil {
+		return []policy.Difference{}
+	}
+	return list
 }

@@ -24,7 +24,14 @@ import (
 // pinnedView is a view whose sources are private mounts of the supervisor.
 type pinnedView struct {
 	bundle.View
-	dir string // where the mounts are; "" when there are none
+	dir   string  // where the mounts are; "" when there are none
+	shown []shown // the same mounts, as the policy's rules came to them
+}
+
+// shown is one mount of a view. Two that are equal show the same thing in the same way.
+type shown struct {
+	bundle.ViewMount        // Source is the host's path
+	dev, ino         uint64 // of what was found there
 }
 
 // pinView plans what the policy shows of the host with the peer's own permissions and
@@ -72,6 +79,11 @@ func pinView(p policy.Policy, who peer, dir string) (_ pinnedView, err error) {
 		if err == nil {
 			err = placeMount(place, file)
 		}
+		var stat unix.Stat_t
+		if err == nil {
+			err = unix.Fstat(int(file.Fd()), &stat)
+		}
+		view.shown = append(view.shown, shown{dev: stat.Dev, ino: stat.Ino})
 		places = append(places, place)
 		mounted <- errors.Join(err, file.Close())
 	}
@@ -80,6 +92,7 @@ func pinView(p policy.Policy, who peer, dir string) (_ pinnedView, err error) {
 	}
 	mounts := make([]bundle.ViewMount, len(view.Mounts))
 	for i, m := range view.Mounts {
+		view.shown[i].ViewMount = m
 		m.Source = places[i]
 		mounts[i] = m
 	}

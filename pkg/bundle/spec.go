@@ -163,6 +163,20 @@ func Environment(p policy.Policy) ([]string, error) {
 	return env, nil
 }
 
+// ReloadedFile is where the agent of a running guest finds the import list of a reload,
+// in the guest's own root.
+const ReloadedFile = "/usr/lib/psi/imports"
+
+// Reloaded is the content of [ReloadedFile] for a policy: "all" or "only", and then one
+// module a line.
+func Reloaded(p policy.Policy) []byte {
+	modules, limited := p.Imports()
+	if !limited {
+		return []byte("all\n")
+	}
+	return []byte(strings.Join(append([]string{"only"}, modules...), "\n") + "\n")
+}
+
 // rlimits are the limits that no cgroup holds. Hard and soft are equal: there is
 // nothing to raise.
 func rlimits(l policy.Limits) []specs.POSIXRlimit {

@@ -9,23 +9,26 @@ does the interpreter.
 from __future__ import annotations
 
 import builtins
+import posix
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, Callable, Mapping, Optional, Sequence
+    from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
 
 _LANGUAGE = ("__future__",)  # part of the language, nothing to reach
+_RELOADED = "/usr/lib/psi/imports"  # after a reload, from outside: "all" or "only", then a name a line
 
 
 class ImportRules:
     """The list of a policy, in force for everything imported after install()."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
-        self.allowed = tuple(allowed)
+        self.allowed: Optional[Tuple[str, ...]] = tuple(allowed)  # None: everything
         self._import = builtins.__import__
         self._loading: set[str] = set()
+        self._reloaded: object = None  # which version of the file was read
 
     def install(self) -> None:
         builtins.__import__ = self._checked_import
@@ -33,17 +36,33 @@ class ImportRules:
 
     def permits(self, name: str) -> bool:
         """Whether guest code may import the module of this dotted name."""
-        return name in _LANGUAGE or any(
-            name == rule or name.startswith(rule + ".") for rule in self.allowed
+        return (
+            self.allowed is None
+            or name in _LANGUAGE
+            or any(name == rule or name.startswith(rule + ".") for rule in self.allowed)
         )
+
+    def _look(self) -> None:
+        """Take over the list of a reload, if there was one since the last look."""
+        try:
+            stat = posix.stat(_RELOADED)
+            if (stat.st_ino, stat.st_mtime_ns) == self._reloaded:
+                return
+            with open(_RELOADED, encoding="utf-8") as file:
+                first, *names = file.read().split()
+        except OSError:
+            return
+        self.allowed = None if first == "all" else tuple(names)
+        self._reloaded = (stat.st_ino, stat.st_mtime_ns)
 
     def check(self, name: str, fromlist: Sequence[str] = ()) -> None:
         """Raises ImportError if guest code may not import name (or those names from it)."""
+        self._look()
         if self.permits(name):
             return
         if fromlist and all(self.permits(f"{name}.{item}") for item in fromlist):
             return
-        listed = ", ".join(self.allowed) or "nothing"
+        listed = ", ".join(self.allowed or ()) or "nothing"
         raise ImportError(
             f"import of {name!r} is not allowed: the sandbox's import list allows {listed}; "
             f"add {name.partition('.')[0]!r} to the policy's imports (allow_import) or to allowed_imports",
@@ -98,7 +117,8 @@ class ImportRules:
 
     def _check_parents(self, name: str) -> None:
         """Parents of an allowed module are loaded with it."""
-        if not any(rule.startswith(name + ".") for rule in self.allowed):
+        self._look()
+        if not any(rule.startswith(name + ".") for rule in self.allowed or ()):
             self.check(name)
 
 

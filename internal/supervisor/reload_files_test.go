@@ -1,0 +1,250 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/psi-runtime/psi/internal/control"
+)
+
+// reload puts a policy into force in a guest and waits for the event.
+func (c *testClient) reload(t *testing.T, g *testGuest, policy map[string]any) {
+	t.Helper()
+	c.must(t, map[string]any{"op": "reload", "guest": g.id, "policy": policy})
+	if ev := c.event(t, eventHotload, scaled(5*time.Second)); ev["guest"] != g.id {
+		t.Errorf("event: %v", ev)
+	}
+}
+
+// reading says what a guest finds in a file: its content, or the error.
+func reading(path string) string {
+	return "try: post(open('" + path + "').read())\nexcept OSError as e: post(type(e).__name__)"
+}
+
+func writing(path string) string {
+	return "try: post(open('" + path + "', 'w').write('x'))\nexcept OSError as e: post(type(e).__name__)"
+}
+
+func TestReloadFiles(t *testing.T) {
+	_, c := embedded(t)
+	dir := hostDir(t)
+	put(t, dir+"/a.txt", "a", 0, 0o600)
+	put(t, dir+"/b.txt", "b", 0, 0o600)
+	put(t, dir+"/out", "/", 0, 0o755)
+	g := c.spawn(t, "reader", nil)
+	steps := []struct {
+		rules             []any
+		a, b, out, aWrite string
+	}{
+		{[]any{dir + "/a.txt"}, "a", "FileNotFoundError", "FileNotFoundError", "OSError"},
+		{[]any{dir}, "a", "b", "OSError", "OSError"},
+		{[]any{dir, map[string]any{"write": dir + "/out"}}, "a", "b", "1", "OSError"},
+		{[]any{map[string]any{"write": dir + "/out"}}, "FileNotFoundError", "FileNotFoundError", "1", "OSError"},
+		{[]any{dir + "/*.txt"}, "a", "b", "FileNotFoundError", "OSError"},
+		{[]any{dir, map[string]any{"deny": dir + "/a.txt"}}, "FileNotFoundError", "b", "OSError", "OSError"},
+		{[]any{}, "FileNotFoundError", "FileNotFoundError", "FileNotFoundError", "OSError"},
+	}
+	for _, step := range steps {
+		c.reload(t, g, map[string]any{"fs": step.rules})
+		for source, want := range map[string]string{
+			reading(dir + "/a.txt"): step.a, reading(dir + "/b.txt"): step.b, writing(dir + "/out/x"): step.out,
+		} {
+			if got := g.run(t, source); got != want {
+				t.Errorf("%v: %s: %s, want %s", step.rules, source, got, want)
+			}
+		}
+		if got := g.run(t, writing(dir+"/a.txt")); got == "1" {
+			t.Errorf("%v: a file that may only be read was written", step.rules)
+		}
+	}
+	// What comes to match later is shown when the same policy is loaded again.
+	glob := map[string]any{"fs": []any{dir + "/*.txt"}}
+	c.reload(t, g, glob)
+	put(t, dir+"/late.txt", "late", 0, 0o600)
+	if got := g.run(t, reading(dir+"/late.txt")); got != "FileNotFoundError" {
+		t.Errorf("before the refresh: %s", got)
+	}
+	c.reload(t, g, glob)
+	if got := g.run(t, reading(dir+"/late.txt")); got != "late" {
+		t.Errorf("after the refresh: %s", got)
+	}
+}
+
+// A guest that holds on to what is to be taken from it, in whatever way, makes the
+// reload fail; nothing has changed then, and no other guest of the reload has either.
+func TestReloadOfWhatIsHeld(t *testing.T) {
+	_, c := embedded(t)
+	dir := hostDir(t)
+	put(t, dir+"/a.txt", "a", 0, 0o600)
+	address, port := echoServer(t)
+	old := map[string]any{"fs": []any{dir}, "tcp": []any{address}, "mem": "64MiB"}
+	holder, other := c.spawn(t, "holder", old), c.spawn(t, "other", old)
+	for hold, release := range map[string]string{
+		"f = open('" + dir + "/a.txt')":                                                                     "f.close()",
+		"import os; fd = os.open('" + dir + "', os.O_PATH)":                                                 "os.close(fd)",
+		"import mmap; f = open('" + dir + "/a.txt', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=1); f.close()": "m.close()",
+		"import os; os.chdir('" + dir + "')":                                                                "os.chdir('/')",
+		// In flight, where no list of open files shows it.
+		"import os, socket, array\na, b = socket.socketpair()\nfd = os.open('" + dir + "', os.O_RDONLY)\na.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [fd]))])\nos.close(fd)": "a.close(); b.close()",
+	} {
+		if _, err := holder.exec(hold); err != nil {
+			t.Fatalf("%s: %v", hold, err)
+		}
+		drain(c)
+		c.refused(t, control.KindPolicy, "open", map[string]any{
+			"op": "reload", "guests": []any{holder.id, other.id}, "policy": map[string]any{"mem": "128MiB"},
+		})
+		for _, g := range []*testGuest{holder, other} {
+			if got := g.run(t, reading(dir+"/a.txt")+"\n"+connect("127.0.0.1", port)); got != "a pong" {
+				t.Errorf("%s: after a reload that failed: %s", hold, got)
+			}
+		}
+		if len(c.pushed) > 0 {
+			t.Errorf("%s: told of a reload that failed: %v", hold, <-c.pushed)
+		}
+		holder.run(t, release)
+	}
+	c.must(t, map[string]any{"op": "reload", "guests": []any{holder.id, other.id}, "policy": map[string]any{"mem": "128MiB"}})
+	for range 2 {
+		c.event(t, eventHotload, scaled(5*time.Second))
+	}
+	for _, g := range []*testGuest{holder, other} {
+		if got := g.run(t, reading(dir+"/a.txt")); got != "FileNotFoundError" {
+			t.Errorf("after the reload: %s", got)
+		}
+	}
+}
+
+// Connections that the new policy forbids end, others go on.
+func TestReloadCutsConnections(t *testing.T) {
+	_, c := embedded(t)
+	keep, cut := chatServer(t), chatServer(t)
+	g := c.spawn(t, "talker", map[string]any{"tcp": []any{keep, cut}})
+	host := func(address string) string { return strings.Replace(address, ":", "', ", 1) }
+	g.run(t, "import socket\nkeep = socket.create_connection(('"+host(keep)+"), 5); cut = socket.create_connection(('"+host(cut)+"), 5)\n"+
+		"for s in keep, cut: s.sendall(b'a'); s.recv(1)")
+	c.reload(t, g, map[string]any{"tcp": []any{keep}})
+	got := g.run(t, "keep.sendall(b'b'); post(keep.recv(1).decode())\ntry: cut.sendall(b'b'); post(len(cut.recv(1)))\nexcept OSError as e: post(type(e).__name__)")
+	if got != "b ConnectionResetError" && got != "b BrokenPipeError" {
+		t.Errorf("after the reload: %s", got)
+	}
+}
+
+func TestReloadImports(t *testing.T) {
+	_, c := embedded(t)
+	a := c.must(t, map[string]any{
+		"op": "spawn", "name": "importer", "policy": map[string]any{"imports": []any{"math"}}, "allowed_imports": []any{"math", "json", "csv"},
+	})
+	g, err := newTestGuest(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.close(t) })
+	importing := "for name in 'math', 'json', 'csv', 'string':\n try: __import__(name); post(name)\n except ImportError: pass"
+	for _, step := range []struct {
+		imports any
+		want    string
+	}{
+		{[]any{"math"}, "math"},
+		{[]any{"json", "string"}, "json"}, // what spawn's allowed_imports left out stays out
+		{[]any{"math", "json", "csv"}, "math json csv"},
+		{[]any{}, ""},
+	} {
+		c.reload(t, g, map[string]any{"imports": step.imports})
+		if got := g.run(t, importing); got != step.want {
+			t.Errorf("imports %v: %q, want %q", step.imports, got, step.want)
+		}
+	}
+}
+
+func TestReloadNames(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "caller", map[string]any{"tcp": []any{"a.example:80"}})
+	hosts := "post([l.split() for l in open('/etc/hosts') if 'example' in l])"
+	before := g.run(t, hosts)
+	c.reload(t, g, map[string]any{"tcp": []any{"a.example:80", "b.example:80"}})
+	after := g.run(t, hosts)
+	if !strings.HasPrefix(after, strings.TrimSuffix(before, "]")) || !strings.Contains(after, "b.example") {
+		t.Errorf("hosts: %s, then %s", before, after)
+	}
+	// The new name is one of the proxy's: a connection is made, and refused by what it resolves to.
+	got := g.run(t, "import socket\ntry: socket.create_connection(('b.example', 80), 5).recv(1)\nexcept OSError as e: post(type(e).__name__)")
+	if got != "ConnectionResetError" {
+		t.Errorf("a new name: %s", got)
+	}
+}
+
+func TestReloadDryRun(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "dry", map[string]any{"tcp": []any{"10.0.0.1:80"}, "mem": "64MiB"})
+	drain(c)
+	next := map[string]any{"tcp": []any{"10.0.0.2:80"}, "mem": "32MiB", "fs": []any{"/usr/share/common-licenses"}}
+	a := c.must(t, map[string]any{"op": "reload", "guest": g.id, "policy": next, "dry_run": true})
+	var reply struct {
+		Changes []struct {
+			Guest            string
+			Permits, Forbids []struct{ Key, Permits, Example string }
+		}
+	}
+	if err := json.Unmarshal(a.OK, &reply); err != nil || len(reply.Changes) != 1 || reply.Changes[0].Guest != g.id {
+		t.Fatalf("%s (%v)", a.OK, err)
+	}
+	change := reply.Changes[0]
+	if len(change.Permits) != 2 || change.Permits[0].Key != "fs" || change.Permits[1].Example != "10.0.0.2:80" {
+		t.Errorf("permits %v", change.Permits)
+	}
+	if len(change.Forbids) != 2 || change.Forbids[0].Key != "mem" || change.Forbids[1].Example != "10.0.0.1:80" {
+		t.Errorf("forbids %v", change.Forbids)
+	}
+	if got := g.run(t, reading("/usr/share/common-licenses/GPL-3")); got != "FileNotFoundError" {
+		t.Errorf("a dry run changed what the guest sees: %.20s", got)
+	}
+	if len(c.pushed) > 0 {
+		t.Errorf("told of a dry run: %v", <-c.pushed)
+	}
+	c.refused(t, control.KindPolicy, "open_files", map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"open_files": 9}, "dry_run": true})
+}
+
+// Forged requests: another uid's, without the token or with a wrong one.
+func TestReloadIsForTheOwner(t *testing.T) {
+	socket, gid := sharedSocket(t)
+	startShared(t, socket)
+	owner, again := dialAs(t, socket, alice, gid), dialAs(t, socket, alice, gid)
+	stranger, root := dialAs(t, socket, alice+1, gid), dialAs(t, socket, 0, 0)
+	for _, c := range []*testClient{owner, again, stranger, root} {
+		c.hello(t)
+	}
+	g := owner.spawn(t, "mine", nil)
+	reload := func(more map[string]any) map[string]any {
+		r := map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"pids": 50}}
+		for key, value := range more {
+			r[key] = value
+		}
+		return r
+	}
+	stranger.refused(t, control.KindAuth, "may change no guest", reload(nil))
+	stranger.refused(t, control.KindAuth, "may change no guest", reload(map[string]any{"dry_run": true}))
+	stranger.refused(t, control.KindAuth, "may change no guest", map[string]any{"op": "reload", "guest": "psi-0000000000000000"})
+	stranger.refused(t, control.KindSandbox, "no guest", map[string]any{"op": "kill", "guest": g.id})
+	again.must(t, reload(nil))
+	root.must(t, reload(nil))
+	owner.refused(t, control.KindAuth, "leave it out", reload(map[string]any{"token": "anything"}))
+
+	token := "0123456789abcdef"
+	owner.refused(t, control.KindPolicy, "at least 16", map[string]any{"op": "protect", "token": "short"})
+	owner.must(t, map[string]any{"op": "protect", "token": token})
+	owner.must(t, map[string]any{"op": "protect", "token": token})
+	owner.refused(t, control.KindAuth, "another token", map[string]any{"op": "protect", "token": token + "x"})
+	again.must(t, map[string]any{"op": "protect", "token": token + "x"}) // its own guests', not these
+	for _, c := range []*testClient{owner, again, root} {
+		c.refused(t, control.KindAuth, "give it", reload(nil))
+		c.refused(t, control.KindAuth, "not the one", reload(map[string]any{"token": token + "x"}))
+		c.refused(t, control.KindAuth, "not the one", reload(map[string]any{"token": token[:15], "dry_run": true}))
+		c.must(t, reload(map[string]any{"token": token}))
+	}
+	// A list with one guest that is not the client's is refused as a whole.
+	h := stranger.spawn(t, "theirs", nil)
+	stranger.refused(t, control.KindAuth, g.id, map[string]any{"op": "reload", "guests": []any{h.id, g.id}, "policy": map[string]any{"pids": 50}})
+}
