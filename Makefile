@@ -67,11 +67,11 @@ $(TOOLS)/golangci-lint-$(GOLANGCI):
 	@GOBIN=$(CURDIR)/$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	@mv $(TOOLS)/golangci-lint $@
 
-generate: setup ## compile bpf/*.bpf.c and write the Go that loads it
-	@go generate ./bpf/...
+generate: setup ## compile bpf/*.bpf.c and psi-init, and write the Go that loads them
+	@go generate ./bpf/... ./internal/confine/...
 
 check-generated: generate
-	@git diff --exit-code --stat -- bpf || { echo 'generated files differ: run `make generate` and commit the result' >&2; exit 1; }
+	@git diff --exit-code --stat -- bpf internal/confine || { echo 'generated files differ: run `make generate` and commit the result' >&2; exit 1; }
 
 check-leaks:
 	@scripts/check-leaks

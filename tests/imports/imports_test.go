@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"internal/endpoint":     {"pkg/policy"},
 	"internal/enforce":      {"bpf", "internal/endpoint", "pkg/policy"},
 	"internal/netproxy":     {"internal/endpoint", "pkg/policy"},
+	"internal/confine":      {},
 	"internal/container":    {"pkg/policy"},
 	"internal/attend":       {"internal/enforce", "internal/netproxy", "pkg/policy"},
 	"internal/control":      {"pkg/policy"},
