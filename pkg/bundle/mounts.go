@@ -68,11 +68,11 @@ func bind(source, dest string, write bool) specs.Mount {
 		Options: []string{"bind", access, "nosuid", "nodev", "noexec", "private"}}
 }
 
-// maskedPaths hide what /proc tells about the host. runc's list, and: interrupts
+// MaskedPaths hide what /proc tells about the host. runc's list, and: interrupts
 // (keystrokes and network traffic can be told from it), the boot command line,
 // kernel symbols, modules and configuration, disks and swap, buses, and pressure
 // (whose files anybody may open for writing, to arm triggers in the kernel).
-func maskedPaths() []string {
+func MaskedPaths() []string {
 	return []string{
 		"/proc/acpi", "/proc/asound", "/proc/bus", "/proc/cmdline", "/proc/config.gz", "/proc/diskstats", "/proc/interrupts",
 		"/proc/kallsyms", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/modules", "/proc/partitions",
@@ -81,7 +81,8 @@ func maskedPaths() []string {
 	}
 }
 
-func readonlyPaths() []string {
+// ReadonlyPaths hold what a root user of a guest could change on the host.
+func ReadonlyPaths() []string {
 	return []string{"/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 

@@ -98,8 +98,8 @@ func Compile(p policy.Policy, r RootfsInfo, v View, e Entry) (*specs.Spec, error
 			Namespaces:    namespaces(),
 			Resources:     resources(l),
 			Seccomp:       Seccomp(),
-			MaskedPaths:   maskedPaths(),
-			ReadonlyPaths: readonlyPaths(),
+			MaskedPaths:   MaskedPaths(),
+			ReadonlyPaths: ReadonlyPaths(),
 		},
 	}, nil
 }

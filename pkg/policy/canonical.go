@@ -9,7 +9,8 @@ import (
 
 // document is the canonical form. The fields are in the order of their keys, so
 // that encoding/json writes them sorted; every limit is a number in the unit of
-// its key. imports is missing when every module may be imported.
+// its key. imports is missing when every module may be imported,
+// seccomp when only the engine's filter is meant.
 type document struct {
 	AllowDegraded bool                `json:"allow_degraded"`
 	CPU           float64             `json:"cpu"`
@@ -22,6 +23,7 @@ type document struct {
 	Output        int64               `json:"output"`
 	PIDs          int64               `json:"pids"`
 	ReadOnly      bool                `json:"read_only"`
+	Seccomp       Seccomp             `json:"seccomp,omitempty"`
 	TCP           []any               `json:"tcp"` // texts, then {"deny": text}
 	Tmp           int64               `json:"tmp"`
 	WallMillis    int64               `json:"wall_ms"`
@@ -43,6 +45,7 @@ func (p Policy) Canonical() []byte {
 		Output:        l.Output,
 		PIDs:          l.PIDs,
 		ReadOnly:      p.readOnly,
+		Seccomp:       p.seccomp,
 		TCP:           make([]any, 0, len(p.tcp)+len(p.tcpDeny)),
 		Tmp:           l.Tmp,
 		WallMillis:    l.Wall.Milliseconds(),

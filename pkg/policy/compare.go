@@ -48,6 +48,9 @@ func Compare(a, b Policy) ([]Difference, error) {
 	if b.allowDegraded && !a.allowDegraded {
 		all = append(all, Difference{Key: "allow_degraded", Permits: "more", Example: "false → true"})
 	}
+	if a.seccomp == SeccompPython && b.seccomp != SeccompPython {
+		all = append(all, Difference{Key: "seccomp", Permits: "more", Example: "python → the engine's own"})
+	}
 	return all, nil
 }
 

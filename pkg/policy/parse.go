@@ -76,7 +76,7 @@ func keyTable() []documentKey {
 	for _, k := range limitTable() {
 		keys = append(keys, documentKey{k.key, func(r *reader, _ string, n *node) { r.limit(k, n) }})
 	}
-	return keys
+	return append(keys, documentKey{"seccomp", (*reader).seccompFilter})
 }
 
 // keyNames lists the keys of a body.

@@ -28,6 +28,7 @@ type Policy struct {
 	importsLimited bool
 	allowDegraded  bool
 	readOnly       bool
+	seccomp        Seccomp
 }
 
 // Defaults returns the policy that holds where nothing else is said: the default
@@ -79,6 +80,9 @@ func (p Policy) AllowDegraded() bool { return p.allowDegraded }
 
 // ReadOnly reports whether the policy refuses every fs rule that writes.
 func (p Policy) ReadOnly() bool { return p.readOnly }
+
+// Seccomp returns which system call filter an engine's container gets.
+func (p Policy) Seccomp() Seccomp { return p.seccomp }
 
 // AllowFS returns a copy with one more file rule. A rule that is there already
 // changes nothing. Errors are [*Error]s with the key "fs".

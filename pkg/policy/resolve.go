@@ -235,7 +235,7 @@ const noModule = "no module"
 // displayKeys lists the keys in the order in which people read a policy.
 func displayKeys() []string {
 	return []string{"mem", "cpu", "cpu_ms", "wall_ms", "pids", "open_files", "tmp", "message", "output",
-		"read_only", "fs", "tcp", "imports", "allow_degraded"}
+		"read_only", "fs", "tcp", "imports", "seccomp", "allow_degraded"}
 }
 
 // sortErrors orders errors by their place.
