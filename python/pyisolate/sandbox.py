@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple
 
 from . import _frames as wire
 from ._channel import Channel, ChannelClosed, WaitExpired
-from ._codec import CodecError, DecodeError, Limits, UnknownClass, decode, encode
+from ._codec import CodecError, DecodeError, Limits, MissingModule, UnknownClass, decode, encode
 from ._control import Connection, ConnectionLost, Message, Pending
 from ._death import death
 from ._hint import file_hint, fs_rules
@@ -302,8 +302,8 @@ class Sandbox:
         try:
             return decode(memoryview(frame.payload), limits=self._budget, classes=self._classes)
         except UnknownClass as error:
-            text = f"guest {self.name!r} sent {error}: sandbox.accept() opts in to a class"
-            raise self._about(SandboxError(printable(text))) from None
+            way = "" if isinstance(error, MissingModule) else ": sandbox.accept() opts in to a class"
+            raise self._about(SandboxError(printable(f"guest {self.name!r} sent {error}{way}"))) from None
         except DecodeError as error:
             self._channel.break_off(f"it sent a value that is not allowed: {error}")
             raise self._death() from None

@@ -54,7 +54,7 @@ else:  # the C modules alone: their Python wrappers cost a guest's start
     from _collections import OrderedDict, defaultdict, deque
     from _struct import Struct
 
-__all__ = ["CodecError", "DecodeError", "Limits", "UnknownClass", "decode", "encode"]
+__all__ = ["CodecError", "DecodeError", "Limits", "MissingModule", "UnknownClass", "decode", "encode"]
 
 
 class CodecError(ValueError):
@@ -67,6 +67,10 @@ class DecodeError(CodecError):
 
 class UnknownClass(DecodeError):
     """A well-formed value of a class that the receiver has not opted in to."""
+
+
+class MissingModule(UnknownClass):
+    """A well-formed value of a type whose module the receiver has not imported."""
 
 
 class _WrongKey(DecodeError):
@@ -661,7 +665,7 @@ def _read_ndarray(reader: _Reader, tag: str, dtype: Any, shape: Any, order: Any,
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {dtype} does not fit its {len(buffer)} bytes")
     numpy = sys.modules.get("numpy")
     if numpy is None:
-        raise DecodeError("a numpy array: import numpy before receiving it")
+        raise MissingModule("a numpy array: import numpy before receiving it")
     array = numpy.frombuffer(buffer, dtype=dtype) if count else numpy.empty(0, dtype)
     _check_array(numpy, dtype, array)
     if not array.flags.writeable:

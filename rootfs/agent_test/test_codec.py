@@ -22,6 +22,7 @@ import time
 import unittest
 import uuid
 from typing import Callable
+from unittest import mock
 
 ROOTFS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOTFS))
@@ -139,6 +140,11 @@ class RoundTrip(unittest.TestCase):
         for array in (numpy.array([object()]), numpy.zeros(2, "i4,i4"), numpy.zeros(2, numpy.longdouble)):
             with self.assertRaisesRegex(TypeError, "dtype"):
                 codec.encode(array)
+        payload = send(numpy.arange(2))
+        with mock.patch.dict(sys.modules):
+            del sys.modules["numpy"]
+            with self.assertRaisesRegex(codec.MissingModule, "import numpy"):
+                codec.decode(payload)
 
 
 class Refused(unittest.TestCase):

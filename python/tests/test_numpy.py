@@ -1,0 +1,188 @@
+"""numpy and pandas through a real channel: arrays both ways, what is refused, and a client without numpy.
+
+The guests' root holds Debian's own packages (python3-numpy, python3-pandas), and so does this process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any, ClassVar, List, Optional
+
+import pyisolate as psi
+from pyisolate import _locate
+
+from .guests import GuestTest, wait_for
+
+_PACKAGES = Path("/usr/lib/python3/dist-packages")
+_TREES = ("numpy", "pandas", "dateutil", "pytz", "six.py")
+
+numpy: Any = None  # imported by the tests alone: the others' process does without
+
+_WITHOUT_NUMPY = """
+import sys
+import pyisolate as psi
+with psi.spawn("arrays") as sandbox:
+    sandbox.exec("import numpy; post(numpy.arange(3)); post([1, numpy.eye(2)]); post('after')")
+    for _ in range(2):
+        try:
+            sandbox.recv(timeout=60)
+        except psi.SandboxError as error:
+            print(type(error).__name__, error.cause, error)
+    print(sandbox.recv(timeout=60), sandbox.alive)
+    try:
+        sandbox.call("numpy.arange", 3)
+    except psi.SandboxError as error:
+        print(type(error).__name__, error.cause, error)
+    print(sandbox.call("numpy.sum", [1, 2]), sandbox.alive)
+print("numpy" in sys.modules)
+"""
+
+
+def build_root(directory: Path) -> str:
+    """A root file system with numpy and pandas in it."""
+    site = directory / "site"
+    site.mkdir()
+    for name in _TREES:
+        (site / name).symlink_to(_PACKAGES / name)
+    runtime = Path(_locate.shim(os.environ)).with_name("psi-runtime")
+    command = [str(runtime), "rootfs", "build", "--python", sys.executable, "--site-packages", str(site)]
+    subprocess.run([*command, "-o", str(directory / "root")], check=True, stdout=subprocess.DEVNULL)
+    return str(directory / "root")
+
+
+@unittest.skipIf(os.environ.get("PSI_TEST_VM"), "the machine's disk has no numpy, which takes a minute to import there")
+class Numpy(GuestTest):
+    root: ClassVar[str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        global numpy
+        numpy = importlib.import_module("numpy")
+        directory = tempfile.TemporaryDirectory(prefix="psi-numpy-")
+        cls.addClassCleanup(directory.cleanup)
+        os.chmod(directory.name, 0o755)
+        cls.root = build_root(Path(directory.name))
+        cls.addClassCleanup(cls.use_root, os.environ.get("PSI_ROOTFS"))
+        cls.use_root(cls.root)
+
+    @classmethod
+    def use_root(cls, root: Optional[str]) -> None:
+        """The supervisor that the next spawn starts gives its guests this root."""
+        psi._supervision.leave()
+        os.environ.pop("PSI_ROOTFS", None)
+        if root is not None:
+            os.environ["PSI_ROOTFS"] = root
+
+    def arrays(self) -> List[Any]:
+        """One array of every kind that may cross, in several shapes and orders."""
+        kinds = "?bBhHiIlLefdFD"
+        found = [numpy.array([0, 1, 0, 1, 1, 0]).astype(kind).reshape(2, 3) for kind in kinds]
+        found += [each.astype(each.dtype.newbyteorder(">")) for each in found[3:8]]
+        base = numpy.arange(24.0).reshape(2, 3, 4)
+        found += [base.T, base[:, ::2, 1:], base[::-1], numpy.asfortranarray(base[0]), numpy.array(2.5)]
+        found += [numpy.zeros((0, 5)), numpy.zeros((3, 0, 2), "i4"), numpy.zeros((1,) * 32)]
+        found += [numpy.array(["ab", "ä€𝄞"]), numpy.array([b"ab", b"\0x"]), numpy.array([["", "x"]])]
+        found += [numpy.array(["2024-02-29", "NaT"], "M8[ns]"), numpy.array([1, -5], "m8[D]")]
+        found += [numpy.array([numpy.nan, numpy.inf, -0.0]), numpy.arange(1 << 20)]
+        return found
+
+    def assert_same(self, got: Any, sent: Any) -> None:
+        self.assertIs(type(got), numpy.ndarray)
+        self.assertEqual((got.dtype, got.shape), (sent.dtype, sent.shape))
+        self.assertEqual(got.tobytes(), sent.tobytes())
+        self.assertTrue(got.flags.writeable)
+
+    def test_arrays_both_ways(self) -> None:
+        sandbox = self.spawn({"mem": "512MiB"})
+        sandbox.exec(
+            "import numpy\n"
+            "def back(a):\n"
+            "    assert type(a) is numpy.ndarray and a.flags.writeable, a\n"
+            "    return a, a.dtype.str, list(a.shape), a.tobytes()\n"
+            "def serve():\n"
+            "    while True:\n"
+            "        post(recv())\n"
+        )
+        arrays = self.arrays()
+        for array in arrays:
+            with self.subTest(dtype=array.dtype.str, shape=array.shape):
+                got, dtype, shape, data = sandbox.call("back", array)
+                self.assert_same(got, array)
+                self.assertEqual((dtype, shape, data), (array.dtype.str, list(array.shape), array.tobytes()))
+        sandbox.exec("serve()")
+        for array in arrays:
+            sandbox.post(array)
+            self.assert_same(sandbox.recv(timeout=60), array)
+        sandbox.post({"many": arrays[:5], "of": (arrays[3], [arrays[-1]])})
+        got = sandbox.recv(timeout=60)
+        for each, sent in zip([*got["many"], got["of"][0], got["of"][1][0]], [*arrays[:5], arrays[3], arrays[-1]]):
+            self.assert_same(each, sent)
+
+    def test_scalars_are_plain_numbers(self) -> None:
+        sandbox = self.spawn({"mem": "512MiB"})
+        sandbox.exec("import numpy; post([numpy.float32(0.5), numpy.int64(-3), numpy.bool_(True), numpy.str_('s')])")
+        got = sandbox.recv(timeout=60)
+        self.assertEqual(got, [0.5, -3, True, "s"])
+        self.assertEqual([type(each) for each in got], [float, int, bool, str])
+
+    def test_what_is_refused(self) -> None:
+        sandbox = self.spawn({"mem": "512MiB"})
+        sandbox.exec("import numpy")
+        for array in (
+            "numpy.array([object()])", "numpy.array([[1], [2, 3]], dtype=object)", "numpy.zeros(2, 'i4,i4')",
+            "numpy.zeros(2, numpy.longdouble)", "numpy.zeros(2, 'V4')", "numpy.matrix([[1]])",
+        ):  # fmt: skip
+            with self.subTest(array=array):
+                sandbox.exec(f"post({array})")
+                with self.assertRaisesRegex(TypeError, "cannot cross the channel") as caught:
+                    sandbox.recv(timeout=60)
+                self.assertIsInstance(caught.exception, psi.GuestError)
+        with self.assertRaisesRegex(psi.SandboxError, "dtype object cannot cross"):
+            sandbox.post(numpy.array([object()]))
+        self.assert_works(sandbox)
+
+    def test_pandas(self) -> None:
+        sandbox = self.spawn({"mem": "512MiB"})
+        sandbox.exec(
+            "import pandas\n"
+            "frame = pandas.DataFrame({'g': ['a', 'b', 'a'], 'x': [1, 2, 3]})\n"
+            "sums = frame.groupby('g').x.sum()\n"
+            "post({'index': list(sums.index), 'values': sums.to_numpy()})\n"
+            "post(frame.to_dict('list'))\n"
+            "post(frame)\n"
+        )
+        got = sandbox.recv(timeout=60)
+        self.assertEqual(got["index"], ["a", "b"])
+        self.assert_same(got["values"], numpy.array([4, 2]))
+        self.assertEqual(sandbox.recv(timeout=60), {"g": ["a", "b", "a"], "x": [1, 2, 3]})
+        with self.assertRaisesRegex(psi.GuestError, "DataFrame cannot cross"):
+            sandbox.recv(timeout=60)
+
+    def test_a_lying_array_ends_the_guest(self) -> None:
+        sandbox = self.spawn({"mem": "512MiB"})
+        sandbox.exec("import sys; sys.modules['_psi.codec']._Writer.array = lambda s, n, a: ('<f8', [9], 'C', s.buffer(b''))")
+        sandbox.exec("import numpy; post(numpy.arange(3))")
+        with self.assertRaisesRegex(psi.SandboxError, "does not fit its 0 bytes"):
+            sandbox.recv(timeout=60)
+        self.assertTrue(wait_for(lambda: not sandbox.alive))
+
+    def test_a_client_without_numpy(self) -> None:
+        environ = {**os.environ, "PSI_ROOTFS": self.root, "PYTHONPATH": str(_locate.package().parent)}
+        done = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_NUMPY], env=environ, stdout=subprocess.PIPE, universal_newlines=True, timeout=120
+        )
+        lines = done.stdout.splitlines()
+        self.assertEqual(done.returncode, 0, done.stdout)
+        refused = "SandboxError None guest 'arrays' sent a numpy array: import numpy before receiving it"
+        self.assertEqual(lines, [refused, refused, "after True", refused, "3 True", "False"])
+
+
+if __name__ == "__main__":
+    unittest.main()
