@@ -55,6 +55,7 @@ type builder struct {
 	tree    *tree
 	work    string // scratch directory beside the output, removed at the end
 	leftOut []string
+	needs   map[string][]string // ELF file → shared libraries, both as paths in the root
 }
 
 // Build makes a root filesystem. On any error, and when ctx ends, the output
@@ -74,7 +75,7 @@ func Build(ctx context.Context, o Options) (Report, error) {
 	}
 	defer out.discard()
 
-	b := &builder{options: o, python: python, tree: newTree(), work: out.work}
+	b := &builder{options: o, python: python, tree: newTree(), work: out.work, needs: map[string][]string{}}
 	for _, step := range []struct {
 		say string
 		do  func(context.Context) error
@@ -86,6 +87,7 @@ func Build(ctx context.Context, o Options) (Report, error) {
 		{"adding system files", b.addSystemFiles},
 		{"following shared libraries", b.addLibraries},
 		{"compiling to bytecode", b.addBytecode},
+		{"reading what modules import", b.addGraph},
 	} {
 		if err := ctx.Err(); err != nil {
 			return Report{}, fmt.Errorf("building root filesystem: %w", err)

@@ -34,6 +34,9 @@ type interpreter struct {
 	CAFile         string `json:"cafile"`
 	Certificates   string `json:"certificates"`
 	TimeZones      string `json:"timezones"`
+
+	Builtin []string `json:"builtin"` // modules that are part of it
+	Loaded  []string `json:"loaded"`  // modules that it has loaded when a program begins
 }
 
 // askInterpreter runs the interpreter at path and checks that a root can be

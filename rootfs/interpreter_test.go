@@ -51,6 +51,8 @@ func TestInterpreters(t *testing.T) {
 			checkRun(t, report.Path)
 			checkImports(t, report.Path)
 			checkBytecode(t, report)
+			checkClosures(t, report.Path)
+			checkHidden(t, report.Path)
 			for _, line := range report.LeftOut {
 				if strings.Contains(line, "will not load") || strings.Contains(line, "does not compile") {
 					t.Error(line)

@@ -246,11 +246,9 @@ func (c *closure) lack(o *elfObject, name string) {
 // them while running: libgcc_s when a thread is cancelled, and before glibc
 // 2.34 the name services.
 func (c *closure) addOpened() error {
-	names := []string{"libgcc_s.so.1"}
-	if old, err := c.hasSeparateNameServices(); err != nil {
+	names, err := c.openedNames()
+	if err != nil {
 		return err
-	} else if old {
-		names = append(names, "libnss_files.so.2", "libnss_dns.so.2")
 	}
 	for _, name := range names {
 		opened, host, ok := c.loader.find(name, []*elfObject{c.program})
@@ -265,6 +263,16 @@ func (c *closure) addOpened() error {
 		}
 	}
 	return nil
+}
+
+// openedNames are the names of those libraries.
+func (c *closure) openedNames() ([]string, error) {
+	names := []string{"libgcc_s.so.1"}
+	old, err := c.hasSeparateNameServices()
+	if old {
+		names = append(names, "libnss_files.so.2", "libnss_dns.so.2")
+	}
+	return names, err
 }
 
 // hasSeparateNameServices says whether libc reads /etc/hosts by a plug-in.

@@ -76,6 +76,9 @@ func TestRoot(t *testing.T) {
 	t.Run("bytecode", func(t *testing.T) { checkBytecode(t, report) })
 	t.Run("run", func(t *testing.T) { checkRun(t, report.Path) })
 	t.Run("imports", func(t *testing.T) { checkImports(t, report.Path) })
+	t.Run("graph", func(t *testing.T) { checkGraph(t, report.Path) })
+	t.Run("closures", func(t *testing.T) { checkClosures(t, report.Path) })
+	t.Run("hidden", func(t *testing.T) { checkHidden(t, report.Path) })
 	t.Run("tracebacks", func(t *testing.T) { checkTraceback(t, report) })
 	t.Run("left out", func(t *testing.T) { checkLeftOut(t, report) })
 }

@@ -35,6 +35,7 @@ print(frame.x.mean(), frame["at"].dt.tz)`)
 	if out != "2.0 Europe/Berlin\n" {
 		t.Errorf("guest said %q", out)
 	}
+	checkNumerics(t, report.Path, report.Python)
 	for _, lib := range []string{"libblas.so.3", "liblapack.so.3", "libgfortran.so.5", "libquadmath.so.0"} {
 		found, err := filepath.Glob(filepath.Join(report.Path, "usr/lib/*", lib))
 		if err != nil || len(found) != 1 {

@@ -18,7 +18,7 @@ from _thread import allocate_lock, get_ident
 from time import monotonic
 
 from . import frames
-from .ends import Pair, SocketEnd, wait_for
+from .ends import SOCKETS, Pair, SocketEnd, wait_for
 from .watcher import Watcher
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ class Channel:
         self.message = message
         self._deliver = deliver
         self._fds = (reader, writer)
-        self._end: End = Pair(reader, writer) if reader != writer else SocketEnd(reader)
+        self._end: End = SocketEnd(reader) if reader == writer and SOCKETS else Pair(reader, writer)
         self._reading = allocate_lock()
         self._watcher = Watcher(reader, guard.main)
         self._waiting: list[LockType] = []

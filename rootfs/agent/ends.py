@@ -1,4 +1,7 @@
-"""The two kinds of channel: one socket, or a pair of pipes.
+"""The two kinds of channel: one socket, or two descriptors of any kind.
+
+Guest code that may not import `_socket` shall not find it loaded either, so the
+calls of sockets are used only where they are part of the interpreter itself.
 
 A read stores its result in a list by C code, within the call, so that an
 exception raised by a signal handler never loses bytes that were received.
@@ -8,14 +11,13 @@ from __future__ import annotations
 
 import posix
 import select
-
-import _socket
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .codec import Data
 
-_NOW = _socket.MSG_DONTWAIT
+SOCKETS = "_socket" in sys.builtin_module_names
 _PARTS = 64  # buffers handed to the kernel at once
 _POLLS = 60  # before going to sleep: some 20 us
 _SLEEPS = 15  # after polling in vain: so many reads sleep at once
@@ -53,13 +55,16 @@ class SocketEnd(End):
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
+        import _socket
+
         self._socket = _socket.socket(fileno=fd)
+        self._now = _socket.MSG_DONTWAIT
         self._patience = 0  # below 0: so many reads until it polls again
 
     def read(self, counts: list[int], room: memoryview, block: bool) -> None:
         if block:
             self._linger()
-        counts.extend(map(self._socket.recv_into, (room,), (0,), (0 if block else _NOW,)))
+        counts.extend(map(self._socket.recv_into, (room,), (0,), (0 if block else self._now,)))
 
     def _linger(self) -> None:
         """Polls for a moment that is shorter than going to sleep and being woken.
@@ -79,15 +84,15 @@ class SocketEnd(End):
 
     def write(self, parts: list[Data]) -> int:
         if len(parts) == 1:
-            return self._socket.send(parts[0], _NOW)
-        return self._socket.sendmsg(parts[:_PARTS], (), _NOW)
+            return self._socket.send(parts[0], self._now)
+        return self._socket.sendmsg(parts[:_PARTS], (), self._now)
 
     def forget(self) -> None:
         self._socket.detach()
 
 
 class Pair(End):
-    """Two pipes or files: what a container engine gives as stdin and stdout."""
+    """Two pipes or files, what a container engine gives as stdin and stdout; or one socket, twice."""
 
     def __init__(self, reader: int, writer: int) -> None:
         super().__init__(reader)

@@ -6,11 +6,14 @@ paths: distributions move every one of these.  It keeps to the syntax of every
 Python 3, so that the ones that are too old can say so.
 """
 
-import json
-import os
 import sys
-import sysconfig
-from typing import Tuple
+
+LOADED = sorted(sys.modules)  # before anything else is
+
+import json  # noqa: E402
+import os  # noqa: E402
+import sysconfig  # noqa: E402
+from typing import Tuple  # noqa: E402
 
 
 def dynload(stdlib: str, platstdlib: str) -> str:
@@ -74,6 +77,8 @@ def main() -> None:
             "cafile": cafile,
             "certificates": certificates,
             "timezones": timezones(),
+            "builtin": sorted(sys.builtin_module_names),
+            "loaded": LOADED,
         },
         sys.stdout,
     )
