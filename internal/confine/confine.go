@@ -8,15 +8,14 @@ import (
 	"os"
 	"strconv"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // Confinement is what psi-init puts on before it executes the program. The zero
 // value is nothing.
 type Confinement struct {
-	// Filters are seccomp filters, put on in this order.
-	Filters []*specs.LinuxSeccomp
+	// Filters are seccomp programs as [Compile] makes them, put on in this order.
+	Filters [][]byte
 	// Domain lists all that may be done with files; nil is no Landlock domain.
 	Domain []Rule
 }
@@ -28,6 +27,9 @@ func (c Confinement) None() bool { return len(c.Filters) == 0 && c.Domain == nil
 // already has to allow them.
 func (c Confinement) Calls() []string {
 	calls := []string{"mmap", "close", "prctl", "execve"}
+	if len(c.Filters) > 0 {
+		calls = append(calls, "seccomp")
+	}
 	if c.Domain != nil {
 		calls = append(calls, "openat", "statx", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self")
 	}
@@ -91,10 +93,10 @@ func (c Confinement) orders() ([]byte, error) {
 		}
 		order(orderRestrict, 0, nil)
 	}
-	for _, f := range c.Filters {
-		program, err := compile(f)
-		if err != nil {
-			return nil, fmt.Errorf("compiling a seccomp filter: %w", err)
+	for _, program := range c.Filters {
+		const instruction, most = 8, 4096 // bytes, and the kernel's limit of instructions
+		if len(program) == 0 || len(program)%instruction != 0 || len(program) > most*instruction {
+			return nil, fmt.Errorf("a seccomp filter of %d bytes is no program", len(program))
 		}
 		order(orderFilter, 0, program)
 	}

@@ -35,10 +35,15 @@ func run(t *testing.T, c Confinement, env []string, args ...string) (out string,
 	return string(text), cmd.ProcessState.ExitCode()
 }
 
-func denying(names ...string) *specs.LinuxSeccomp {
+func denying(t *testing.T, names ...string) []byte {
+	t.Helper()
 	errno := uint(unix.ENOTTY)
-	return &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{specs.ArchX86_64},
-		Syscalls: []specs.LinuxSyscall{{Names: names, Action: specs.ActErrno, ErrnoRet: &errno}}}
+	program, err := Compile(&specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{specs.ArchX86_64},
+		Syscalls: []specs.LinuxSyscall{{Names: names, Action: specs.ActErrno, ErrnoRet: &errno}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 func TestProgramIsExecuted(t *testing.T) {
@@ -49,13 +54,13 @@ func TestProgramIsExecuted(t *testing.T) {
 	}{
 		{[]string{"sh", "-c", "echo $0 $1; exit 7", "a", "b c"}, "a b c\n", 7},
 		{[]string{"/bin/echo", "-n", ""}, "", 0},
-		{[]string{"no-such-program"}, "psi-init: exec: \"no-such-program\": executable file not found", 127},
-		{[]string{""}, "executable file not found", 127},
+		{[]string{"no-such-program"}, "psi-init: exec: \"no-such-program\": executable file not found in $PATH", 127},
+		{[]string{""}, "executable file not found in $PATH", 127},
 		{[]string{"/no/such/program"}, "no such file or directory", 127},
 		{[]string{"/etc/passwd"}, "permission denied", 126},
 		{[]string{"/etc/passwd/x"}, "no such file", 127},
 		{[]string{"/"}, "permission denied", 126},
-		{[]string{strings.Repeat("x", 5000)}, "executable file not found", 127},
+		{[]string{strings.Repeat("x", 5000)}, "executable file not found in $PATH", 127},
 		// psi-init is gone once the program runs, and cannot be run again.
 		{[]string{"/proc/self/fd/3"}, "no such file", 127},
 	} {
@@ -69,7 +74,7 @@ func TestProgramIsExecuted(t *testing.T) {
 // The program has its standard descriptors, its arguments and no_new_privs; nothing
 // of psi-init is left in it.
 func TestNothingIsLeft(t *testing.T) {
-	c := Confinement{Filters: []*specs.LinuxSeccomp{denying("reboot")}, Domain: []Rule{{Full, "/"}}}
+	c := Confinement{Filters: [][]byte{denying(t, "reboot")}, Domain: []Rule{{Full, "/"}}}
 	out, code := run(t, c, []string{"A=b"}, "sh", "-c", `ls -l /proc/self/fd; tr '\0' ' ' </proc/$$/cmdline; readlink /proc/$$/exe
 grep -E 'NoNewPrivs|Seccomp:|Seccomp_filters' /proc/$$/status; grep -c memfd /proc/$$/maps; echo $A`)
 	if code != 0 && !strings.Contains(out, "b") {
@@ -100,7 +105,7 @@ for call in (lambda: os.mkdir("/proc/x"), lambda: os.rmdir("/proc/x"), lambda: o
 	if code != 0 {
 		t.Fatal(plain)
 	}
-	both := Confinement{Filters: []*specs.LinuxSeccomp{denying("mkdir", "mkdirat"), denying("rmdir", "no_such_call")}}
+	both := Confinement{Filters: [][]byte{denying(t, "mkdir", "mkdirat"), denying(t, "rmdir", "no_such_call")}}
 	out, code := run(t, both, nil, program...)
 	lines := strings.Fields(out)
 	if code != 0 || len(lines) != 3 || lines[0] != "25" || lines[1] != "25" || lines[2] != strings.Fields(plain)[2] {
@@ -114,7 +119,7 @@ func TestBadFilter(t *testing.T) {
 		"arch":     {DefaultAction: specs.ActAllow, Architectures: []specs.Arch{specs.ArchMIPS}},
 		"operator": {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Op: "?"}}}}},
 	} {
-		if _, _, err := (Confinement{Filters: []*specs.LinuxSeccomp{f}}).Wrap([]string{"true"}, 3); err == nil {
+		if _, err := Compile(f); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -138,6 +143,14 @@ func tree(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+func TestNoProgram(t *testing.T) {
+	for _, f := range [][]byte{nil, {1}, make([]byte, 8*4097)} {
+		if _, _, err := (Confinement{Filters: [][]byte{f}}).Wrap([]string{"true"}, 3); err == nil {
+			t.Errorf("%d bytes: no error", len(f))
+		}
+	}
 }
 
 func needLandlock(t *testing.T) {
@@ -227,7 +240,7 @@ func TestBrokenOrders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole, err := Confinement{Filters: []*specs.LinuxSeccomp{denying("reboot")}}.orders()
+	whole, err := Confinement{Filters: [][]byte{denying(t, "reboot")}}.orders()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// compile makes the program that the kernel runs of a filter. Only what psi's own
-// filters are made of is understood: allowed calls and errors.
+// Compile makes the program that the kernel runs of a filter, which takes
+// milliseconds for a long one. Only what psi's own filters are made of is understood:
+// allowed calls and errors.
+func Compile(s *specs.LinuxSeccomp) ([]byte, error) {
+	program, err := compile(s)
+	if err != nil {
+		return nil, fmt.Errorf("compiling a seccomp filter: %w", err)
+	}
+	return program, nil
+}
+
 func compile(s *specs.LinuxSeccomp) ([]byte, error) {
 	fallback, err := action(s.DefaultAction, s.DefaultErrnoRet)
 	if err != nil {

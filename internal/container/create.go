@@ -14,6 +14,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/confine"
 )
 
 // CreateOptions say what to make a container of. Spec and ID are required.
@@ -29,9 +31,11 @@ type CreateOptions struct {
 	// host inside a container makes pipes. Leave them nil with a ConsoleSocket.
 	Stdin, Stdout, Stderr *os.File
 	ExtraFiles            []*os.File // fds 3… of the container's first process
-	ConsoleSocket         *os.File   // unix socket to which init sends the terminal's master
-	PIDFDSocket           *os.File   // unix socket to which init sends its pidfd
-	PIDFile               string     // file that gets the first process's pid; "" is none
+	// Confine, if not nil, is put on by the process before it runs its program.
+	Confine       *confine.Confinement
+	ConsoleSocket *os.File // unix socket to which init sends the terminal's master
+	PIDFDSocket   *os.File // unix socket to which init sends its pidfd
+	PIDFile       string   // file that gets the first process's pid; "" is none
 
 	// Notify gives the program $NOTIFY_SOCKET, the path of a socket that the caller
 	// makes in NotifyDir before Start.
@@ -107,6 +111,11 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 	}
 	if err = begin(c, &o, &undo); err != nil {
 		return nil, err
+	}
+	if o.Confine != nil {
+		if err = confine.CheckProc(c.pid); err != nil {
+			return nil, &GuestError{ID: c.id, Err: err}
+		}
 	}
 	if err = checkSources(c.pid, pinned); err != nil {
 		return nil, &GuestError{ID: c.id, Err: err}
@@ -290,6 +299,11 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return err
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
+	wrapper, err := wrap(p, o.Confine)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	defer wrapper.Close()
 	if c.entry.Late != nil {
 		files, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
 		if err != nil {

@@ -10,6 +10,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/confine"
 )
 
 // ProcessOptions describe one more process for a container that runs.
@@ -23,7 +25,8 @@ type ProcessOptions struct {
 	// SubCgroups are existing groups below the container's, by controller; the
 	// key is "" for cgroup2 or for one path in all of v1.
 	SubCgroups   map[string]string
-	IgnorePaused bool // start it although the container is paused
+	Confine      *confine.Confinement // as for Create
+	IgnorePaused bool                 // start it although the container is paused
 	LogLevel     logrus.Level
 }
 
@@ -74,6 +77,16 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
 	p.SubCgroupPaths = o.SubCgroups
+	wrapper, err := wrap(p, o.Confine)
+	if err != nil {
+		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
+	}
+	defer wrapper.Close()
+	if o.Confine != nil {
+		if err := confine.CheckProc(c.pid); err != nil {
+			return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
+		}
+	}
 	if c.entry.Late != nil {
 		files, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
 		if err != nil {

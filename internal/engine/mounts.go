@@ -1,0 +1,280 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// mounts looks at each mount of the engine. The kernel's own file systems have their
+// places; whatever shows files of the host is a volume, and needs a rule.
+func (n *narrowing) mounts() error {
+	if n.policy.ReadOnly() {
+		n.spec.Root.Readonly = true
+		n.holds("read_only: true", "read-only root")
+	}
+	var volumes []int
+	for i := range n.spec.Mounts {
+		m := &n.spec.Mounts[i]
+		m.Destination = path.Clean("/" + m.Destination)
+		volume, err := n.kernelMount(m)
+		if err != nil {
+			return err
+		}
+		if volume && !n.plumbing(m) {
+			volumes = append(volumes, i)
+		}
+	}
+	if !slices.ContainsFunc(n.spec.Mounts, isTmp) {
+		n.holds("tmp: "+size(n.policy.Limits().Tmp), "nobody: /tmp is the image's; with a tmpfs there it is as large as the policy says")
+	}
+	return n.volumes(volumes)
+}
+
+func isTmp(m specs.Mount) bool { return m.Type == "tmpfs" && m.Destination == "/tmp" }
+
+// kernelMount narrows mounts of the kernel's own file systems; volume reports that it
+// is none of them.
+func (n *narrowing) kernelMount(m *specs.Mount) (volume bool, err error) {
+	if isBind(m) {
+		return true, nil
+	}
+	switch m.Type {
+	case "proc":
+		if m.Destination != "/proc" {
+			return false, fmt.Errorf("proc is mounted at %s: nothing is masked there: mount it at /proc", m.Destination)
+		}
+	case "sysfs", "cgroup", "cgroup2":
+		// Who may write there moves itself out of its cgroup, and so out of the policy.
+		readonly(m)
+	case "tmpfs":
+		if isTmp(*m) {
+			limit := n.policy.Limits().Tmp
+			if limit == 0 {
+				readonly(m)
+			}
+			resize(m, limit)
+			n.holds("tmp: "+size(limit), "tmpfs size")
+		}
+	case "devpts", "mqueue":
+	default:
+		return true, nil
+	}
+	return false, nil
+}
+
+func isBind(m *specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// readonly makes a mount and what is mounted below it read-only.
+func readonly(m *specs.Mount) { setOptions(m, "rw", "ro") }
+
+// setOptions puts strict options in the place of their wide opposites: pairs of both.
+func setOptions(m *specs.Mount, pairs ...string) {
+	recursive := slices.Contains(m.Options, "rbind")
+	for i := 0; i < len(pairs); i += 2 {
+		wide, strict := pairs[i], pairs[i+1]
+		m.Options = slices.DeleteFunc(m.Options, func(o string) bool {
+			return o == wide || o == strict || o == "r"+wide || o == "r"+strict
+		})
+		m.Options = append(m.Options, strict)
+		if recursive {
+			m.Options = append(m.Options, "r"+strict)
+		}
+	}
+}
+
+// resize lowers the size of a tmpfs. libcontainer takes the last of several.
+func resize(m *specs.Mount, limit int64) {
+	m.Options = slices.DeleteFunc(m.Options, func(o string) bool {
+		value, ok := strings.CutPrefix(o, "size=")
+		if given, known := bytesOf(value); ok && known && given > 0 {
+			limit = min(limit, given)
+		}
+		return ok || strings.HasPrefix(o, "nr_blocks=")
+	})
+	if limit > 0 {
+		m.Options = append(m.Options, "size="+strconv.FormatInt(limit, 10))
+	}
+}
+
+// bytesOf reads a size as the kernel does: a number, with k, m or g. Percentages and
+// the rest are not known, and lose against the policy's size.
+func bytesOf(text string) (int64, bool) {
+	shift := 0
+	if end := len(text) - 1; end > 0 {
+		switch text[end] | 0x20 {
+		case 'k':
+			shift = 10
+		case 'm':
+			shift = 20
+		case 'g':
+			shift = 30
+		}
+		if shift > 0 {
+			text = text[:end]
+		}
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 || n > 1<<62>>shift {
+		return 0, false
+	}
+	return n << shift, true
+}
+
+// plumbing reports files that every engine puts into its containers: they need no
+// rule. A user who can choose mounts cannot show another file at these places, because
+// the name of the source is looked at too.
+func (n *narrowing) plumbing(m *specs.Mount) bool {
+	if slices.Contains(n.host.EngineMounts, m.Destination) {
+		return true
+	}
+	kind, name := n.host.Kinds[m.Source], path.Base(m.Source)
+	switch m.Destination {
+	case "/etc/hosts":
+		return kind == File && (name == "hosts" || name == "etc-hosts")
+	case "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv":
+		return kind == File && name == path.Base(m.Destination)
+	case "/dev/shm":
+		return kind == Directory && name == "shm"
+	case "/run/secrets":
+		return kind == Directory && strings.HasSuffix(m.Source, "/userdata/run/secrets")
+	case "/dev/termination-log":
+		return kind == File
+	case "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty":
+		return m.Source == m.Destination
+	case "/sys":
+		if m.Source == "/sys" {
+			readonly(m)
+			return true
+		}
+	}
+	return false
+}
+
+// volumes needs a rule for each host directory and file.
+func (n *narrowing) volumes(at []int) error {
+	rules, err := n.rules()
+	if err != nil {
+		return err
+	}
+	var parts []part
+	for _, i := range at {
+		m := &n.spec.Mounts[i]
+		if err := n.source(m); err != nil {
+			return err
+		}
+		p, err := n.volume(m, rules)
+		if err != nil {
+			return err
+		}
+		if p.rules != nil {
+			parts = append(parts, p)
+		}
+	}
+	return n.landlock(parts)
+}
+
+// source refuses what no policy may show, wherever it appears in the container.
+func (n *narrowing) source(m *specs.Mount) error {
+	if n.host.Kinds[m.Source] == Other {
+		return fmt.Errorf("the mount of %s at %s is a socket, device or FIFO, which leads out of the container: remove it", m.Source, m.Destination)
+	}
+	if !path.IsAbs(m.Source) {
+		return nil // below the bundle, or no file at all
+	}
+	if err := policy.CheckDir(path.Clean(m.Source)); err != nil {
+		return fmt.Errorf("the mount of %s at %s: %w", m.Source, m.Destination, err)
+	}
+	return nil
+}
+
+// reach is what a rule without wildcards covers: a path and all below it.
+type reach struct {
+	path string
+	mode policy.FSMode
+	rule string // as documents write it
+}
+
+// rules sorts the fs rules: denied paths are masked, patterns are for BPF-LSM only.
+func (n *narrowing) rules() (reaches []reach, err error) {
+	errPattern := errors.New("only BPF-LSM programs can hold a pattern, and they are not used under engines: name files or directories")
+	for _, r := range n.policy.FS() {
+		text := fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern)
+		literal := strings.TrimSuffix(r.Pattern, "/**")
+		if policy.LiteralDir(literal) != literal {
+			if err := n.misses(text, errPattern); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if r.Mode == policy.Deny {
+			n.spec.Linux.MaskedPaths = union(n.spec.Linux.MaskedPaths, []string{literal})
+			n.holds(text, "masked path")
+			continue
+		}
+		reaches = append(reaches, reach{literal, r.Mode, text})
+	}
+	return reaches, nil
+}
+
+// part is a volume of which the rules open a part only.
+type part struct {
+	dest  string
+	rules []reach
+}
+
+// volume narrows one volume to what the rules say. The result is for Landlock; it has
+// no rules when the mount itself holds everything.
+func (n *narrowing) volume(m *specs.Mount, rules []reach) (part, error) {
+	p := part{dest: m.Destination}
+	whole, writes := policy.FSMode(""), false
+	var text string
+	for _, r := range rules {
+		switch {
+		case covers(r.path, m.Destination):
+			if whole != policy.Write {
+				whole, text = r.mode, r.rule
+			}
+		case covers(m.Destination, r.path):
+			p.rules = append(p.rules, r)
+			writes = writes || r.mode == policy.Write
+		}
+	}
+	if whole == "" && len(p.rules) == 0 && !n.degradedPattern(m.Destination) {
+		return p, fmt.Errorf("no fs rule allows the mount of %s at %s: allow it with fs: [{read: %s}], or remove the mount", m.Source, m.Destination, m.Destination)
+	}
+	setOptions(m, "exec", "noexec", "suid", "nosuid", "dev", "nodev")
+	if whole != policy.Write && !writes {
+		readonly(m)
+	}
+	switch {
+	case whole == policy.Write, whole == policy.Read && !writes:
+		n.holds(text, "mount options of %s", m.Destination)
+		p.rules = nil
+	case whole == policy.Read:
+		p.rules = append(p.rules, reach{m.Destination, policy.Read, text})
+	}
+	return p, nil
+}
+
+// degradedPattern: a pattern that nobody holds may mean this place.
+func (n *narrowing) degradedPattern(dest string) bool {
+	return n.policy.AllowDegraded() && slices.ContainsFunc(n.policy.FS(), func(r policy.FSRule) bool {
+		dir := policy.LiteralDir(r.Pattern)
+		return r.Mode != policy.Deny && dir != r.Pattern && (covers(dir, dest) || covers(dest, dir))
+	})
+}
+
+// covers reports whether a path is dir or below it. Both are clean.
+func covers(dir, name string) bool {
+	return name == dir || dir == "/" || strings.HasPrefix(name, dir+"/")
+}

@@ -1,0 +1,133 @@
+package engine
+
+import (
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/psi-runtime/psi/internal/confine"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// Enforcement names a rule of a policy and what holds it.
+type Enforcement struct {
+	Rule string `json:"rule"` // as documents write it: "mem: 256MiB"
+	By   string `json:"by"`
+	// Missing: nothing holds the rule, By says why. Only with allow_degraded.
+	Missing bool `json:"missing,omitempty"`
+}
+
+// Narrowed is a container's specification under a policy.
+type Narrowed struct {
+	Spec     *specs.Spec
+	Confine  Confine
+	Enforced []Enforcement
+}
+
+// Confine is what psi-init puts on each process of the container, in a form that can
+// be written down.
+type Confine struct {
+	Filters []string       `json:"filters,omitempty"` // names of filters: Hold, Python
+	Domain  []confine.Rule `json:"domain,omitempty"`  // Landlock; nil is none
+}
+
+// None reports whether there is nothing to put on.
+func (c Confine) None() bool { return len(c.Filters) == 0 && c.Domain == nil }
+
+// Confinement is c for psi-init.
+func (c Confine) Confinement() (confine.Confinement, error) {
+	out := confine.Confinement{Domain: c.Domain}
+	for _, name := range c.Filters {
+		f, err := filter(name)
+		if err != nil {
+			return out, err
+		}
+		program, err := confine.Compile(f)
+		if err != nil {
+			return out, err
+		}
+		out.Filters = append(out.Filters, program)
+	}
+	return out, nil
+}
+
+// Host is what Narrow knows of the host. [Look] finds it out.
+type Host struct {
+	// Namespaces of the specification, by path, that are the host's own.
+	OwnNamespaces map[string]bool
+	// Kinds of the sources of mounts, by path.
+	Kinds map[string]Kind
+	// Landlock is the version the kernel has; 0 is none.
+	Landlock int
+	// Network says why eBPF programs cannot hold network rules here; nil if they can.
+	Network error
+	// List names the files and directories (no links) in a directory of the image.
+	List func(dir string) ([]string, error)
+	// EngineMounts are more places that engines mount files to.
+	EngineMounts []string
+}
+
+// Kind is what the source of a mount is.
+type Kind string
+
+// The kinds that matter.
+const (
+	File      Kind = "file"
+	Directory Kind = "directory"
+	Other     Kind = "socket, device or FIFO"
+	Absent    Kind = "" // or not a path
+)
+
+// narrowing is one call of Narrow.
+type narrowing struct {
+	policy policy.Policy
+	host   Host
+	spec   *specs.Spec // a copy, all of it ours
+	out    Narrowed
+}
+
+// Narrow puts a policy on a container of an engine. It changes nothing that it is
+// given. The result is never wider than the engine's specification: narrowing it
+// again changes nothing.
+func Narrow(spec *specs.Spec, p policy.Policy, host Host) (Narrowed, error) {
+	own, err := clone(spec)
+	if err != nil {
+		return Narrowed{}, err
+	}
+	n := &narrowing{policy: p, host: host, spec: own}
+	for _, step := range []func() error{
+		n.namespaces, n.resources, n.process, n.network, n.mounts, n.kernelFiles, n.calls, n.agent,
+	} {
+		if err := step(); err != nil {
+			return Narrowed{}, fmt.Errorf("the container's policy (%s) cannot be enforced: %w", p.Digest()[:19], err)
+		}
+	}
+	n.out.Spec = n.spec
+	return n.out, nil
+}
+
+// holds reports a rule that is held.
+func (n *narrowing) holds(rule, by string, args ...any) {
+	n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: rule, By: fmt.Sprintf(by, args...)})
+}
+
+// misses reports a rule that nothing holds: an error, unless the policy allows it.
+func (n *narrowing) misses(rule string, why error) error {
+	if !n.policy.AllowDegraded() {
+		return fmt.Errorf("%s: %w (allow_degraded: true starts it without)", rule, why)
+	}
+	n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: rule, By: why.Error(), Missing: true})
+	return nil
+}
+
+// agent reports the rules that only psi's own agent knows of.
+func (n *narrowing) agent() error {
+	l := n.policy.Limits()
+	const by = "the agent of a psi image, not the host"
+	n.holds("message: "+size(l.Message), by)
+	n.holds("output: "+size(l.Output), by)
+	if modules, limited := n.policy.Imports(); limited {
+		n.holds(fmt.Sprintf("imports: %v", modules), by)
+	}
+	return nil
+}
