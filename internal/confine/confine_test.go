@@ -60,7 +60,7 @@ func TestProgramIsExecuted(t *testing.T) {
 		{[]string{"/etc/passwd"}, "permission denied", 126},
 		{[]string{"/etc/passwd/x"}, "no such file", 127},
 		{[]string{"/"}, "permission denied", 126},
-		{[]string{strings.Repeat("x", 5000)}, "executable file not found in $PATH", 127},
+		{[]string{strings.Repeat("x", 5000)}, `psi-init: exec: "xxx`, 127},
 		// psi-init is gone once the program runs, and cannot be run again.
 		{[]string{"/proc/self/fd/3"}, "no such file", 127},
 	} {
