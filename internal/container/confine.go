@@ -24,3 +24,29 @@ func wrap(p *libcontainer.Process, c *confine.Confinement) (*os.File, error) {
 	p.ExtraFiles = append(slices.Clone(p.ExtraFiles), f)
 	return f, nil
 }
+
+// takePython takes psi's own filter out of the specification of a guest: it is compiled
+// already, psi-init puts it on, and libcontainer would compile it anew.
+func (c *Container) takePython() {
+	if c.spec.Linux == nil || !confine.IsPython(c.spec.Linux.Seccomp) || !c.spec.Process.NoNewPrivileges {
+		return
+	}
+	spec, linux := *c.spec, *c.spec.Linux
+	linux.Seccomp = nil
+	spec.Linux, c.spec = &linux, &spec
+	c.entry.Python = true
+}
+
+// confinement is what a process of the container puts on: what the caller says, and
+// last, because it forbids much, what takePython took.
+func (c *Container) confinement(said *confine.Confinement) *confine.Confinement {
+	if !c.entry.Python {
+		return said
+	}
+	var out confine.Confinement
+	if said != nil {
+		out = *said
+	}
+	out.Filters = append(slices.Clone(out.Filters), confine.PythonProgram())
+	return &out
+}

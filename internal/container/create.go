@@ -172,7 +172,7 @@ func plan(o *CreateOptions) (*Container, error) {
 	if o.Notify {
 		spec = withNotify(spec, (&entry{Root: o.Root, ID: o.ID}).notifyDir())
 	}
-	return &Container{
+	c := &Container{
 		id: o.ID, root: o.Root, run: runDir(o.RunDir), spec: spec,
 		placeholder: placeholder, auto: auto,
 		entry: entry{
@@ -180,7 +180,12 @@ func plan(o *CreateOptions) (*Container, error) {
 			Created: time.Now().UTC(), IDs: idRange{Size: size},
 			path: runDir(o.RunDir).journalPath(o.Root, o.ID),
 		},
-	}, nil
+	}
+	if auto {
+		c.takePython()
+	}
+	o.Confine = c.confinement(o.Confine)
+	return c, nil
 }
 
 // claim takes the container's name and host ids. The journal is the claim on the

@@ -77,6 +77,7 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
 	p.SubCgroupPaths = o.SubCgroups
+	o.Confine = c.confinement(o.Confine)
 	wrapper, err := wrap(p, o.Confine)
 	if err != nil {
 		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
