@@ -101,7 +101,7 @@ func newApp() *cli.App {
 		HideVersion:          true,
 		EnableBashCompletion: false,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "root", Usage: "directory of container states (default: " + container.DefaultRoot + ")"},
+			&cli.StringFlag{Name: "root", Usage: "directory of container states (default: " + container.DefaultRunDir + ")"},
 			&cli.BoolFlag{Name: "debug", Usage: "log what is done"},
 			&cli.StringFlag{Name: "log", Usage: "file to log to (default: stderr)"},
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
@@ -202,21 +202,7 @@ func (g *global) rootlessCgroups() (bool, error) {
 		}
 		return b, nil
 	}
-	if os.Geteuid() != 0 {
-		return true, nil
-	}
-	return inUserNamespace(), nil
-}
-
-// inUserNamespace reports whether our ids are mapped in any way but one to one.
-func inUserNamespace() bool {
-	data, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	var inside, outside, count int64
-	n, err := fmt.Sscan(string(data), &inside, &outside, &count)
-	return err != nil || n != 3 || inside != 0 || outside != 0 || count != 4294967295
+	return container.Rootless(), nil
 }
 
 func printVersion(c *cli.Context) {

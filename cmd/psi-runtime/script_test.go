@@ -30,7 +30,8 @@ import (
 //	bundle DIR SCRIPT PATCH…   write a bundle that runs SCRIPT under sh; each PATCH is a file
 //	                           of a JSON merge patch (RFC 7396) for its config.json
 //	state ID STATUS            wait until the container has this status
-//	until REGEXP psi ARGS…     repeat until the output matches
+//	until REGEXP psi ARGS…     repeat until the output matches; also with a program in
+//	                           place of psi, and of a file with cat FILE
 //	reap FILE                  kill and wait for the process whose pid the file holds
 //	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
 //	                           look at a file of the container's cgroup, of whichever version the host has
@@ -255,18 +256,24 @@ func scriptState(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 3 || args[1] != "psi" && args[1] != "cat" {
-		ts.Fatalf("usage: until REGEXP psi ARGS… | cat FILE")
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: until REGEXP psi ARGS… | cat FILE | exec PROGRAM ARGS…")
 	}
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
 	var out, errs string
 	patience(ts, "the output matches "+args[0], func() bool {
-		if args[1] == "cat" {
+		switch args[1] {
+		case "psi":
+			_, out, errs = runPsi(ts, args[2:])
+		case "cat":
 			data, _ := os.ReadFile(ts.MkAbs(args[2]))
 			out = string(data)
-		} else {
-			_, out, errs = runPsi(ts, args[2:])
+		default:
+			cmd := exec.Command(args[1], args[2:]...)
+			cmd.Env = []string{cliEnv + "=1", "PATH=" + ts.Getenv("PATH"), "XDG_RUNTIME_DIR=" + ts.Getenv("XDG_RUNTIME_DIR")}
+			data, _ := cmd.Output()
+			out = string(data)
 		}
 		return pattern.MatchString(out)
 	})

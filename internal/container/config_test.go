@@ -40,9 +40,9 @@ func TestGroupPath(t *testing.T) {
 		systemd bool
 	}{
 		"the bundle's":  {CreateOptions{ID: "x", CgroupParent: "/p"}, "/a/b", "/a/b", false},
-		"below parent":  {CreateOptions{ID: "x", Root: DefaultRoot, CgroupParent: "/p"}, "", "/p/x", false},
+		"below parent":  {CreateOptions{ID: "x", Root: DefaultRunDir, CgroupParent: "/p"}, "", "/p/x", false},
 		"other root":    {CreateOptions{ID: "x", Root: "/r", CgroupParent: "/p"}, "", "/p/x-" + digest("/r"), false},
-		"systemd asked": {CreateOptions{ID: "x", Root: DefaultRoot, SystemdCgroup: true}, "", "system.slice:psi:x", true},
+		"systemd asked": {CreateOptions{ID: "x", Root: DefaultRunDir, SystemdCgroup: true}, "", "system.slice:psi:x", true},
 		"systemd slice": {CreateOptions{ID: "x", SystemdCgroup: true}, "a.slice:b:c", "a.slice:b:c", true},
 	} {
 		s := plainSpec("true")

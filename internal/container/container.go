@@ -56,11 +56,11 @@ type State struct {
 	Owner       string            `json:"owner"`
 }
 
-// Load finds a container by its id below root ("" is DefaultRoot); ErrNotExist,
+// Load finds a container by its id below root ("" is DefaultRunDir); ErrNotExist,
 // ErrInvalidID. Close it after use.
 func Load(root, id string) (*Container, error) {
 	if root == "" {
-		root = DefaultRoot
+		root = defaultRunDir()
 	}
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -70,7 +70,7 @@ func Load(root, id string) (*Container, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading container %q: %w", id, err)
 	}
-	c := &Container{root: root, id: id, lc: lc, run: DefaultRunDir}
+	c := &Container{root: root, id: id, lc: lc, run: runDir(defaultRunDir())}
 	e, err := findEntry(root, id)
 	switch {
 	case err == nil:
@@ -85,7 +85,7 @@ func Load(root, id string) (*Container, error) {
 // findEntry finds a container's journal, in the default run directory or in that
 // of a root inside another one; ErrNotExist without.
 func findEntry(root, id string) (*entry, error) {
-	e, err := loadEntry(runDir(DefaultRunDir).journalPath(root, id))
+	e, err := loadEntry(runDir(defaultRunDir()).journalPath(root, id))
 	if errors.Is(err, ErrNotExist) {
 		e, err = loadEntry(runDir(filepath.Dir(root)).journalPath(root, id))
 	}

@@ -20,7 +20,7 @@ import (
 
 // CreateOptions say what to make a container of. Spec and ID are required.
 type CreateOptions struct {
-	Root   string // directory of container states; "" is DefaultRoot
+	Root   string // directory of container states; "" is DefaultRunDir
 	ID     string // [A-Za-z0-9_+-.]+, unique below Root
 	Bundle string // directory of the bundle; "" is the working directory
 	Spec   *specs.Spec
@@ -135,10 +135,10 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 // plan checks and completes the options. It touches nothing.
 func plan(o *CreateOptions) (*Container, error) {
 	if o.Root == "" {
-		o.Root = DefaultRoot
+		o.Root = defaultRunDir()
 	}
 	if o.RunDir == "" {
-		o.RunDir = DefaultRunDir
+		o.RunDir = defaultRunDir()
 	}
 	if o.Owner != nil {
 		o.RunDir = string(o.Owner.run)

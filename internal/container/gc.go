@@ -25,7 +25,7 @@ type GCReport struct {
 // are left alone. It goes on after an error and returns all of them.
 func GC(dir string) (GCReport, error) {
 	if dir == "" {
-		dir = DefaultRunDir
+		dir = defaultRunDir()
 	}
 	run := runDir(dir)
 	var report GCReport

@@ -55,7 +55,7 @@ func (e *entry) stateDir() string { return filepath.Join(e.Root, e.ID) }
 // file is the claim on the container's name.
 func (r runDir) journalPath(root, id string) string {
 	name := id + "@"
-	if root != DefaultRoot {
+	if root != defaultRunDir() {
 		name += digest(root)
 	}
 	return filepath.Join(string(r), name)
@@ -63,7 +63,7 @@ func (r runDir) journalPath(root, id string) string {
 
 // groupName is the name of the container's cgroup, by the same rule.
 func groupName(root, id string) string {
-	if root == DefaultRoot {
+	if root == defaultRunDir() {
 		return id
 	}
 	return id + "-" + digest(root)

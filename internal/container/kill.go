@@ -42,7 +42,10 @@ func (c *Container) Kill(sig unix.Signal, all bool) error {
 		return err
 	}
 	if len(pids) == 0 {
-		return ErrNotRunning
+		if c.ended(0) {
+			return ErrNotRunning
+		}
+		return c.signalInit(sig) // it is in no cgroup of ours (rootless)
 	}
 	if sig == unix.SIGKILL {
 		return c.KillCgroup()

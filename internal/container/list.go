@@ -10,13 +10,13 @@ import (
 	"syscall"
 )
 
-// List returns the states of the containers below root ("" is DefaultRoot), and
+// List returns the states of the containers below root ("" is the default), and
 // an error for each that could not be read. A root that does not exist has none,
 // unless it was named.
 func List(root string) ([]State, error) {
 	named := root != ""
 	if !named {
-		root = DefaultRoot
+		root = defaultRunDir()
 	}
 	items, err := os.ReadDir(root)
 	if errors.Is(err, os.ErrNotExist) && !named {
@@ -75,7 +75,7 @@ func ownerName(path string) string {
 // ErrNotExist if there is nothing, ErrOwned if the creation is still going on.
 func Purge(root, id string) error {
 	if root == "" {
-		root = DefaultRoot
+		root = defaultRunDir()
 	}
 	root, err := filepath.Abs(root)
 	if err != nil {

@@ -24,7 +24,7 @@ type Owner struct {
 // OpenOwner makes a new owner below dir ("" is DefaultRunDir).
 func OpenOwner(dir string) (*Owner, error) {
 	if dir == "" {
-		dir = DefaultRunDir
+		dir = defaultRunDir()
 	}
 	run := runDir(dir)
 	lock, err := run.share()

@@ -13,19 +13,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// DefaultRunDir is where everything that psi owns on a host is written down.
-	DefaultRunDir = "/run/psi"
-	// DefaultRoot is where libcontainer keeps the state of containers. It is the
-	// same directory: names of containers have no "@" in them, and ours do.
-	DefaultRoot = DefaultRunDir
-)
+// DefaultRunDir is where everything that psi owns on a host is written down. For who
+// is not the host's root it is psi below $XDG_RUNTIME_DIR, if that is set.
+const DefaultRunDir = "/run/psi"
+
+// defaultRunDir is DefaultRunDir as this process has it. It is also the default
+// root, where libcontainer keeps the state of containers: names of containers have
+// no "@" in them, and ours do.
+func defaultRunDir() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) && Rootless() && (os.Geteuid() != 0 || os.Getenv("USER") != "root") {
+		return filepath.Join(dir, "psi")
+	}
+	return DefaultRunDir
+}
+
+// Rootless reports whether this process is not root, or root of a user namespace.
+func Rootless() bool {
+	if os.Geteuid() != 0 {
+		return true
+	}
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	var inside, outside, count int64
+	n, err := fmt.Sscan(string(data), &inside, &outside, &count)
+	return err != nil || n != 3 || inside != 0 || outside != 0 || count != 1<<32-1
+}
 
 // runDir is the directory of journals and ids. It is flat, because where it is not
 // a tmpfs making and removing a directory takes half a millisecond, and a hard
 // link some microseconds.
 //
-// The lock on DefaultRunDir itself (an flock) is held shared by those who add to
+// The lock on the default one itself (an flock) is held shared by those who add to
 // the psi cgroups, and exclusive by those who remove the parents that have become
 // empty: without it a parent could vanish between one process's mkdir of it and of
 // its child. Cgroups are the host's, so it is this one lock whatever the run
@@ -35,12 +55,16 @@ type runDir string
 func (r runDir) owners() string { return filepath.Join(string(r), "owners") }
 
 // deferred is a note of directories that are left to the next one to tidy.
-const deferred = DefaultRunDir + "/deferred"
+func deferred() string { return filepath.Join(defaultRunDir(), "deferred") }
 
 // make makes the directory. 0711: the init process of a guest walks through it to
 // its root as the guest's own uid.
 func (r runDir) make() error {
-	if err := mkdirMode(string(r), 0o711); err != nil {
+	mode := os.FileMode(0o711)
+	if string(r) != DefaultRunDir {
+		mode |= os.ModeSticky // keeps it from being tidied away below $XDG_RUNTIME_DIR
+	}
+	if err := mkdirMode(string(r), mode); err != nil {
 		return fmt.Errorf("making the run directory: %w", err)
 	}
 	return nil
@@ -48,7 +72,7 @@ func (r runDir) make() error {
 
 // openLock opens what the lock is on.
 func openLock() (*os.File, error) {
-	r := runDir(DefaultRunDir)
+	r := runDir(defaultRunDir())
 	dir, err := os.OpenFile(string(r), unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		if err = r.make(); err == nil {
@@ -65,7 +89,7 @@ func openLock() (*os.File, error) {
 // releases it. Whoever holds it must not wait for anything that takes it
 // exclusively.
 func (r runDir) share() (*os.File, error) {
-	if r != DefaultRunDir {
+	if string(r) != defaultRunDir() {
 		if err := r.make(); err != nil {
 			return nil, err
 		}
@@ -76,7 +100,7 @@ func (r runDir) share() (*os.File, error) {
 	}
 	if err := flock(dir, unix.LOCK_SH); err != nil {
 		dir.Close()
-		return nil, fmt.Errorf("locking %s: %w", DefaultRunDir, err)
+		return nil, fmt.Errorf("locking %s: %w", defaultRunDir(), err)
 	}
 	return dir, nil
 }
@@ -103,11 +127,11 @@ func (r runDir) tidy(parents []string) error {
 			return nil
 		}
 	}
-	if note, err := os.ReadFile(deferred); err == nil {
+	if note, err := os.ReadFile(deferred()); err == nil {
 		for line := range strings.Lines(string(note)) {
 			parents = append(parents, strings.TrimSuffix(line, "\n"))
 		}
-		_ = unix.Unlink(deferred)
+		_ = unix.Unlink(deferred())
 	}
 	for _, dir := range parents {
 		_ = unix.Rmdir(dir) // which only takes empty ones
@@ -134,7 +158,7 @@ func deferTidy(parents []string) error {
 	if len(parents) == 0 {
 		return nil
 	}
-	f, err := os.OpenFile(deferred, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(deferred(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
