@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -25,22 +26,24 @@ func needArgs(c *cli.Context, least, most int) error {
 
 // flagsFirst moves a command's flags before its arguments, as runc's callers may
 // write them in any order (`delete ID --force`) and the flag package stops at the
-// first argument. exec and ps are left alone: what follows their id is another
-// program's.
+// first argument. The arguments of exec and ps stay where they are: what follows
+// their id is another program's. Short names become long ones, which the cli package
+// would refuse to see mixed (`-e A=b --env C=d`).
 func flagsFirst(app *cli.App, args []string) []string {
 	at := commandAt(app, args)
 	if at < 0 {
 		return args
 	}
 	cmd := app.Command(args[at])
-	if cmd == nil || cmd.Name == "exec" || cmd.Name == "ps" || len(cmd.Subcommands) > 0 {
+	if cmd == nil || len(cmd.Subcommands) > 0 {
 		return args
 	}
+	inOrder := cmd.Name == "exec" || cmd.Name == "ps"
 	out := append([]string{}, args[:at+1]...)
 	var rest []string
 	for i := at + 1; i < len(args); i++ {
 		a := args[i]
-		if a == "--" {
+		if a == "--" || inOrder && !isFlag(a) {
 			rest = append(rest, args[i:]...)
 			break
 		}
@@ -48,7 +51,7 @@ func flagsFirst(app *cli.App, args []string) []string {
 			rest = append(rest, a)
 			continue
 		}
-		out = append(out, a)
+		out = append(out, longName(cmd.Flags, a))
 		if takesValue(cmd.Flags, a) && i+1 < len(args) {
 			i++
 			out = append(out, args[i])
@@ -71,6 +74,20 @@ func commandAt(app *cli.App, args []string) int {
 }
 
 func isFlag(arg string) bool { return len(arg) > 1 && arg[0] == '-' }
+
+// longName replaces the alias of a flag by its name.
+func longName(flags []cli.Flag, arg string) string {
+	name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	for _, f := range flags {
+		if names := f.Names(); slices.Contains(names[1:], name) {
+			if hasValue {
+				return "--" + names[0] + "=" + value
+			}
+			return "--" + names[0]
+		}
+	}
+	return arg
+}
 
 // takesValue reports whether the word after flag is its value.
 func takesValue(flags []cli.Flag, arg string) bool {

@@ -232,12 +232,13 @@ func TestSpecRuns(t *testing.T) {
 func TestFlagsFirst(t *testing.T) {
 	app := newApp()
 	for in, want := range map[string]string{
-		"p delete x -f":                   "p delete -f x",
-		"p --root /r kill x TERM -a":      "p --root /r kill -a x TERM",
-		"p run x -b /b":                   "p run -b /b x",
-		"p run x --bundle=/b -d":          "p run --bundle=/b -d x",
+		"p delete x -f":                   "p delete --force x",
+		"p --root /r kill x TERM -a":      "p --root /r kill --all x TERM",
+		"p run x -b /b":                   "p run --bundle /b x",
+		"p run x --bundle=/b -d":          "p run --bundle=/b --detach x",
 		"p exec x sh -c true":             "p exec x sh -c true",
 		"p ps x -ef":                      "p ps x -ef",
+		"p exec -e A=b -t -e=C=d x -t":    "p exec --env A=b --tty --env=C=d x -t",
 		"p --debug list":                  "p --debug list",
 		"p rootfs build --python /p -o d": "p rootfs build --python /p -o d",
 		"p run -- -x":                     "p run -- -x",

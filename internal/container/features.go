@@ -20,7 +20,9 @@ func Features() features.Features {
 		OCIVersionMax: specs.Version,
 		Hooks:         configs.KnownHookNames(),
 		MountOptions:  specconv.KnownMountOptions(),
-		Annotations:   map[string]string{},
+		Annotations: map[string]string{
+			"org.opencontainers.runc.checkpoint.enabled": "true", // where engines look for it
+		},
 		Linux: &features.Linux{
 			Namespaces:   specconv.KnownNamespaces(),
 			Capabilities: capabilities.KnownCapabilities(),
@@ -36,7 +38,7 @@ func Features() features.Features {
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 			Seccomp:         &features.Seccomp{Enabled: &no},
 		},
-		PotentiallyUnsafeConfigAnnotations: []string{"bundle", "org.systemd.property.", "org.criu.config"},
+		PotentiallyUnsafeConfigAnnotations: []string{"bundle", "org.systemd.property.", "org.criu.config", annotationIDs},
 	}
 	if seccomp.Enabled {
 		f.Linux.Seccomp = &features.Seccomp{

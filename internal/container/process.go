@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,6 +44,8 @@ func checkProcess(p *specs.Process) error {
 		return fmt.Errorf("process.cwd %q must be an absolute path", p.Cwd)
 	case len(p.Args) == 0:
 		return errors.New("process.args must not be empty")
+	case p.SelinuxLabel != "" && !selinux.GetEnabled():
+		return errors.New("selinux label is specified in config, but selinux is disabled or not supported")
 	}
 	return nil
 }

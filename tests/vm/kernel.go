@@ -19,8 +19,12 @@ type kernel struct {
 	Modules []string // the modules that the machine needs, each after those it depends on
 }
 
-// wantedModules are loaded at boot; what they depend on is found by itself.
-var wantedModules = []string{"virtio_pci", "virtio_blk", "overlay"}
+// wantedModules are loaded at boot; what they depend on is found by itself. Those of the second
+// line are what criu looks for.
+var wantedModules = []string{
+	"virtio_pci", "virtio_blk", "overlay",
+	"nf_tables", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "af_packet_diag", "veth", "tun",
+}
 
 // fetchKernel downloads and unpacks the newest kernel package once; a second call finds it there.
 func fetchKernel(ctx context.Context, dir string) (kernel, error) {
