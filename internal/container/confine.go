@@ -9,20 +9,38 @@ import (
 	"github.com/psi-runtime/psi/internal/confine"
 )
 
-// wrap has the process start as psi-init, whose file is the last of its descriptors,
-// if there is something to put on. The caller closes the file, which may be nil, once
-// the process has been started.
-func wrap(p *libcontainer.Process, c *confine.Confinement) (*os.File, error) {
-	if c == nil {
-		return nil, nil
+// wrap has the process start as what puts a confinement on (psi-init) or loads the
+// bundle's own filter late, or as the second which then becomes the first, if there is
+// need. Their programs and data are the last of its descriptors: the caller closes
+// them once the process has been started.
+func (c *Container) wrap(p *libcontainer.Process, inner *confine.Confinement) (files []*os.File, err error) {
+	if inner != nil {
+		args, f, err := inner.Wrap(p.Args, 3+len(p.ExtraFiles))
+		if err != nil {
+			return nil, err
+		}
+		p.Args = args
+		p.ExtraFiles = append(slices.Clone(p.ExtraFiles), f)
+		files = append(files, f)
 	}
-	args, f, err := c.Wrap(p.Args, 3+len(p.ExtraFiles))
-	if err != nil {
-		return nil, err
+	if c.entry.Late != nil {
+		more, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
+		if err != nil {
+			closeFiles(files)
+			return nil, err
+		}
+		files = append(files, more...)
 	}
-	p.Args = args
-	p.ExtraFiles = append(slices.Clone(p.ExtraFiles), f)
-	return f, nil
+	return files, nil
+}
+
+// checkWrapped refuses a /proc in the container through which something else than
+// what wrap passed could be executed.
+func (c *Container) checkWrapped(inner *confine.Confinement) error {
+	if inner == nil && c.entry.Late == nil {
+		return nil
+	}
+	return confine.CheckProc(c.pid)
 }
 
 // takePython takes psi's own filter out of the specification of a guest: it is compiled

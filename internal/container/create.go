@@ -112,10 +112,8 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 	if err = begin(c, &o, &undo); err != nil {
 		return nil, err
 	}
-	if o.Confine != nil {
-		if err = confine.CheckProc(c.pid); err != nil {
-			return nil, &GuestError{ID: c.id, Err: err}
-		}
+	if err = c.checkWrapped(o.Confine); err != nil {
+		return nil, &GuestError{ID: c.id, Err: err}
 	}
 	if err = checkSources(c.pid, pinned); err != nil {
 		return nil, &GuestError{ID: c.id, Err: err}
@@ -304,18 +302,11 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return err
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
-	wrapper, err := wrap(p, o.Confine)
+	files, err := c.wrap(p, o.Confine)
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
-	defer wrapper.Close()
-	if c.entry.Late != nil {
-		files, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
-		if err != nil {
-			return fmt.Errorf("container %s: %w", c.id, err)
-		}
-		defer closeFiles(files)
-	}
+	defer closeFiles(files)
 	var meeting *early
 	if o.OnInit != nil && o.PIDFDSocket == nil {
 		if meeting, err = startEarly(c, o.OnInit); err != nil {
@@ -373,35 +364,4 @@ func (c *Container) abort() error {
 	_ = c.process.Signal(unix.SIGKILL)
 	_, _ = c.process.Wait()
 	return c.Close()
-}
-
-// writePIDFile writes pid to path in one step.
-func writePIDFile(path string, pid int) error {
-	if path == "" {
-		return nil
-	}
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
-	if err := os.WriteFile(tmp, []byte(strconv.Itoa(pid)), 0o666); err != nil {
-		return fmt.Errorf("writing pid file: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("writing pid file: %w", err)
-	}
-	return nil
-}
-
-// validID repeats libcontainer's rule, because the id names files of ours first.
-func validID(id string) bool {
-	if id == "" || id == "." || id == ".." {
-		return false
-	}
-	for _, b := range []byte(id) {
-		switch {
-		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9':
-		case b == '_', b == '+', b == '-', b == '.':
-		default:
-			return false
-		}
-	}
-	return true
 }

@@ -78,23 +78,14 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
 	p.SubCgroupPaths = o.SubCgroups
 	o.Confine = c.confinement(o.Confine)
-	wrapper, err := wrap(p, o.Confine)
+	if err := c.checkWrapped(o.Confine); err != nil {
+		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
+	}
+	files, err := c.wrap(p, o.Confine)
 	if err != nil {
 		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
 	}
-	defer wrapper.Close()
-	if o.Confine != nil {
-		if err := confine.CheckProc(c.pid); err != nil {
-			return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
-		}
-	}
-	if c.entry.Late != nil {
-		files, err := wrapLate(p, c.entry.Late, c.entry.stateDir())
-		if err != nil {
-			return nil, fmt.Errorf("container %s: %w", c.id, err)
-		}
-		defer closeFiles(files)
-	}
+	defer closeFiles(files)
 	if err := c.lc.Start(p); err != nil {
 		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
 	}

@@ -35,7 +35,9 @@ import (
 // passed as file descriptors. Beside the program's capabilities it holds CAP_SYS_ADMIN
 // for the filter and CAP_SETPCAP to take both out of the bounding set; with the last
 // exec the kernel drops them. Its environment is empty: the bundle's is not trusted
-// with a process that has more than the bundle's own capabilities.
+// with a process that has more than the bundle's own capabilities. Nor is a /proc that
+// an image or a bundle brought: what is executed there would have them without the filter.
+// (Who may mount inside a running container can still bring one while exec looks.)
 
 // lateWord is a reserved word of the command line, as `init` is.
 const lateWord = "late"

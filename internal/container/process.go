@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -150,4 +151,19 @@ func ownPipe(f *os.File, uid, gid int) {
 	if unix.Fstatfs(int(f.Fd()), &fs) == nil && fs.Type == unix.PIPEFS_MAGIC {
 		_ = unix.Fchown(int(f.Fd()), uid, gid)
 	}
+}
+
+// writePIDFile writes pid to path in one step.
+func writePIDFile(path string, pid int) error {
+	if path == "" {
+		return nil
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
+	if err := os.WriteFile(tmp, []byte(strconv.Itoa(pid)), 0o666); err != nil {
+		return fmt.Errorf("writing pid file: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("writing pid file: %w", err)
+	}
+	return nil
 }

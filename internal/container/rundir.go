@@ -198,3 +198,19 @@ func mkdirMode(path string, mode os.FileMode) error {
 	}
 	return os.Chmod(path, mode)
 }
+
+// validID repeats libcontainer's rule, because the id names files of ours first.
+func validID(id string) bool {
+	if id == "" || id == "." || id == ".." {
+		return false
+	}
+	for _, b := range []byte(id) {
+		switch {
+		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9':
+		case b == '_', b == '+', b == '-', b == '.':
+		default:
+			return false
+		}
+	}
+	return true
+}
