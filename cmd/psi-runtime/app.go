@@ -114,7 +114,7 @@ func newApp() *cli.App {
 			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g),
 			pauseCommand(g), resumeCommand(g), updateCommand(g),
 			checkpointCommand(g), restoreCommand(g),
-			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), attendCommand(g),
+			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), installCommand(), uninstallCommand(), attendCommand(g),
 		},
 		Before: func(c *cli.Context) error { return g.parse(c) },
 		Action: func(c *cli.Context) error {

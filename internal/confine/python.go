@@ -9,7 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-//go:generate go run -tags seccomp ./generate
+//go:generate go run -tags seccomp ./gen
 
 // IsPython reports whether s is the filter that pkg/bundle gives every guest. It was
 // compiled when psi was: libseccomp takes 6 ms for it, an eighth of a cold start.

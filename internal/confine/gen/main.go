@@ -1,4 +1,4 @@
-// Command generate compiles pkg/bundle's filter for CPython, which every guest of psi's
+// Command gen compiles pkg/bundle's filter for CPython, which every guest of psi's
 // own gets, and writes it where package confine embeds it.
 package main
 
@@ -12,7 +12,7 @@ import (
 
 func main() {
 	if err := generate("python_amd64.filter"); err != nil {
-		fmt.Fprintln(os.Stderr, "generate:", err)
+		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }

@@ -1,0 +1,133 @@
+package engines
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/psi-runtime/psi/internal/leakcheck"
+)
+
+// watched starts the leak check of a test.
+func watched(t *testing.T) {
+	t.Helper()
+	leakcheck.Check(t)
+}
+
+// containerd is a daemon in a network namespace of its own: its pods' interfaces and addresses go
+// with it, and nothing of them is on the machine's network.
+type containerd struct {
+	pid  int
+	dir  string
+	sock string
+}
+
+// containerdConfig has the runtime classes runc and psi, for CRI.
+const containerdConfig = `version = 2
+root = "%[1]s/root"
+state = "%[1]s/state"
+[grpc]
+address = "%[1]s/sock"
+[ttrpc]
+address = "%[1]s/ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+path = "%[1]s/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "` + pauseImage + `"
+restrict_oom_score_adj = true
+stream_server_address = "127.0.0.1"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "%[1]s/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+`
+
+// cniConfig gives each pod a pair of interfaces to the daemon's own network namespace.
+const cniConfig = `{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+  {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.254.0.0/24"}]]}}
+]}
+`
+
+func newContainerd(t *testing.T) *containerd {
+	t.Helper()
+	program := need(t, "containerd")
+	dir := tempDir(t)
+	c := &containerd{dir: dir, sock: dir + "/sock"}
+	for _, sub := range []string{"cni"} {
+		if err := os.Mkdir(dir+"/"+sub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := map[string]string{
+		"config.toml":       fmt.Sprintf(containerdConfig, dir),
+		"cni/pods.conflist": fmt.Sprintf(cniConfig, dir+"/ipam"),
+	}
+	for name, text := range files {
+		if err := os.WriteFile(dir+"/"+name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The class psi is what `psi-runtime install` writes.
+	command{built.runtime}.must(t, "install", "--containerd", "--file", dir+"/config.toml", "--runtime", built.runtime)
+	cmd := exec.Command("sh", "-c", `ip link set lo up && exec "$0" --config "$1"`, program, dir+"/config.toml")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
+	c.pid = daemon(t, cmd, func() bool { return c.ctr().run(t, "version").code == 0 }).Pid
+	return c
+}
+
+// ctr is ctr for this daemon.
+func (c *containerd) ctr() command { return command{"ctr", "--address", c.sock} }
+
+func TestContainerd(t *testing.T) {
+	watched(t)
+	t.Cleanup(func() { removeGroups("/default") })
+	c := newContainerd(t)
+	ctr := c.ctr()
+	ctr.must(t, "image", "import", "--snapshotter", "native", built.python)
+	flags := []string{"run", "--snapshotter", "native", "--runtime", "io.containerd.runc.v2", "--runc-binary", built.runtime}
+	run := func(id, script string, more ...string) []string {
+		return append(append(append(append([]string{}, flags...), more...), pythonImage, id), python(script)...)
+	}
+	t.Run("run", func(t *testing.T) {
+		ctr.run(t, run("one", "print(6 * 7)", "--rm")...).expect(t, 0, "42\n")
+		ctr.run(t, run("seven", "raise SystemExit(7)", "--rm")...).expect(t, 7, "")
+		if got := ctr.run(t, append(append([]string{}, flags...), "--rm", pythonImage, "none", "/no/such/file")...); got.code == 0 || !strings.Contains(got.stderr, "no such file or directory") {
+			t.Errorf("a missing program: exit %d, stderr %q", got.code, got.stderr)
+		}
+		if left := ctr.must(t, "containers", "ls", "-q"); left != "none" && left != "" {
+			t.Errorf("--rm left containers: %q", left)
+		}
+		ctr.run(t, "containers", "delete", "none") // ctr 1.6 leaves what could not be started
+	})
+	t.Run("tasks", func(t *testing.T) {
+		ctr.must(t, run("long", "import time\nwhile True: time.sleep(1)", "-d", "--memory-limit", "104857600")...)
+		tasks := func() string { return strings.Join(strings.Fields(ctr.must(t, "tasks", "ls")), " ") }
+		if got := tasks(); !strings.HasSuffix(got, "RUNNING") {
+			t.Errorf("tasks ls says %q", got)
+		}
+		ctr.run(t, append([]string{"tasks", "exec", "--exec-id", "e", "long"}, python("import sys; print('inside'); sys.exit(3)")...)...).expect(t, 3, "inside\n")
+		ctr.must(t, "tasks", "pause", "long")
+		if got := tasks(); !strings.HasSuffix(got, "PAUSED") {
+			t.Errorf("after pause, tasks ls says %q", got)
+		}
+		ctr.must(t, "tasks", "resume", "long")
+		metrics := strings.Join(strings.Fields(ctr.must(t, "tasks", "metrics", "long")), " ")
+		if !strings.Contains(metrics, "memory.limit_in_bytes 104857600") || !strings.Contains(metrics, "pids.current 1") {
+			t.Errorf("tasks metrics says %q", metrics)
+		}
+		if got := ctr.must(t, "tasks", "ps", "long"); len(strings.Split(got, "\n")) != 2 {
+			t.Errorf("tasks ps says %q, want a header and one process", got)
+		}
+		ctr.must(t, "tasks", "kill", "--signal", "SIGKILL", "long")
+		waitFor(t, "the task to stop", func() bool { return strings.HasSuffix(tasks(), "STOPPED") })
+		ctr.run(t, "tasks", "delete", "long").expect(t, 0, "") // its exit code is only warned of
+		ctr.must(t, "containers", "delete", "long")
+	})
+}

@@ -1,0 +1,181 @@
+package engines
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/console"
+
+	"github.com/psi-runtime/psi/internal/leakcheck"
+)
+
+// podman is a podman with a storage of its own.
+type podman struct {
+	command
+	flags []string // of every container
+}
+
+func newPodman(t *testing.T) podman {
+	t.Helper()
+	dir, parent := tempDir(t), cgroupParent(t)
+	p := podman{command: command{need(t, "podman"), "--root", dir + "/storage", "--runroot", dir + "/run", "--tmpdir", dir + "/libpod",
+		"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", built.runtime}}
+	// Hard limits cannot be raised on a machine without CAP_SYS_RESOURCE.
+	p.flags = []string{"--network", "none", "--cgroup-parent", parent, "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
+	t.Cleanup(func() {
+		p.run(t, "rm", "--all", "--force", "--time", "0")
+		p.run(t, "pod", "rm", "--all", "--force", "--time", "0")
+	})
+	p.must(t, "load", "-q", "-i", built.python)
+	return p
+}
+
+// args is `podman run` or `podman create` with the flags of every container.
+func (p podman) args(verb string, flags []string, script string) []string {
+	all := append([]string{verb}, p.flags...)
+	all = append(append(all, flags...), "--entrypoint", `["/usr/bin/python3","-I","-S","-c"]`, pythonImage)
+	return append(all, script)
+}
+
+func TestPodman(t *testing.T) {
+	leakcheck.Check(t)
+	p := newPodman(t)
+	t.Run("exit codes", p.exitCodes)
+	t.Run("stdin and terminal", p.terminal)
+	t.Run("detached", p.detached)
+	t.Run("healthcheck", p.healthcheck)
+	t.Run("pod", p.pod)
+}
+
+func (p podman) exitCodes(t *testing.T) {
+	p.run(t, p.args("run", []string{"--rm"}, "print(6 * 7)")...).expect(t, 0, "42\n")
+	p.run(t, p.args("run", []string{"--rm"}, "raise SystemExit(7)")...).expect(t, 7, "")
+	for file, code := range map[string]int{"/no/such/file": 127, "/etc/passwd": 126} {
+		args := append(append([]string{"run", "--rm"}, p.flags...), "--entrypoint", file, pythonImage)
+		if got := p.run(t, args...); got.code != code || !strings.Contains(got.stderr, file) {
+			t.Errorf("entrypoint %s: exit %d, stderr %q: want %d and the name", file, got.code, got.stderr, code)
+		}
+	}
+	if left := p.must(t, "ps", "--all", "--quiet"); left != "" {
+		t.Errorf("--rm left containers: %q", left)
+	}
+}
+
+func (p podman) terminal(t *testing.T) {
+	got := p.feed(t, "six times seven\n", p.args("run", []string{"--rm", "-i"}, "print(input().upper())")...)
+	got.expect(t, 0, "SIX TIMES SEVEN\n")
+
+	ours, slave, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	if err := ours.Resize(console.WinSize{Width: 101, Height: 37}); err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(slave, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+	// The size comes after the start: a terminal of engines is resized, not made in its size.
+	script := "import os, sys, time\nend = time.time() + 20\nwhile os.get_terminal_size().columns != 101 and time.time() < end: time.sleep(.05)\nprint(os.isatty(0), tuple(os.get_terminal_size()), input()[::-1])"
+	cmd := exec.Command(p.command[0], append(p.command[1:], p.args("run", []string{"--rm", "-it"}, script)...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.Write([]byte("olleh\n")); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait(); tty.Close() }()
+	var screen strings.Builder
+	buffer := make([]byte, 4096)
+	for !strings.Contains(screen.String(), "(101, 37) hello") {
+		n, err := ours.Read(buffer)
+		screen.Write(buffer[:n])
+		if err != nil {
+			break
+		}
+	}
+	if err := <-ended; err != nil || !strings.Contains(screen.String(), "True (101, 37) hello") {
+		t.Errorf("podman run -it: %v, the screen says %q", err, screen.String())
+	}
+}
+
+func (p podman) detached(t *testing.T) {
+	script := "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nsignal.signal(signal.SIGUSR1, lambda *_: print('usr1', flush=True))\nprint('up', flush=True)\nwhile True: time.sleep(1)"
+	id := p.must(t, p.args("run", []string{"-d", "--memory", "128m"}, script)...)
+	waitFor(t, "the container's first line", func() bool { return strings.Contains(p.must(t, "logs", id), "up") })
+
+	exec := append([]string{"exec", id}, python("import sys; print('inside'); sys.exit(3)")...)
+	p.run(t, exec...).expect(t, 3, "inside\n")
+	exec = append([]string{"exec", "-t", id}, python("import os; print(os.isatty(1))")...)
+	p.run(t, exec...).expect(t, 0, "True")
+	p.run(t, "exec", id, "/no/such/file").expect(t, 127, "")
+
+	p.must(t, "pause", id)
+	if status := p.must(t, "inspect", "--format", "{{.State.Status}}", id); status != "paused" {
+		t.Errorf("after pause: status %q", status)
+	}
+	p.must(t, "unpause", id)
+
+	p.must(t, "update", "--memory", "200m", id)
+	limit := append([]string{"exec", id}, python(`
+import os
+for name in ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"):
+    if os.path.exists(name):
+        print(open(name).read())`)...)
+	p.run(t, limit...).expect(t, 0, "209715200")
+	if top := p.must(t, "top", id, "pid", "comm"); !strings.Contains(top, "python3") {
+		t.Errorf("podman top: %q", top)
+	}
+	if stats := p.must(t, "stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", id); !strings.HasPrefix(stats, "1 ") {
+		t.Errorf("podman stats: %q", stats)
+	}
+	p.must(t, "kill", "--signal", "USR1", id)
+	waitFor(t, "the signal to arrive", func() bool { return strings.Contains(p.must(t, "logs", id), "usr1") })
+	p.must(t, "stop", "--time", "20", id)
+	if state := p.must(t, "inspect", "--format", "{{.State.Status}} {{.State.ExitCode}} {{.OCIRuntime}}", id); state != "exited 5 "+built.runtime {
+		t.Errorf("after stop: %q", state)
+	}
+	p.must(t, "rm", id)
+}
+
+func (p podman) healthcheck(t *testing.T) {
+	check := `["/usr/bin/python3", "-I", "-S", "-c", "import os, sys; sys.exit(not os.path.exists('/tmp/healthy'))"]`
+	id := p.must(t, p.args("run", []string{"-d", "--tmpfs", "/tmp", "--health-cmd", check, "--health-interval", "disable"}, "import time; time.sleep(600)")...)
+	if got := p.run(t, "healthcheck", "run", id); got.code != 1 {
+		t.Errorf("an unhealthy container: exit %d, stderr %q", got.code, got.stderr)
+	}
+	p.must(t, append([]string{"exec", id}, python("open('/tmp/healthy', 'w')")...)...)
+	if got := p.run(t, "healthcheck", "run", id); got.code != 0 {
+		t.Errorf("a healthy container: exit %d, stderr %q", got.code, got.stderr)
+	}
+	p.must(t, "rm", "--force", "--time", "0", id)
+}
+
+// Two containers of a pod share its network: one speaks, the other answers.
+func (p podman) pod(t *testing.T) {
+	p.must(t, "load", "-q", "-i", built.pause)
+	parent := p.flags[3]
+	pod := p.must(t, "pod", "create", "--network", "none", "--cgroup-parent", parent, "--infra-image", pauseImage, "--infra-command", "/pause", "--share", "net,ipc,uts", "--name", "two")
+	flags := []string{"--pod", pod, "--cgroup-parent", parent, "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024",
+		"--entrypoint", `["/usr/bin/python3","-I","-S","-c"]`, pythonImage}
+	server := "import socket\ns = socket.create_server(('127.0.0.1', 8080))\nc, _ = s.accept()\nc.sendall(b'hello from the other container')\nc.close()\n"
+	client := "import socket, time\nend = time.time() + 20\nwhile True:\n    try:\n        print(socket.create_connection(('127.0.0.1', 8080)).makefile().read())\n        break\n    except ConnectionRefusedError:\n        if time.time() > end: raise\n        time.sleep(.05)\n"
+	p.must(t, append(append([]string{"run", "-d"}, flags...), server)...)
+	p.run(t, append(append([]string{"run", "--rm"}, flags...), client)...).expect(t, 0, "hello from the other container")
+	if count := p.must(t, "pod", "ps", "--format", "{{.NumberOfContainers}}"); count != "2" {
+		t.Errorf("the pod has %s containers, want the infra container and the server", count)
+	}
+	p.must(t, "pod", "stop", "--time", "5", pod)
+	p.must(t, "pod", "rm", pod)
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + parent + "/*/libpod-*"); len(left) > 0 {
+		t.Errorf("cgroups were left behind: %v", left)
+	}
+}
