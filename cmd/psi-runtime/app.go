@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/engine"
 )
 
 // version and commit are set by the build: -ldflags "-X main.version=… -X main.commit=…".
@@ -42,6 +43,9 @@ type global struct {
 	logFormat     string // text or json
 	systemdCgroup bool
 	rootless      string // true, false or auto
+	policy        string // name of the policy of every container; "" is none
+	config        string // "" is engine.ConfigFile, if it is there
+	class         string // the name that we were started by: a class of the configuration
 }
 
 // exitStatus ends the program with a code and without a word: the container's own
@@ -68,7 +72,7 @@ func execute(args []string) int {
 		// Before anything is read: it is the longest wait of all, and happens meanwhile.
 		go container.Warm()
 	}
-	app := newApp()
+	app := newApp(filepath.Base(args[0]))
 	return report(app.Run(flagsFirst(app, args)))
 }
 
@@ -93,8 +97,8 @@ func report(err error) int {
 	return code
 }
 
-func newApp() *cli.App {
-	g := &global{}
+func newApp(class string) *cli.App {
+	g := &global{class: class}
 	app := &cli.App{
 		Name:                 "psi-runtime",
 		Usage:                "OCI runtime for bundles, with or without a psi policy",
@@ -107,6 +111,8 @@ func newApp() *cli.App {
 			&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
 			&cli.BoolFlag{Name: "systemd-cgroup", Usage: `let systemd make the cgroups; the bundle's cgroupsPath is "slice:prefix:name"`},
 			&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "go on without cgroups that we may not make (true, false or auto)"},
+			&cli.StringFlag{Name: "policy", Usage: "`NAME` of the policy of every container; its own may only be narrower"},
+			&cli.StringFlag{Name: "config", Usage: "`FILE` that says which policies are mandatory (default: " + engine.ConfigFile + ", if there is one)"},
 			&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"},
 		},
 		Commands: []*cli.Command{
@@ -150,6 +156,9 @@ func (g *global) parse(c *cli.Context) error {
 		logFormat:     c.String("log-format"),
 		systemdCgroup: c.Bool("systemd-cgroup"),
 		rootless:      c.String("rootless"),
+		policy:        c.String("policy"),
+		config:        c.String("config"),
+		class:         g.class,
 	}
 	if err := g.openLog(); err != nil {
 		return err

@@ -136,12 +136,7 @@ func attendUntilEnd(g *global, id string, answer *os.File) error {
 		return err
 	}
 	defer c.Close()
-	spec, _, err := loadSpec(c.Bundle())
-	if err != nil {
-		return err
-	}
-	spec.Annotations = c.Annotations() // as they were when it was created
-	guard, err := guardOf(spec)
+	guard, err := guardAgain(c)
 	if err != nil {
 		return err
 	}

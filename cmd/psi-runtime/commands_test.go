@@ -230,7 +230,7 @@ func TestSpecRuns(t *testing.T) {
 }
 
 func TestFlagsFirst(t *testing.T) {
-	app := newApp()
+	app := newApp("psi-runtime")
 	for in, want := range map[string]string{
 		"p delete x -f":                   "p delete --force x",
 		"p --root /r kill x TERM -a":      "p --root /r kill --all x TERM",

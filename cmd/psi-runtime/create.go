@@ -59,7 +59,7 @@ func createDetached(g *global, o *launchOptions, spec *specs.Spec, bundle string
 	if err := checkTerminal(terminal, true, o.consoleSocket); err != nil {
 		return nil, err
 	}
-	guard, err := guardOf(spec)
+	guard, err := guardOf(g, spec, bundle)
 	if err != nil {
 		return nil, err
 	}

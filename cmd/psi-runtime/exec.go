@@ -114,6 +114,9 @@ func startProcess(g *global, o *execOptions) error {
 		}
 		defer opts.PIDFDSocket.Close()
 	}
+	if err := guardExec(c, &opts); err != nil {
+		return err
+	}
 	if o.detach {
 		return execDetached(c, o, opts)
 	}

@@ -9,50 +9,124 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/psi-runtime/psi/internal/attend"
+	"github.com/psi-runtime/psi/internal/confine"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/enforce"
+	"github.com/psi-runtime/psi/internal/engine"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// guard is the policy that a bundle carries, ready to be enforced. A nil *guard is
-// a bundle without one; its methods then do nothing.
+// guard is the policy of a container, ready to be enforced. A nil *guard is a
+// container without one; its methods then do nothing.
 type guard struct {
 	policy policy.Policy
-	hosts  []byte // the guest's /etc/hosts
-	ours   bool   // a bundle of psi's own, with a root and a network of its own
+	own    bool   // a bundle of psi's own, with a root and a network of its own
+	hosts  []byte // the guest's /etc/hosts, if it is
+	// confinement is what psi-init puts on; nil is nothing.
+	confinement *confine.Confinement
 	// programs are put into the kernel while the container is being made.
 	programs chan *enforce.Programs
 }
 
-// guardOf reads the policy of a bundle. A policy that cannot be read, or that could
-// not be enforced for this bundle, is an error before anything is made.
-func guardOf(spec *specs.Spec) (*guard, error) {
-	text, ok := spec.Annotations[container.AnnotationPolicy]
-	if !ok {
-		return nil, nil
-	}
-	p, err := policy.Parse([]byte(text), "annotation "+container.AnnotationPolicy)
+// guardOf decides which policy the container of a bundle has, and narrows the
+// specification to it. A policy that cannot be read, or could not be enforced for
+// this bundle, is an error before anything is made.
+func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
+	engine.Forget(spec)
+	rules, err := engine.ReadConfig(g.config, g.class)
 	if err != nil {
-		return nil, fmt.Errorf("reading the bundle's policy: %w", err)
+		return nil, err
 	}
-	g := &guard{policy: p, ours: container.AutoIDs(spec), programs: make(chan *enforce.Programs, 1)}
-	if !g.ours {
-		// What an engine runs gets its mounts and its network from the engine: there
-		// the policy can forbid, and must not add.
-		if len(p.TCP()) > 0 {
-			return nil, fmt.Errorf("the bundle's policy allows %s: endpoints can be opened only for a bundle made by psi-runtime bundle (annotation io.psi.ids=auto)", p.TCP()[0])
-		}
-		return g, nil
+	choice, err := engine.Settle(spec, rules, g.policy, policy.Lookup)
+	if err != nil || choice == nil {
+		return nil, err
 	}
-	g.hosts = attend.Hosts(p)
-	return g, nil
+	p := choice.Policy
+	out := &guard{policy: p, own: choice.Own, programs: make(chan *enforce.Programs, 1)}
+	record := engine.Record{Policy: p}
+	var network error
+	if p.AllowDegraded() {
+		network = probeNetwork()
+	}
+	if out.own {
+		out.hosts = attend.Hosts(p)
+		record.Enforced = engine.Own(p, network)
+		return out, record.Write(spec)
+	}
+	host, err := engine.Look(spec, bundle, rules)
+	if err != nil {
+		return nil, err
+	}
+	host.Network = network
+	narrowed, err := engine.Narrow(spec, p, host)
+	if err != nil {
+		return nil, err
+	}
+	*spec = *narrowed.Spec
+	record.Confine, record.Enforced = narrowed.Confine, narrowed.Enforced
+	if out.confinement, err = confinementOf(narrowed.Confine); err != nil {
+		return nil, err
+	}
+	return out, record.Write(spec)
 }
 
-// prepare adds what has to be in the guest's root before it starts.
+// probeNetwork says why the network programs cannot be loaded; nil if they can.
+func probeNetwork() error {
+	programs, err := enforce.Load()
+	if err != nil {
+		return err
+	}
+	return programs.Close()
+}
+
+func confinementOf(c engine.Confine) (*confine.Confinement, error) {
+	if c.None() {
+		return nil, nil
+	}
+	out, err := c.Confinement()
+	return &out, err
+}
+
+// prepare adds what the container's process needs before it starts.
 func (g *guard) prepare(o *container.CreateOptions) {
-	if g != nil && g.ours {
+	if g == nil {
+		return
+	}
+	o.Confine = g.confinement
+	if g.own {
 		o.RootFiles = map[string][]byte{"/etc/hosts": g.hosts}
 	}
+}
+
+// guardAgain is the guard of a container that exists, for its attendant.
+func guardAgain(c *container.Container) (*guard, error) {
+	record, err := engine.ReadRecord(c.Annotations())
+	if err != nil || record == nil {
+		return nil, err
+	}
+	return &guard{policy: record.Policy, own: record.Own, programs: make(chan *enforce.Programs, 1)}, nil
+}
+
+// guardExec puts the container's policy on one more process.
+func guardExec(c *container.Container, o *container.ProcessOptions) error {
+	record, err := engine.ReadRecord(c.Annotations())
+	if err != nil || record == nil || record.Own {
+		return err
+	}
+	if o.Process, err = engine.Process(o.Process, record.Policy); err != nil {
+		return err
+	}
+	o.Confine, err = confinementOf(record.Confine)
+	return err
+}
+
+// guardUpdate keeps an update within the container's policy.
+func guardUpdate(c *container.Container, r *specs.LinuxResources) (*specs.LinuxResources, error) {
+	record, err := engine.ReadRecord(c.Annotations())
+	if err != nil || record == nil {
+		return r, err
+	}
+	return engine.Update(r, record.Policy)
 }
 
 // load begins to put the network programs into the kernel, for attend in this
@@ -81,10 +155,10 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if g == nil {
 		return &attendance{}, nil
 	}
-	if !c.PrivateNet() {
+	if g.own && !c.PrivateNet() {
 		return &attendance{}, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
 	}
-	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, OnEvent: func(e attend.Event) {
+	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, Filter: !g.own, OnEvent: func(e attend.Event) {
 		logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type)
 	}})
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
@@ -45,6 +46,14 @@ func list(g *global, o listOptions, c *cli.Context) error {
 	if err != nil {
 		logrus.Warn(err)
 	}
+	shown, policies := make([]shownState, 0, len(states)), false
+	for _, s := range states {
+		one, err := withProtection(s)
+		if err != nil {
+			logrus.Warnf("container %s: %v", s.ID, err)
+		}
+		shown, policies = append(shown, one), policies || one.Psi != nil
+	}
 	w := c.App.Writer
 	switch {
 	case o.quiet:
@@ -53,13 +62,28 @@ func list(g *global, o listOptions, c *cli.Context) error {
 		}
 		return nil
 	case o.format == "json":
-		return json.NewEncoder(w).Encode(states)
+		return json.NewEncoder(w).Encode(shown)
 	}
+	return printTable(w, shown, policies)
+}
+
+// printTable prints runc's columns, and the policies' digests if there are any.
+func printTable(w io.Writer, states []shownState, policies bool) error {
 	table := tabwriter.NewWriter(w, 12, 1, 3, ' ', 0)
-	fmt.Fprint(table, "ID\tPID\tSTATUS\tBUNDLE\tCREATED\tOWNER\n")
+	line := func(policy string, columns ...any) {
+		fmt.Fprintf(table, "%v\t%v\t%v\t%v\t%v\t%v", columns...)
+		if policies {
+			fmt.Fprint(table, "\t", policy)
+		}
+		fmt.Fprintln(table)
+	}
+	line("POLICY", "ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
 	for _, s := range states {
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n",
-			s.ID, s.PID, s.Status, s.Bundle, s.Created.Format(time.RFC3339Nano), s.Owner)
+		policy := "-"
+		if s.Psi != nil {
+			policy = s.Psi.Policy[:len("sha256:")+12]
+		}
+		line(policy, s.ID, s.PID, s.Status, s.Bundle, s.Created.Format(time.RFC3339Nano), s.Owner)
 	}
 	return table.Flush()
 }

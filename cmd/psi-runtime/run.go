@@ -62,7 +62,7 @@ func run(g *global, o *runOptions) error {
 	if o.detach {
 		return runDetached(g, o, spec, bundle)
 	}
-	guard, err := guardOf(spec)
+	guard, err := guardOf(g, spec, bundle)
 	if err != nil {
 		return err
 	}

@@ -18,9 +18,13 @@ func stateCommand(g *global) *cli.Command {
 			if err != nil {
 				return err
 			}
+			shown, err := withProtection(state)
+			if err != nil {
+				return err
+			}
 			enc := json.NewEncoder(ctx.App.Writer)
 			enc.SetIndent("", "  ")
-			return enc.Encode(state)
+			return enc.Encode(shown)
 		}),
 	}
 }

@@ -56,6 +56,9 @@ func updateCommand(g *global) *cli.Command {
 			if err != nil {
 				return err
 			}
+			if o.resources, err = guardUpdate(c, o.resources); err != nil {
+				return err
+			}
 			return c.UpdateResources(o.resources, o.rdt)
 		}),
 	}

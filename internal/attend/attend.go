@@ -84,6 +84,9 @@ type Options struct {
 	// Programs are those that the process already has in the kernel; nil loads them
 	// for this guest alone.
 	Programs *enforce.Programs
+	// Filter: the container's network is its engine's. The policy's endpoints are held by
+	// the programs alone, names among them not at all, and nothing is opened.
+	Filter bool
 	// Net is passed to the network proxy.
 	Net netproxy.Options
 }

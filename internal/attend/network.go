@@ -60,6 +60,13 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 		}
 	}()
 	eps := p.TCP()
+	if opts.Filter {
+		n.guest, err = attach(c, addressesOnly(eps), opts.Programs)
+		if err != nil && p.AllowDegraded() && errors.Is(err, enforce.ErrNotSupported) {
+			err = nil
+		}
+		return n, err
+	}
 	if n.guest, err = attach(c, eps, opts.Programs); err != nil {
 		// Without endpoints the empty network namespace holds all there is to hold.
 		if !errors.Is(err, enforce.ErrNotSupported) || len(eps) > 0 && !p.AllowDegraded() {
@@ -82,6 +89,14 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	}
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err
+}
+
+// addressesOnly leaves names out: what an engine's container resolves is its own affair.
+func addressesOnly(eps []policy.Endpoint) []policy.Endpoint {
+	return slices.DeleteFunc(slices.Clone(eps), func(e policy.Endpoint) bool {
+		_, ok := e.Prefix()
+		return !ok
+	})
 }
 
 // connections is how many connections a guest with so much memory may have at a time: what
@@ -115,6 +130,12 @@ func addresses(names map[string]netip.Addr) map[string][]netip.Addr {
 // new in the proxy last: at no moment is more reachable than one of the two lists
 // allows.
 func (n *network) update(old, eps []policy.Endpoint) error {
+	if n.proxy == nil {
+		if n.guest == nil {
+			return nil
+		}
+		return n.guest.Update(addressesOnly(eps), nil)
+	}
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.
 		names, err := n.proxy.HostsWith(eps)

@@ -28,7 +28,8 @@ type Rules struct {
 	// Mandatory: what a container brings may permit nothing beyond Policy.
 	Mandatory bool
 	// Annotations lists those that count; a container with one of psi's that does not
-	// count is refused. Each but io.psi.ids holds a policy.
+	// count is refused. Each but io.psi.ids holds a policy. nil is io.psi.policy and,
+	// where nothing is mandatory, io.psi.ids.
 	Annotations []string
 	// EngineMounts are places to which the engine itself mounts files, which so need no
 	// fs rule: /run/secrets/kubernetes.io/serviceaccount.
@@ -77,7 +78,7 @@ func ReadConfig(file, class string) (Rules, error) {
 	}
 	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if missing && errors.Is(err, os.ErrNotExist) {
-		return defaultRules(), nil
+		return Rules{}, nil
 	}
 	if err != nil {
 		return Rules{}, fmt.Errorf("reading the configuration: %w", err)
@@ -100,7 +101,17 @@ func ReadConfig(file, class string) (Rules, error) {
 	return parseConfig(string(data), file, class)
 }
 
-func defaultRules() Rules { return Rules{Annotations: []string{PolicyKey, IDsKey}} }
+// counting are the annotations that count. A bundle that says it is psi's own is not
+// narrowed, so it takes more than the default to believe it where a policy is required.
+func (r Rules) counting(required bool) []string {
+	switch {
+	case r.Annotations != nil:
+		return r.Annotations
+	case required || r.Mandatory:
+		return []string{PolicyKey}
+	}
+	return []string{PolicyKey, IDsKey}
+}
 
 // parseConfig reads the file strictly: a key that is not known is an error, in the
 // tables of other classes too.
@@ -109,7 +120,7 @@ func parseConfig(text, file, class string) (Rules, error) {
 	if err := decode(text, &c); err != nil {
 		return Rules{}, fmt.Errorf("%s%w", file, err)
 	}
-	common := c.over(defaultRules())
+	common := c.over(Rules{})
 	if err := common.check(); err != nil {
 		return Rules{}, fmt.Errorf("%s: %w", file, err)
 	}

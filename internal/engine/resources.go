@@ -36,12 +36,7 @@ func (n *narrowing) resources() error {
 	n.holds("mem: "+size(l.Mem), "memory cgroup: %s", size(*r.Memory.Limit))
 	n.holds(fmt.Sprintf("cpu: %g", l.CPU), "cpu cgroup: %g", float64(*r.CPU.Quota)/float64(*r.CPU.Period))
 	n.holds(fmt.Sprintf("pids: %d", l.PIDs), "pids cgroup: %d", *r.Pids.Limit)
-	if l.CPUTime > 0 {
-		n.holds(fmt.Sprintf("cpu_ms: %d", l.CPUTime.Milliseconds()), "psi-runtime attend")
-	}
-	if l.Wall > 0 {
-		n.holds(fmt.Sprintf("wall_ms: %d", l.Wall.Milliseconds()), "psi-runtime attend")
-	}
+	n.clocks()
 	return nil
 }
 

@@ -29,7 +29,8 @@ type Lookup func(name string) (policy.Policy, error)
 //
 // It is where everything else of a container that speaks of policies is refused.
 func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice, error) {
-	own, err := ownBundle(spec, rules)
+	counting := rules.counting(flag != "")
+	own, err := ownBundle(spec, counting)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice,
 		chosen = &p
 		bounds = append(bounds, bound{"--policy " + flag, p})
 	}
-	p, key, err := annotated(spec, rules, lookup)
+	p, key, err := annotated(spec, counting, lookup)
 	if err != nil {
 		return nil, err
 	}
@@ -76,13 +77,13 @@ func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice,
 }
 
 // ownBundle reports whether the bundle is one of psi's own.
-func ownBundle(spec *specs.Spec, rules Rules) (bool, error) {
+func ownBundle(spec *specs.Spec, counting []string) (bool, error) {
 	value, ok := spec.Annotations[IDsKey]
 	if !ok {
 		return false, nil
 	}
-	if !slices.Contains(rules.Annotations, IDsKey) {
-		return false, doesNotCount(IDsKey, rules)
+	if !slices.Contains(counting, IDsKey) {
+		return false, doesNotCount(IDsKey, counting)
 	}
 	if value != "auto" {
 		return false, fmt.Errorf("annotation %s %q: it is auto", IDsKey, value)
@@ -90,16 +91,16 @@ func ownBundle(spec *specs.Spec, rules Rules) (bool, error) {
 	return true, nil
 }
 
-func doesNotCount(key string, rules Rules) error {
-	return fmt.Errorf("annotation %s does not count on this host, where these do: [%s]: remove it, or list it in %s", key, strings.Join(rules.Annotations, " "), ConfigFile)
+func doesNotCount(key string, counting []string) error {
+	return fmt.Errorf("annotation %s does not count on this host, where these do: [%s]: remove it, or list it in %s", key, strings.Join(counting, " "), ConfigFile)
 }
 
 // annotated returns the policy that the container brings, and where it was.
-func annotated(spec *specs.Spec, rules Rules, lookup Lookup) (p *policy.Policy, key string, err error) {
-	if _, ok := spec.Annotations[PolicyKey]; ok && !slices.Contains(rules.Annotations, PolicyKey) {
-		return nil, "", doesNotCount(PolicyKey, rules)
+func annotated(spec *specs.Spec, counting []string, lookup Lookup) (p *policy.Policy, key string, err error) {
+	if _, ok := spec.Annotations[PolicyKey]; ok && !slices.Contains(counting, PolicyKey) {
+		return nil, "", doesNotCount(PolicyKey, counting)
 	}
-	for _, name := range rules.Annotations {
+	for _, name := range counting {
 		text, ok := spec.Annotations[name]
 		if !ok || name == IDsKey {
 			continue

@@ -37,8 +37,8 @@ var allowed = map[string][]string{
 	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
 		"pkg/policy"},
 	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},
-	"cmd/psi-runtime": {"internal/attend", "internal/container", "internal/endpoint", "internal/enforce", "internal/install",
-		"pkg/bundle", "pkg/policy", "rootfs"},
+	"cmd/psi-runtime": {"internal/attend", "internal/confine", "internal/container", "internal/endpoint", "internal/enforce",
+		"internal/engine", "internal/install", "pkg/bundle", "pkg/policy", "rootfs"},
 }
 
 func TestImportsPointDown(t *testing.T) {

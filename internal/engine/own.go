@@ -1,0 +1,52 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// Own reports what holds the rules of a bundle of psi's own. network says why eBPF
+// programs cannot hold network rules here; nil if they can.
+func Own(p policy.Policy, network error) []Enforcement {
+	n := &narrowing{policy: p}
+	l := p.Limits()
+	n.holds("mem: "+size(l.Mem), "memory cgroup")
+	n.holds(fmt.Sprintf("cpu: %g", l.CPU), "cpu cgroup")
+	n.holds(fmt.Sprintf("pids: %d", l.PIDs), "pids cgroup")
+	n.holds(fmt.Sprintf("open_files: %d", l.OpenFiles), "RLIMIT_NOFILE")
+	n.clocks()
+	n.holds("tmp: "+size(l.Tmp), "tmpfs size")
+	by := "empty network namespace, cgroup eBPF"
+	if network != nil {
+		by = "empty network namespace only: " + network.Error()
+	}
+	if len(p.TCP()) == 0 {
+		n.holds("tcp: []", "%s", by)
+	}
+	for _, e := range p.TCP() {
+		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: "tcp: " + e.String(), By: "proxy, " + by, Missing: network != nil})
+	}
+	for _, r := range p.FS() {
+		n.holds(fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern), "mounts, made when the bundle was")
+	}
+	n.holds("system calls", "seccomp filter: CPython's list")
+	const agent = "the guest's agent"
+	n.holds("message: "+size(l.Message), agent)
+	n.holds("output: "+size(l.Output), agent)
+	if modules, limited := p.Imports(); limited {
+		n.holds(fmt.Sprintf("imports: %v", modules), agent)
+	}
+	return n.out.Enforced
+}
+
+// clocks reports the limits that somebody on the host has to watch.
+func (n *narrowing) clocks() {
+	l := n.policy.Limits()
+	if l.CPUTime > 0 {
+		n.holds(fmt.Sprintf("cpu_ms: %d", l.CPUTime.Milliseconds()), "psi-runtime attend")
+	}
+	if l.Wall > 0 {
+		n.holds(fmt.Sprintf("wall_ms: %d", l.Wall.Milliseconds()), "psi-runtime attend")
+	}
+}
