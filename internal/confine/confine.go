@@ -16,6 +16,8 @@ import (
 type Confinement struct {
 	// Filters are seccomp programs as [Compile] makes them, put on in this order.
 	Filters [][]byte
+	// Guard, if not nil, lists what psi-init has and the program must not get.
+	Guard *Guard
 	// Domain lists all that may be done with files; nil is no Landlock domain.
 	Domain []Rule
 }
@@ -26,7 +28,7 @@ func (c Confinement) None() bool { return len(c.Filters) == 0 && c.Domain == nil
 // Calls are the system calls that psi-init needs: a seccomp filter that is on
 // already has to allow them.
 func (c Confinement) Calls() []string {
-	calls := []string{"mmap", "close", "prctl", "execve"}
+	calls := []string{"mmap", "close", "prctl", "execve", "capget", "capset"} // the last two for Guard
 	if len(c.Filters) > 0 {
 		calls = append(calls, "seccomp")
 	}
@@ -65,6 +67,7 @@ const (
 	orderRule
 	orderRestrict
 	orderFilter
+	orderGuard
 )
 
 // orders writes what psi-init is to do. The domain comes first: a filter may forbid
@@ -77,6 +80,10 @@ func (c Confinement) orders() ([]byte, error) {
 		b.Write(binary.LittleEndian.AppendUint64(header, access))
 		b.Write(data)
 		b.Write(make([]byte, -len(data)&7))
+	}
+	if c.Guard != nil {
+		inheritable, bounding, permitted := c.Guard.bits()
+		order(orderGuard, inheritable, binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, bounding), permitted))
 	}
 	if c.Domain != nil {
 		abi, err := LandlockABI()

@@ -16,6 +16,9 @@
 //             through a symbolic link, is not allowed
 //   RESTRICT  put the domain on
 //   FILTER    put the seccomp filter in data on
+//   GUARD     give capabilities up: `access` are not inherited any more, the first mask in data is taken
+//             out of the bounding set and the second out of what is permitted. psi-init has one more than any other process of the container, and so none of
+//             them can trace it and take its place before it is confined. It goes with the exec
 //
 // It fails closed: whatever cannot be done ends it with a line on stderr and 125, 126 if the program
 // cannot be executed, or 127 if there is none (as env and podman do). There is no C library, because
@@ -23,6 +26,7 @@
 // left open. What it reads was written by psi-runtime and sealed; the paths are the container's own.
 
 #include <asm/unistd.h>
+#include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/filter.h>
@@ -37,7 +41,7 @@ typedef unsigned long u64;
 
 #define PATH_SIZE 4096
 
-enum { DOMAIN = 1, RULE = 2, RESTRICT = 3, FILTER = 4 };
+enum { DOMAIN = 1, RULE = 2, RESTRICT = 3, FILTER = 4, GUARD = 5 };
 
 // What can be allowed on something that is no directory; the rest is refused there (EINVAL).
 #define FILE_ACCESS (1UL << 0 | 1UL << 1 | 1UL << 2 | 1UL << 14 | 1UL << 15)
@@ -195,6 +199,40 @@ static void filter(struct order *o)
 		fail("putting the seccomp filter on", error);
 }
 
+// drop takes capabilities out of the bounding and the inheritable set, and with that out of the
+// ambient one, and others out of the permitted set: see GUARD.
+static void drop(u64 inheritable, struct order *o)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+	u64 *sets = (u64 *)o->data, bounding, permitted;
+	long error;
+
+	if (o->size != 2 * sizeof(u64))
+		fail("no capabilities", 0);
+	bounding = sets[0];
+	permitted = sets[1];
+	// CAP_SETPCAP, with which this is done, comes before the guard, so go from the top.
+	for (int bit = 63; bit >= 0; bit--) {
+		if (!(bounding >> bit & 1))
+			continue;
+		error = call(__NR_prctl, PR_CAPBSET_DROP, bit);
+		if (error < 0)
+			fail("dropping a capability", error);
+	}
+	error = call(__NR_capget, &header, data);
+	if (error < 0)
+		fail("reading the capabilities", error);
+	for (int i = 0; i < 2; i++) {
+		data[i].inheritable &= ~(u32)(inheritable >> 32 * i);
+		data[i].permitted &= ~(u32)(permitted >> 32 * i);
+		data[i].effective &= data[i].permitted;
+	}
+	error = call(__NR_capset, &header, data);
+	if (error < 0)
+		fail("setting the capabilities", error);
+}
+
 // obey follows the orders from at to end.
 static void obey(char *at, char *end, char *path)
 {
@@ -214,6 +252,9 @@ static void obey(char *at, char *end, char *path)
 			break;
 		case RULE:
 			allow(ruleset, o, path);
+			break;
+		case GUARD:
+			drop(o->access, o);
 			break;
 		case RESTRICT:
 			error = call(__NR_landlock_restrict_self, ruleset);

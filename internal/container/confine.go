@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 
 	"github.com/psi-runtime/psi/internal/confine"
 )
@@ -15,12 +16,10 @@ import (
 // them once the process has been started.
 func (c *Container) wrap(p *libcontainer.Process, inner *confine.Confinement) (files []*os.File, err error) {
 	if inner != nil {
-		args, f, err := inner.Wrap(p.Args, 3+len(p.ExtraFiles))
+		f, err := c.wrapInner(p, *inner)
 		if err != nil {
 			return nil, err
 		}
-		p.Args = args
-		p.ExtraFiles = append(slices.Clone(p.ExtraFiles), f)
 		files = append(files, f)
 	}
 	if c.entry.Late != nil {
@@ -32,6 +31,31 @@ func (c *Container) wrap(p *libcontainer.Process, inner *confine.Confinement) (f
 		files = append(files, more...)
 	}
 	return files, nil
+}
+
+// wrapInner has the process start as psi-init, with one capability more than the
+// container's other processes, so that none of them can trace it.
+func (c *Container) wrapInner(p *libcontainer.Process, what confine.Confinement) (*os.File, error) {
+	own := p.Capabilities
+	if own == nil {
+		own = c.lc.Config().Capabilities
+	}
+	if own == nil {
+		own = &configs.Capabilities{}
+	}
+	what.Guard = confine.NewGuard(own.Inheritable, own.Bounding, own.Permitted)
+	args, f, err := what.Wrap(p.Args, 3+len(p.ExtraFiles))
+	if err != nil {
+		return nil, err
+	}
+	p.Args = args
+	p.ExtraFiles = append(slices.Clone(p.ExtraFiles), f)
+	with := what.Guard.With
+	p.Capabilities = &configs.Capabilities{
+		Bounding: with(own.Bounding), Effective: with(own.Effective), Inheritable: with(own.Inheritable),
+		Permitted: with(own.Permitted), Ambient: with(own.Ambient),
+	}
+	return f, nil
 }
 
 // checkWrapped refuses a /proc in the container through which something else than

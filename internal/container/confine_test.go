@@ -1,6 +1,8 @@
 package container
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -30,13 +32,18 @@ func filtered(t *testing.T) *confine.Confinement {
 
 const filterShows = "cd /tmp; cat /proc/self/status; ls -l /proc/self/fd; exit 3"
 
-func checkFiltered(t *testing.T, out string, status ExitStatus) {
+func checkFiltered(t *testing.T, out string, status ExitStatus, caps map[string]string) {
 	t.Helper()
 	if status.Code != 3 || !strings.Contains(out, "cd: can't cd to /tmp") || !strings.Contains(out, "NoNewPrivs:\t1") {
 		t.Errorf("status %+v, output %q", status, out)
 	}
 	if strings.Contains(out, "psi-init") || strings.Contains(out, "memfd") {
 		t.Errorf("psi-init is left: %s", out)
+	}
+	for _, set := range []string{"Inh", "Prm", "Eff", "Bnd", "Amb"} {
+		if !strings.Contains(out, "Cap"+set+":\t0000000000000"+cmp.Or(caps[set], "000")+"\n") {
+			t.Errorf("Cap%s is not %q: %s", set, caps[set], out)
+		}
 	}
 }
 
@@ -62,7 +69,7 @@ func TestConfined(t *testing.T) {
 				if script != filterShows {
 					line(t, r)
 					out, status := execOutput(t, c, ProcessOptions{Process: process(filterShows), Confine: filtered(t)})
-					checkFiltered(t, out, status)
+					checkFiltered(t, out, status, nil)
 					continue
 				}
 				out, err := io.ReadAll(r)
@@ -73,9 +80,74 @@ func TestConfined(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				checkFiltered(t, string(out), status)
+				checkFiltered(t, string(out), status, nil)
 			}
 		})
+	}
+}
+
+// The program has the capabilities that its process names, and not psi-init's.
+func TestConfinedCapabilities(t *testing.T) {
+	f := newFixture(t)
+	c, r := f.start(plainSpec("echo up; sleep 1000"))
+	line(t, r)
+	for name, tc := range map[string]struct {
+		uid  uint32
+		caps specs.LinuxCapabilities
+		want map[string]string
+	}{
+		"root with setpcap": {0, specs.LinuxCapabilities{Bounding: []string{"CAP_SETPCAP", "CAP_KILL"}, Permitted: []string{"CAP_SETPCAP"}, Effective: []string{"CAP_SETPCAP"}},
+			map[string]string{"Prm": "100", "Eff": "100", "Bnd": "120"}},
+		// no_new_privs: what was not permitted before the exec is not after it.
+		"root, bounded":   {0, specs.LinuxCapabilities{Bounding: []string{"CAP_KILL", "CAP_SETPCAP"}}, map[string]string{"Bnd": "120"}},
+		"root without":    {0, specs.LinuxCapabilities{Bounding: []string{"CAP_KILL"}, Permitted: []string{"CAP_KILL"}}, map[string]string{"Prm": "020", "Eff": "020", "Bnd": "020"}},
+		"user":            {7, specs.LinuxCapabilities{Bounding: []string{"CAP_KILL", "CAP_SETPCAP"}}, map[string]string{"Bnd": "120"}},
+		"user with all":   {7, specs.LinuxCapabilities{Bounding: []string{"CAP_SETPCAP"}, Permitted: []string{"CAP_SETPCAP"}, Inheritable: []string{"CAP_SETPCAP"}, Ambient: []string{"CAP_SETPCAP"}}, map[string]string{"Inh": "100", "Prm": "100", "Eff": "100", "Bnd": "100", "Amb": "100"}},
+		"user, guard too": {7, specs.LinuxCapabilities{Bounding: []string{"CAP_BLOCK_SUSPEND"}, Permitted: []string{"CAP_BLOCK_SUSPEND"}}, nil},
+	} {
+		p := process(filterShows)
+		p.User.UID, p.Capabilities = tc.uid, &tc.caps
+		out, status := execOutput(t, c, ProcessOptions{Process: p, Confine: filtered(t)})
+		if t.Run(name, func(t *testing.T) { checkFiltered(t, out, status, tc.want) }); t.Failed() {
+			break
+		}
+	}
+}
+
+// A process of the container that waits for psi-init, to trace it before it has put
+// the confinement on, is refused: psi-init has a capability that it lacks. So many rules
+// take psi-init some time.
+func TestNobodyTracesPsiInit(t *testing.T) {
+	if _, err := confine.LandlockABI(); err != nil {
+		t.Skip("needs Landlock: ", err)
+	}
+	f := newFixture(t)
+	caps := &specs.LinuxCapabilities{
+		Bounding: []string{"CAP_DAC_OVERRIDE", "CAP_SETPCAP"}, Permitted: []string{"CAP_DAC_OVERRIDE", "CAP_SETPCAP"}, Effective: []string{"CAP_DAC_OVERRIDE", "CAP_SETPCAP"},
+	}
+	s := plainSpec(`echo up; sleep 1000 & while :; do for p in /proc/[0-9]*; do
+read name < $p/comm; case $name in 3|sleep) if (: <> $p/mem) 2>/dev/null; then echo $name open; else echo $name closed; fi;; esac; done; done`)
+	s.Process.Capabilities = caps
+	c, r := f.start(s)
+	line(t, r)
+	slow := confine.Confinement{}
+	for range 50000 {
+		slow.Domain = append(slow.Domain, confine.Rule{Access: confine.Full, Path: "/"})
+	}
+	p := process("exit 3")
+	p.Capabilities = caps
+	if _, status := execOutput(t, c, ProcessOptions{Process: p, Confine: &slow}); status.Code != 3 {
+		t.Fatalf("%+v", status)
+	}
+	seen := map[string]int{}
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		seen[lines.Text()]++
+		if seen["sleep open"] > 10000 || seen["3 closed"] > 0 {
+			break
+		}
+	}
+	if seen["3 open"] > 0 || seen["3 closed"] == 0 || seen["sleep open"] == 0 {
+		t.Errorf("%v", seen)
 	}
 }
 

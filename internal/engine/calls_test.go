@@ -15,7 +15,7 @@ func strict(more ...specs.LinuxSyscall) *specs.LinuxSeccomp {
 	return &specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86_64, specs.ArchX86},
 		Syscalls: append([]specs.LinuxSyscall{
-			{Names: []string{"mmap", "close", "prctl", "seccomp", "execve", "read", "openat", "statx", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}, Action: specs.ActAllow},
+			{Names: []string{"mmap", "close", "prctl", "seccomp", "capget", "capset", "execve", "read", "openat", "statx", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}, Action: specs.ActAllow},
 			{Names: []string{"clone"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 0, Op: specs.OpMaskedEqual, Value: 0x7e020000, ValueTwo: 0}}},
 			{Names: []string{"socket"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 0, Op: specs.OpLessEqual, Value: unix.AF_INET}}},
 		}, more...),
