@@ -1,19 +1,20 @@
 // Package bpf holds psi's eBPF programs as C, and as the Go that bpf2go makes of
 // them: the object file embedded, and its maps and programs by name.
 //
-//	net.bpf.c   the network policy of a guest, attached to its cgroup
-//	events.h    how a denial becomes an event, for every program that denies
+//	net.bpf.c    the network policy of a guest, attached to its cgroup
+//	events.h     how a denial becomes an event, for every program that denies
+//	path.h       the automaton that decides about paths
+//	match.bpf.c  the same, as a program for tests
 //
 // The programs decide nothing by themselves. Their tables are written by
 // internal/enforce, the only package that imports this one; read its comment
-// for how a policy gets into the kernel, and net.bpf.c for what the kernel then
+// for how a policy gets into the kernel, and the C files for what the kernel then
 // does with it.
 //
 // The generated files are committed, so that building psi needs no clang.
 // `go generate ./bpf` makes them again (Debian: clang, llvm, libbpf-dev), and CI
-// fails when the result differs. They need no kernel types: only the user API
-// headers are included, no relocation is made, and one object serves every
-// little-endian machine from Linux 5.15 on.
+// fails when the result differs. One object serves every little-endian machine.
 package bpf
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type endpoint -type event -type account -go-package bpf Net net.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type path_question -go-package bpf Match match.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu

@@ -40,18 +40,18 @@ func CompileGlobs(rules []FSRule) (*Automaton, error) {
 			return nil, err
 		}
 	}
-	a, err := compileGlobs(rules)
+	a, err := compileGlobs(rules, plainMeanings(rules))
 	if err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-func compileGlobs(rules []FSRule) (*Automaton, *Error) {
+func compileGlobs(rules []FSRule, meanings []meaning) (*Automaton, *Error) {
 	if len(rules) == 0 {
 		return &Automaton{Width: 2, Table: make([]uint16, 2)}, nil
 	}
-	n := newNFA(rules)
+	n := newNFA(rules, meanings)
 	d, err := n.determinise()
 	if err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func (a *Automaton) Decide(path string) Access {
 // table writes a minimal automaton out.
 func (d *dfa) table(classes [256]uint8, width int) (*Automaton, *Error) {
 	states := len(d.verdicts) + 1
-	if states > maxStates || 2*states*(width+1) > maxTable {
+	if states > maxStates || 2*states*(width+2) > maxTable { // the kernel adds a column
 		return nil, d.explosion(fmt.Sprintf("%d states in %d bytes", states, 2*states*(width+1)))
 	}
 	a := &Automaton{Classes: classes, Width: width + 1, Start: uint16(d.start + 1), Table: make([]uint16, states*(width+1))}

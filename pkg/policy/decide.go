@@ -14,6 +14,8 @@ const (
 	MayRead  Access = 1 << iota // a read or write rule matches, and no deny rule
 	MayWrite                    // a write rule matches, and no deny rule; never without MayRead
 	Denied                      // a deny rule matches, the path or a directory above it; never with another
+	MayExecute                  // a part of the guest's own root that may be executed; see [CompileGuest]
+	Own                         // a place of the guest's own, which leads to nobody else; see [CompileGuest]
 )
 
 // String says what may be done: "read", "read and write", "denied" or "unmatched".
@@ -23,6 +25,8 @@ func (a Access) String() string {
 		return "denied"
 	case a&MayWrite != 0:
 		return "read and write"
+	case a&MayExecute != 0:
+		return "read and execute"
 	case a&MayRead != 0:
 		return "read"
 	}

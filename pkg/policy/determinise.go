@@ -106,7 +106,7 @@ func (s *subsets) number(list []uint32) int32 {
 	s.numbers[string(s.key)] = state
 	s.members = append(s.members, list...)
 	s.ends = append(s.ends, len(s.members))
-	var verdict Access
+	var meaning meaning
 	last := int32(-1)
 	for _, p := range list {
 		rule := s.steps[p].rule
@@ -115,13 +115,10 @@ func (s *subsets) number(list []uint32) int32 {
 			last = rule
 		}
 		if s.steps[p].accept {
-			verdict |= s.rules[rule].access()
+			meaning |= s.meanings[rule]
 		}
 	}
-	if verdict&Denied != 0 {
-		verdict = Denied
-	}
-	s.verdicts = append(s.verdicts, verdict)
+	s.verdicts = append(s.verdicts, meaning.verdict())
 	return state
 }
 

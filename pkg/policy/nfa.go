@@ -29,6 +29,8 @@ type nfa struct {
 	steps   []spot    // by number; 0 stands for nowhere
 	starts  []uint32
 	rules   []FSRule
+	// by rule: what it says about the paths that it matches
+	meanings []meaning
 }
 
 // spot is one position in one pattern.
@@ -63,18 +65,22 @@ type nfaBuilder struct {
 	numbers map[byteSet]int32
 }
 
-func newNFA(rules []FSRule) *nfa {
+func newNFA(rules []FSRule, meanings []meaning) *nfa {
+	type same struct {
+		FSRule
+		meaning
+	}
 	b := &nfaBuilder{numbers: make(map[byteSet]int32)}
 	b.steps = append(b.steps, spot{rule: -1, set: -1, loop: -1})
 	b.set(notSlash()) // number 0
-	seen := make(map[FSRule]bool, len(rules))
+	seen := make(map[same]bool, len(rules))
 	for i, r := range rules {
-		if !seen[r] {
-			seen[r] = true
+		if key := (same{r, meanings[i]}); !seen[key] {
+			seen[key] = true
 			b.pattern(int32(i), r)
 		}
 	}
-	n := &nfa{steps: b.steps, starts: b.starts, rules: rules}
+	n := &nfa{steps: b.steps, starts: b.starts, rules: rules, meanings: meanings}
 	n.classify(b.sets)
 	return n
 }

@@ -1,0 +1,154 @@
+package enforce
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// Verdict bits beside those of [policy.Access]; path.h has the same.
+const (
+	mayList = 32 // a directory on the way to something that may be read
+	mayMove = 64 // a directory with nothing below it that may not be written
+)
+
+// headSize is the size of struct table_head of path.h.
+const headSize = 8 + 256
+
+// tableSizes are the entries that a table of path.h can have, by its size number.
+func tableSizes() []int { return []int{1 << 13, 1 << 16, 1 << 19, 1 << 23} }
+
+// pathTable is an automaton in the layout of path.h.
+type pathTable struct {
+	id   [16]byte // digest of what follows: equal rules have one table
+	size uint32   // index in tableSizes
+	data []byte
+}
+
+// newPathTable lays an automaton out for the kernel: byte 0 leads from each state
+// to itself, so that the matcher can begin early, and the verdicts of directories
+// say what they lead to.
+func newPathTable(a *policy.Automaton) (pathTable, error) {
+	states, width := a.States(), a.Width+1
+	var t pathTable
+	for ; t.size < uint32(len(tableSizes())) && states*width > tableSizes()[t.size]; t.size++ {
+	}
+	if t.size == uint32(len(tableSizes())) {
+		return t, fmt.Errorf("an automaton of %d states is larger than the kernel's tables", states)
+	}
+	t.data = make([]byte, headSize+2*tableSizes()[t.size])
+	put := func(at int, v uint16) { binary.NativeEndian.PutUint16(t.data[at:], v) }
+	leads, blocked := reach(a)
+	put(0, a.Start)
+	put(2, uint16(width))
+	root := a.Step(a.Start, '/')
+	verdict := uint16(a.Verdict(root))
+	if leads.inside[root] {
+		verdict |= mayList
+	}
+	put(4, verdict)
+	copy(t.data[8:], a.Classes[:])
+	t.data[8] = uint8(a.Width - 1)
+	for s := range states {
+		row := headSize + 2*s*width
+		for class := range a.Width - 1 {
+			put(row+2*class, a.Table[s*a.Width+class])
+		}
+		put(row+2*(a.Width-1), uint16(s))
+		verdict, below := uint16(a.Verdict(uint16(s))), a.Step(uint16(s), '/')
+		if leads.inside[below] && verdict&uint16(policy.Denied) == 0 {
+			verdict |= mayList
+		}
+		if verdict&uint16(policy.MayWrite) != 0 && !blocked.inside[below] {
+			verdict |= mayMove
+		}
+		put(row+2*(width-1), verdict)
+	}
+	digest := sha256.Sum256(t.data)
+	copy(t.id[:], digest[:])
+	return t, nil
+}
+
+// reachable says for each state of an automaton whether a path of some kind ends
+// in it or in a state that it leads to; inside is for a path that has just had a
+// slash, and so cannot end there or have another.
+type reachable struct{ here, inside []bool }
+
+// reach finds the states that lead to paths which may be read, and to paths which
+// may not be written. It walks the edges backwards.
+func reach(a *policy.Automaton) (leads, blocked reachable) {
+	states, slash := a.States(), int(a.Classes['/'])
+	first := make([]int32, states+1) // of the edges into each state
+	each := func(do func(from, class, to int)) {
+		for s := range states {
+			for class := range a.Width - 1 {
+				if to := int(a.Table[s*a.Width+class]); to != 0 {
+					do(s, class, to)
+				}
+			}
+		}
+	}
+	each(func(_, _, to int) { first[to+1]++ })
+	for s := range states {
+		first[s+1] += first[s]
+	}
+	next, from := append([]int32{}, first...), make([]int32, first[states])
+	each(func(s, class, to int) {
+		from[next[to]] = int32(s) << 1
+		if class == slash {
+			from[next[to]] |= 1
+		}
+		next[to]++
+	})
+	spread := func(r reachable, work []int32) reachable {
+		for len(work) > 0 {
+			node := work[len(work)-1] // state, and whether it is the one inside
+			work = work[:len(work)-1]
+			to, inside := node>>1, node&1
+			for _, edge := range from[first[to]:first[to+1]] {
+				s, bySlash := edge>>1, edge&1
+				if bySlash != inside {
+					continue
+				}
+				if !r.here[s] {
+					r.here[s] = true
+					work = append(work, s<<1)
+				}
+				if bySlash == 0 && !r.inside[s] {
+					r.inside[s] = true
+					work = append(work, s<<1|1)
+				}
+			}
+		}
+		return r
+	}
+	leads, blocked = newReachable(states), newReachable(states)
+	var open, closed []int32
+	for s := range states {
+		verdict := a.Verdict(uint16(s))
+		if verdict&policy.MayRead != 0 {
+			leads.here[s] = true
+			open = append(open, int32(s)<<1)
+		}
+		if verdict&policy.MayWrite == 0 {
+			blocked.here[s] = true
+			closed = append(closed, int32(s)<<1)
+		}
+		for class := range a.Width - 1 { // what no rule matches may not be written
+			if a.Table[s*a.Width+class] == 0 {
+				blocked.here[s], blocked.inside[s] = true, blocked.inside[s] || class != slash
+				closed = append(closed, int32(s)<<1)
+				if class != slash {
+					closed = append(closed, int32(s)<<1|1)
+				}
+			}
+		}
+	}
+	return spread(leads, open), spread(blocked, closed)
+}
+
+func newReachable(states int) reachable {
+	return reachable{make([]bool, states), make([]bool, states)}
+}
