@@ -3,6 +3,7 @@
 //
 //	net.bpf.c    the network policy of a guest, attached to its cgroup
 //	events.h     how a denial becomes an event, for every program that denies
+//	lsm.bpf.c    the file rules of guests, and what no guest may do (LSM hooks)
 //	path.h       the automaton that decides about paths
 //	match.bpf.c  the same, as a program for tests
 //
@@ -14,7 +15,10 @@
 // The generated files are committed, so that building psi needs no clang.
 // `go generate ./bpf` makes them again (Debian: clang, llvm, libbpf-dev), and CI
 // fails when the result differs. One object serves every little-endian machine.
+// The network programs need no kernel types and run from Linux 5.15 on; those of
+// lsm.bpf.c are relocated (CO-RE) when they are loaded, and need 6.1.
 package bpf
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type endpoint -type event -type account -go-package bpf Net net.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type depth_list -go-package bpf LSM lsm.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -D__TARGET_ARCH_x86 -I/usr/include/x86_64-linux-gnu
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type path_question -go-package bpf Match match.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu

@@ -11,11 +11,11 @@ type Access uint8
 
 // The parts of an [Access].
 const (
-	MayRead  Access = 1 << iota // a read or write rule matches, and no deny rule
-	MayWrite                    // a write rule matches, and no deny rule; never without MayRead
-	Denied                      // a deny rule matches, the path or a directory above it; never with another
-	MayExecute                  // a part of the guest's own root that may be executed; see [CompileGuest]
-	Own                         // a place of the guest's own, which leads to nobody else; see [CompileGuest]
+	MayRead    Access = 1 << iota // a read or write rule matches, and no deny rule
+	MayWrite                      // a write rule matches, and no deny rule; never without MayRead
+	Denied                        // a deny rule matches, the path or a directory above it; never with another
+	MayExecute                    // a part of the guest's own root that may be executed; see [CompileGuest]
+	Own                           // a place of the guest's own, which leads to nobody else; see [CompileGuest]
 )
 
 // String says what may be done: "read", "read and write", "denied" or "unmatched".

@@ -1,0 +1,4 @@
+package bpf
+
+// LSMObject is the object file that [LoadLSM] reads, to tell versions apart.
+func LSMObject() []byte { return _LSMBytes }

@@ -1,0 +1,140 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/psi-runtime/psi/bpf"
+)
+
+// manyTables is how many tables there may be before those that no guest uses are
+// removed: each removal waits for the programs that run now.
+const manyTables = 64
+
+// addTable puts a table into the kernel unless it is there. The caller holds the lock.
+func (p *FilePrograms) addTable(t pathTable) error {
+	outer := p.outerMaps()[t.size]
+	var inner *ebpf.Map
+	if err := outer.Lookup(t.id, &inner); err == nil {
+		return inner.Close()
+	}
+	if n := countKeys[[16]byte](outer); n >= manyTables {
+		if err := p.sweepTables(); err != nil {
+			return err
+		}
+	}
+	return putTable(outer, t)
+}
+
+func (p *FilePrograms) outerMaps() []*ebpf.Map {
+	m := &p.maps
+	return []*ebpf.Map{m.TablesSmall, m.TablesMedium, m.TablesLarge, m.TablesHuge}
+}
+
+// sweepTables removes the tables that no guest uses. The caller holds the lock.
+func (p *FilePrograms) sweepTables() error {
+	used := make(map[[16]byte]bool)
+	var id uint64
+	var guest bpf.LSMGuest
+	for guests := p.maps.Guests.Iterate(); guests.Next(&id, &guest); {
+		used[guest.Table.Digest] = true
+	}
+	var errs []error
+	for _, outer := range p.outerMaps() {
+		for _, key := range keys[[16]byte](outer) {
+			if !used[key] {
+				errs = append(errs, ignoreMissing(outer.Delete(key)))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keys lists the keys of a map.
+func keys[K any](m *ebpf.Map) []K {
+	var out []K
+	var key K
+	err := m.NextKey(nil, &key)
+	for n := uint32(0); err == nil && n <= m.MaxEntries(); n++ {
+		out = append(out, key)
+		err = m.NextKey(key, &key)
+	}
+	return out
+}
+
+func countKeys[K any](m *ebpf.Map) int { return len(keys[K](m)) }
+
+// CollectFiles removes what killed processes left: guests whose cgroup is gone, and
+// every version of the programs that has no guest. It returns what it removed.
+// cgroup2 is any directory of that hierarchy.
+func CollectFiles(cgroup2 string) (removed []string, err error) {
+	if _, err := os.Stat(pinRoot); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	lock, err := lockPins()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	versions, err := os.ReadDir(pinRoot)
+	if err != nil {
+		return nil, fmt.Errorf("looking for pinned programs: %w", err)
+	}
+	left := 0
+	for _, v := range versions {
+		dir := filepath.Join(pinRoot, v.Name())
+		live, err := liveGuests(dir, cgroup2)
+		if err != nil {
+			return removed, err
+		}
+		if live > 0 {
+			left++
+			continue
+		}
+		if err := unpin(dir); err != nil {
+			return removed, err
+		}
+		removed = append(removed, dir)
+	}
+	if left == 0 {
+		err = os.Remove(pinRoot)
+	}
+	return removed, err
+}
+
+// liveGuests removes the guests of one version whose cgroup is gone, and counts
+// the others. Every version has a map "guests" with cgroup ids as keys.
+func liveGuests(dir, cgroup2 string) (int, error) {
+	guests, err := ebpf.LoadPinnedMap(filepath.Join(dir, "guests"), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil // somebody was killed while pinning
+	}
+	if err != nil {
+		return 0, fmt.Errorf("opening %s: %w", dir, err)
+	}
+	defer guests.Close()
+	hierarchy, err := os.Open(cgroup2)
+	if err != nil {
+		return 0, fmt.Errorf("opening the cgroup2 hierarchy: %w", err)
+	}
+	defer hierarchy.Close()
+	live := 0
+	for _, id := range keys[uint64](guests) {
+		there, err := cgroupExists(hierarchy, id)
+		if err != nil {
+			return 0, err
+		}
+		if there {
+			live++
+			continue
+		}
+		if err := ignoreMissing(guests.Delete(id)); err != nil {
+			return 0, fmt.Errorf("removing a guest that is gone from %s: %w", dir, err)
+		}
+	}
+	return live, nil
+}

@@ -1,0 +1,187 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/psi-runtime/psi/bpf"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// Files are what a guest may do with files: see [policy.CompileGuest].
+type Files struct {
+	Own            []policy.FSRule // about its own root
+	Rules          []policy.FSRule // of its policy
+	MountNamespace uint32          // inode number of the namespace in which the rules' paths are
+}
+
+// FileGuest is a cgroup whose processes are held to file rules, and to what no
+// guest may do. It is safe for use by several goroutines.
+type FileGuest struct {
+	programs *FilePrograms
+	cgroup   string
+	id       uint64
+
+	mu     sync.Mutex
+	past   uint64 // denials; kept for after Close
+	closed bool
+}
+
+// Attach holds every process of the cgroup2 directory cgroupDir, and of those below
+// it, to files. Processes whose program comes from outside of the mount namespace
+// (the runtime that makes a guest, or enters one) are held when they execute the
+// guest's program; so Attach may be called at any time before that.
+func (p *FilePrograms) Attach(cgroupDir string, files Files) (*FileGuest, error) {
+	dir, id, err := openCgroup2(cgroupDir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	levels, err := cgroupLevels(cgroupDir)
+	if err != nil {
+		return nil, err
+	}
+	g := &FileGuest{programs: p, cgroup: cgroupDir, id: id}
+	err = p.change(func() error {
+		if err := errors.Join(p.addLevels(levels), p.maps.Denied.Put(id, uint64(0))); err != nil {
+			return fmt.Errorf("attaching the file rules of cgroup %s: %w", cgroupDir, full(err, p.maps.Denied, "guests"))
+		}
+		if err := g.put(files); err != nil {
+			return errors.Join(err, p.maps.Denied.Delete(id))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// change runs do with the programs pinned and the lock held: nobody else adds a
+// guest, and nobody takes the programs away.
+func (p *FilePrograms) change(do func() error) error {
+	lock, err := lockPins()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, spec, err := embeddedLSM()
+	if err != nil {
+		return err
+	}
+	whole, err := p.whole(spec)
+	if err == nil && (!whole || !p.same()) {
+		// A collection has removed them since; perhaps somebody has loaded them again.
+		err = errors.Join(p.maps.Close(), p.open(spec))
+	}
+	if err != nil {
+		return err
+	}
+	return do()
+}
+
+// same reports whether the maps are those that are pinned.
+func (p *FilePrograms) same() bool {
+	pinned, err := ebpf.LoadPinnedMap(p.dir+"/guests", nil)
+	if err != nil {
+		return false
+	}
+	defer pinned.Close()
+	return mapID(pinned) == mapID(p.maps.Guests)
+}
+
+func mapID(m *ebpf.Map) ebpf.MapID {
+	info, err := m.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return id
+}
+
+func (p *FilePrograms) addLevels(mask uint32) error {
+	var now uint32
+	if err := p.maps.Levels.Lookup(uint32(0), &now); err != nil {
+		return err
+	}
+	if now|mask == now {
+		return nil
+	}
+	return p.maps.Levels.Put(uint32(0), now|mask)
+}
+
+// put makes files what the guest is held to, with one write. The caller holds the lock.
+func (g *FileGuest) put(files Files) error {
+	a, err := policy.CompileGuest(files.Own, files.Rules)
+	if err != nil {
+		return err
+	}
+	table, err := newPathTable(a)
+	if err != nil {
+		return err
+	}
+	if err := g.programs.addTable(table); err != nil {
+		return err
+	}
+	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace}
+	entry.Table.Digest = table.id
+	if err := g.programs.maps.Guests.Put(g.id, entry); err != nil {
+		return fmt.Errorf("setting the file rules of cgroup %s: %w", g.cgroup, full(err, g.programs.maps.Guests, "guests"))
+	}
+	return nil
+}
+
+// Update replaces the rules. Each call of the guest is decided by the old ones or
+// by the new ones. Files that are open, and mappings, stay.
+func (g *FileGuest) Update(files Files) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return fmt.Errorf("updating the file rules of cgroup %s: %w", g.cgroup, os.ErrClosed)
+	}
+	return g.programs.change(func() error { return g.put(files) })
+}
+
+// Denied returns how many operations of the guest were refused since Attach.
+func (g *FileGuest) Denied() (uint64, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.denied()
+}
+
+func (g *FileGuest) denied() (uint64, error) {
+	if g.closed {
+		return g.past, nil
+	}
+	var n uint64
+	if err := g.programs.maps.Denied.Lookup(g.id, &n); err != nil {
+		return 0, fmt.Errorf("reading the denials of cgroup %s: %w", g.cgroup, err)
+	}
+	return n, nil
+}
+
+// Close forgets the guest: what still runs in its cgroup is held to nothing, so
+// nothing may. Closing again does nothing.
+func (g *FileGuest) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil
+	}
+	g.past, _ = g.denied()
+	g.closed = true
+	return errors.Join(ignoreMissing(g.programs.maps.Guests.Delete(g.id)), ignoreMissing(g.programs.maps.Denied.Delete(g.id)))
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
