@@ -50,7 +50,7 @@ func (b *builder) addGraph(ctx context.Context) error {
 		g.Modules[name] = m
 	}
 	addUnseen(g.Modules)
-	g.Base = b.base(g.Modules)
+	g.Base = b.base(g)
 	data, err := g.Encode()
 	if err != nil {
 		return err

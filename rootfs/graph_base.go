@@ -58,22 +58,21 @@ func addLater(all map[string]modules.Module, name string, imports []string) {
 
 // base lists what a guest loads that imports nothing: what the interpreter has loaded
 // when a program begins and needs later, every encoding, and the agent with what its
-// functions load. It does without sockets and without a look at who makes processes
-// where these modules are not part of the interpreter (agent/ends.py, orphans.py).
-func (b *builder) base(all map[string]modules.Module) []string {
+// functions load, as far as it is harmless. So the agent does without _socket where that
+// is not part of the interpreter, and before Python 3.11, whose uuid loads subprocess,
+// without UUID values.
+func (b *builder) base(g *modules.Graph) []string {
 	names := append(interpreterNeeds(), b.python.Loaded...)
-	for name, m := range all {
+	for name, m := range g.Modules {
 		switch {
 		case strings.HasPrefix(name, "encodings."):
 			names = append(names, name)
 		case name == agentPackage || strings.HasPrefix(name, agentPackage+"."):
-			names = append(append(names, name), m.Later...)
+			names = append(names, name)
+			names = append(names, slices.DeleteFunc(slices.Clone(m.Later), func(later string) bool { return !g.Harmless(later) })...)
 		}
 	}
-	names = slices.DeleteFunc(names, func(name string) bool {
-		m, known := all[name]
-		return !known || m.File != "" && (name == "_socket" || name == "_posixsubprocess")
-	})
+	names = slices.DeleteFunc(names, func(name string) bool { _, known := g.Modules[name]; return !known })
 	slices.Sort(names)
 	return slices.Compact(names)
 }

@@ -198,7 +198,7 @@ func explainImport(p policy.Policy, target, module string) (answer, error) {
 	}
 	allowed, by := p.DecideImport(module)
 	a := answer{Target: target, Allowed: allowed, Rules: []string{},
-		Mechanism: "the import hook of the guest's agent, which keeps honest code to the list and is not a boundary"}
+		Mechanism: "the guest's root, in which the files of other modules are not, and the import hook of its agent, which says so"}
 	switch {
 	case by != "":
 		a.Rules = append(a.Rules, fmt.Sprintf("imports: [%s]", by))

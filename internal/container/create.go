@@ -51,6 +51,7 @@ type CreateOptions struct {
 
 	// For bundles with io.psi.ids=auto:
 	ClientUID, ClientGID int               // whose files idmapped mounts show
+	Layer                string            // laid over the root, see MountLayer; "" is none
 	RootFiles            map[string][]byte // written into the guest's own root, 0644
 	MountPoints          []MountPoint      // beside those that the spec's mounts need
 
@@ -158,8 +159,8 @@ func plan(o *CreateOptions) (*Container, error) {
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", o.ID, err)
 	}
-	if !auto && (len(o.RootFiles) > 0 || len(o.MountPoints) > 0) {
-		return nil, fmt.Errorf("container %s: files can be put into the root of a bundle with the annotation io.psi.ids=auto only", o.ID)
+	if !auto && (len(o.RootFiles) > 0 || len(o.MountPoints) > 0 || o.Layer != "") {
+		return nil, fmt.Errorf("container %s: files can be put into or hidden in the root of a bundle with the annotation io.psi.ids=auto only", o.ID)
 	}
 	if auto {
 		if err := insideBundle(o.Bundle, o.Spec.Root.Path); err != nil {
@@ -241,7 +242,11 @@ func (c *Container) makeRoot(o *CreateOptions) error {
 	}
 	uid := int(c.entry.IDs.First)
 	root := c.entry.Mounts
-	if err := mountRoot(root, c.spec.Root.Path, !c.spec.Root.Readonly, uid); err != nil {
+	lower := []string{c.spec.Root.Path}
+	if o.Layer != "" {
+		lower = []string{o.Layer, c.spec.Root.Path}
+	}
+	if err := mountRoot(root, lower, !c.spec.Root.Readonly, uid); err != nil {
 		return fmt.Errorf("container %s: making its root: %w", c.id, err)
 	}
 	points := append(missingMountPoints(c.spec.Mounts), o.MountPoints...)

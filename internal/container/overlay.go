@@ -29,9 +29,9 @@ const (
 	writableUpper = "mode=0711,size=64m,nr_inodes=32768"
 )
 
-// mountRoot mounts an overlay of lower on dir, which it makes. uid owns the top
-// directory if the guest may write there.
-func mountRoot(dir, lower string, writable bool, uid int) error {
+// mountRoot mounts an overlay of the directories in lower, the uppermost first, on dir,
+// which it makes. uid owns the top directory if the guest may write there.
+func mountRoot(dir string, lower []string, writable bool, uid int) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
 	}
@@ -43,28 +43,28 @@ func mountRoot(dir, lower string, writable bool, uid int) error {
 		return &os.PathError{Op: "mounting tmpfs on", Path: dir, Err: err}
 	}
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
-	var layers []*os.File
-	for _, path := range []string{lower, upper, work} {
-		if path != lower {
-			if err := mkdirMode(path, 0o755); err != nil {
-				return err
-			}
+	for _, path := range []string{upper, work} {
+		if err := mkdirMode(path, 0o755); err != nil {
+			return err
 		}
+	}
+	var layers []string
+	for _, path := range append([]string{upper, work}, lower...) {
 		f, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("opening a layer of the root: %w", err)
 		}
 		defer f.Close()
-		layers = append(layers, f)
+		layers = append(layers, fdPath(f))
 	}
 	if writable {
 		if err := os.Lchown(upper, uid, uid); err != nil {
 			return err
 		}
 	}
-	data := "lowerdir=" + fdPath(layers[0]) + ",upperdir=" + fdPath(layers[1]) + ",workdir=" + fdPath(layers[2]) + ",xino=off"
+	data := "lowerdir=" + strings.Join(layers[2:], ":") + ",upperdir=" + layers[0] + ",workdir=" + layers[1] + ",xino=off"
 	if err := unix.Mount("psi", dir, "overlay", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
-		return fmt.Errorf("mounting an overlay of %s: %w", lower, err)
+		return fmt.Errorf("mounting an overlay of %s: %w", strings.Join(lower, " over "), err)
 	}
 	return nil
 }

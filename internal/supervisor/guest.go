@@ -14,6 +14,7 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -54,6 +55,8 @@ type guest struct {
 	running   bool          // it was started; guarded by Supervisor.mu
 
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
+	root         bundle.RootfsInfo
+	layer        layer // over the root
 
 	container *container.Container
 	life      sync.RWMutex // held while container is used, exclusively while it is deleted

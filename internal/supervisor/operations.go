@@ -125,7 +125,7 @@ func (g *guest) enforced() []attend.Enforcement {
 		list = append(list, attend.Enforcement{Rule: "fs", By: note})
 	}
 	if _, limited := g.policy.Imports(); limited {
-		list = append(list, attend.Enforcement{Rule: "imports", By: "agent"})
+		list = append(list, attend.Enforcement{Rule: "imports", By: "files of other modules are not in the root"})
 	}
 	return append(list, g.attendant.Enforced()...)
 }

@@ -61,6 +61,13 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 		return nil, nil, err
 	}
 
+	// imports: what of the root the guest is not shown
+	var done func()
+	if g.layer, done, err = s.layers.use(s.place, p, g.root); err != nil {
+		return nil, nil, err
+	}
+	defer done()
+
 	// channel: one socket is both stdin and stdout
 	outside, inside, err := socketPair()
 	if err != nil {
@@ -85,7 +92,7 @@ func (s *Supervisor) compile(g *guest, view bundle.View, rootfs string) (*specs.
 	if err != nil {
 		return nil, err
 	}
-	g.view = view.Notes
+	g.root, g.view = root, view.Notes
 	spec, err := bundle.Compile(g.policy, root, view, bundle.Entry{})
 	if err != nil {
 		return nil, fmt.Errorf("compiling the policy: %w", err)
@@ -113,7 +120,7 @@ func (s *Supervisor) create(g *guest, spec *specs.Spec, stdio *os.File, undo *un
 		Root: s.owner.Dir(), ID: g.id, Bundle: spec.Root.Path, Spec: spec, Owner: s.owner,
 		Stdin: stdio, Stdout: stdio, Stderr: g.stderr,
 		ClientUID: int(g.client.peer.uid), ClientGID: int(g.client.peer.gid),
-		RootFiles: map[string][]byte{"/etc/hosts": attend.Hosts(g.policy)},
+		RootFiles: map[string][]byte{"/etc/hosts": attend.Hosts(g.policy)}, Layer: g.layer.mount,
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{OnEvent: g.attended, Programs: s.programs})

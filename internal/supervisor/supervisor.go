@@ -36,6 +36,7 @@ type Supervisor struct {
 	place    string            // private directory for the mounts of views
 	programs *enforce.Programs // shared by all guests; nil if this host has no eBPF
 	root     bundle.RootfsInfo // of Options.Rootfs; zero if it names none
+	layers   layers            // that hold import lists
 	removing chan struct{}     // a slot per guest being taken away
 	running  sync.WaitGroup    // guests whose removal has not ended
 	serving  sync.WaitGroup    // connections

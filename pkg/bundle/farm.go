@@ -7,14 +7,49 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/pkg/modules"
+	"github.com/psi-runtime/psi/pkg/policy"
 )
+
+// hiddenFiles lists what of a root the import list of a bundle's policy hides. It reads
+// the policy from the annotation, which is what the bundle will be held to.
+func hiddenFiles(spec *specs.Spec, r RootfsInfo) ([]string, error) {
+	text, ok := spec.Annotations[PolicyKey]
+	if !ok {
+		return nil, nil
+	}
+	p, err := policy.Parse([]byte(text), "annotation "+PolicyKey)
+	if err != nil {
+		return nil, err
+	}
+	return HiddenFiles(p, r)
+}
+
+// HiddenFiles lists what of a root filesystem is not shown to a guest whose policy limits
+// imports: files and whole directories, relative to it and sorted; nil if it does not.
+func HiddenFiles(p policy.Policy, r RootfsInfo) ([]string, error) {
+	allowed, limited := p.Imports()
+	if !limited {
+		return nil, nil
+	}
+	root := os.DirFS(r.Path)
+	graph, err := modules.Read(root)
+	if err != nil {
+		return nil, fmt.Errorf("holding the import list: %w", err)
+	}
+	return graph.Closure(allowed).Hidden(root)
+}
 
 // linkTree makes the tree at to look like the one at from: directories anew,
 // regular files as hard links, symbolic links as they are. A root of 2,000 files
 // takes some 20 ms this way, and no space. Nothing else belongs into a root filesystem.
-func linkTree(from, to string) error {
+// What hidden lists, relative to from, is left out.
+func linkTree(from, to string, hidden []string) error {
 	from, err := filepath.EvalSymlinks(from)
 	if err != nil {
 		return err
@@ -26,6 +61,12 @@ func linkTree(from, to string) error {
 		rel, err := filepath.Rel(from, path)
 		if err != nil {
 			return err
+		}
+		if _, hide := slices.BinarySearch(hidden, rel); hide {
+			if entry.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
 		}
 		return linkEntry(path, filepath.Join(to, rel), entry.Type())
 	})

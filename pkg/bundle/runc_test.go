@@ -47,6 +47,36 @@ func TestRuncStandardLibrary(t *testing.T) {
 	}
 }
 
+// TestRuncImports: of a policy that limits imports, the bundle holds the modules that are
+// needed, under any runtime.
+func TestRuncImports(t *testing.T) {
+	p, err := policy.Parse([]byte("imports: [json]"), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := guest{policy: p, script: `
+import json
+plain = __builtins__.__import__.__self__._import
+sys = plain("sys")
+ours = [each for each in sys.meta_path if type(each) is not type]
+sys.meta_path[:] = [each for each in sys.meta_path if type(each) is type]
+for name in "json.tool ctypes _ctypes subprocess socket ssl multiprocessing sqlite3".split():
+    try:
+        plain(name)
+        print(name)
+    except ModuleNotFoundError: pass
+sys.meta_path[:0] = ours
+try: import ctypes
+except ImportError as error: print(error)
+os = plain("os")
+print(os.path.exists("/usr/lib/python3.11/ctypes"), os.path.exists("/usr/lib/python3.11/json"))`}
+	want := "json.tool\nimport of 'ctypes' is not allowed: the sandbox's import list allows json; " +
+		"add 'ctypes' to the policy's imports (allow_import) or to allowed_imports\nFalse True"
+	if got := g.run(t).ok(t); got != want {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestRuncNumerics(t *testing.T) {
 	for _, cpu := range []float64{1, 1.5} {
 		limits := policy.Defaults().Limits()

@@ -20,7 +20,8 @@ const maxScript = 16 << 20
 // Write makes the bundle directory dir, which must not exist or be empty:
 //
 //	config.json   spec
-//	rootfs/       the files of r.Path as hard links (copies on another file system), and the mount points of v
+//	rootfs/       the files of r.Path as hard links (copies on another file system), and the mount points of v;
+//	              with an import list, only those that the allowed modules need
 //	entry.py      a copy of the script of e, if it has one
 //
 // Everything is readable for all users and dir is mode 0755, because the
@@ -80,7 +81,11 @@ func write(dir string, spec *specs.Spec, r RootfsInfo, v View, e Entry) error {
 			return fmt.Errorf("copying script: %w", err)
 		}
 	}
-	if err := linkTree(r.Path, filepath.Join(dir, rootDir)); err != nil {
+	hidden, err := hiddenFiles(spec, r)
+	if err != nil {
+		return err
+	}
+	if err := linkTree(r.Path, filepath.Join(dir, rootDir), hidden); err != nil {
 		return fmt.Errorf("linking root filesystem %q: %w", r.Path, err)
 	}
 	if err := makeMountPoints(filepath.Join(dir, rootDir), v); err != nil {

@@ -118,9 +118,15 @@ func (g *Graph) loadWithin(set map[string]bool, name string, may map[string]bool
 			return
 		}
 	}
-	for each := range loaded {
-		set[each] = true
-	}
+	maps.Copy(set, loaded)
+}
+
+// Harmless says whether loading a module brings in no module that reaches further than
+// Python and the system calls built into it do.
+func (g *Graph) Harmless(name string) bool {
+	loaded := map[string]bool{}
+	g.loadWithin(loaded, name, nil)
+	return loaded[name]
 }
 
 // closure gathers the files of a set of modules.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 )
 
 // Hidden lists what of a root file system is outside the closure, in the order of the
@@ -13,6 +14,7 @@ func (c *Closure) Hidden(root fs.FS) ([]string, error) {
 	if _, err := c.hide(root, ".", &hidden); err != nil {
 		return nil, fmt.Errorf("listing what the import list hides: %w", err)
 	}
+	slices.Sort(hidden) // "a.b" comes before "a/b", and after it in a walk
 	return hidden, nil
 }
 

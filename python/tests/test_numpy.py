@@ -165,6 +165,37 @@ class Numpy(GuestTest):
         with self.assertRaisesRegex(psi.GuestError, "DataFrame cannot cross"):
             sandbox.recv(timeout=60)
 
+    def test_an_import_list_with_numpy(self) -> None:
+        sandbox = self.spawn({"mem": "512MiB", "imports": ["numpy"]})
+        sandbox.exec(
+            "import numpy\n"
+            "a = numpy.arange(9.0).reshape(3, 3) + numpy.eye(3)\n"
+            "post(bool(numpy.allclose(numpy.linalg.inv(a) @ a, numpy.eye(3))))\n"
+            "post(numpy.random.default_rng(1).normal(size=3).shape)\n"
+            "post(numpy.fft.fft(numpy.ones(4)))\n"
+            "post(str(numpy.array(['2024-01-01'], 'M8[D]')[0]))\n"
+            "import numpy.polynomial, numpy.ma\n"
+            "post(float(numpy.polynomial.Polynomial([1, 2])(3)))\n"
+            "import pandas\n"
+        )
+        got = [sandbox.recv(timeout=60) for _ in range(5)]
+        self.assert_same(got.pop(2), numpy.array([4, 0, 0, 0], complex))
+        self.assertEqual(got, [True, (3,), "2024-01-01", 7.0])
+        with self.assertRaisesRegex(ImportError, "import of 'pandas' is not allowed.*list allows numpy"):
+            sandbox.recv(timeout=60)
+        sandbox = self.spawn({"mem": "512MiB", "imports": ["pandas"]})
+        sandbox.exec(
+            "import pandas\n"
+            "days = pandas.date_range('2024-01-01', periods=3, tz='Europe/Berlin')\n"
+            "frame = pandas.DataFrame({'at': days, 'x': [1.5, 2, None]})\n"
+            "post([str(frame['at'].dt.tz), frame.x.mean(), pandas.to_datetime('2024-03-01').month])\n"
+            "post(pandas.read_csv(__builtins__.open('/etc/passwd'), sep=':', header=None).shape[1])\n"
+            "post(frame.to_csv().count(','), )\n"
+            "post(frame.groupby(frame['at'].dt.day).x.sum().to_dict())\n"
+        )
+        got = [sandbox.recv(timeout=60) for _ in range(4)]
+        self.assertEqual(got, [["Europe/Berlin", 1.75, 3], 7, 8, {1: 1.5, 2: 2.0, 3: 0.0}])
+
     def test_a_lying_array_ends_the_guest(self) -> None:
         sandbox = self.spawn({"mem": "512MiB"})
         sandbox.exec("import sys; sys.modules['_psi.codec']._Writer.array = lambda s, n, a: ('<f8', [9], 'C', s.buffer(b''))")

@@ -1,0 +1,81 @@
+package container
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestLayer hides a program and a directory from a guest. It stays hidden when the layer
+// is taken away, and the guest can do nothing about it.
+func TestLayer(t *testing.T) {
+	f := newFixture(t)
+	layer := filepath.Join(filepath.Dir(testRoot), "layer-test")
+	if err := MountLayer(layer, testRoot, []string{"bin/id", "etc"}); err != nil {
+		t.Fatal(err)
+	}
+	mounted := true
+	defer func() {
+		if mounted {
+			UnmountLayer(layer)
+		}
+	}()
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(layer, "bin/id"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+		t.Errorf("no whiteout: %v %o %d", err, st.Mode, st.Rdev)
+	}
+	if err := os.Remove(filepath.Join(layer, "bin/id")); err == nil {
+		t.Error("a whiteout could be taken out of the layer")
+	}
+	o := f.options(autoSpec(`look() { ls -d /bin/id /etc /bin/cat; ls /bin; }
+look; read go; cat /bin/id; (echo x >/bin/id); (echo x >/etc/x); look; echo end; sleep 1000`))
+	o.Layer = layer
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, feed, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer feed.Close()
+	o.Stdin, o.Stdout = in, w
+	c := f.create(o)
+	w.Close()
+	in.Close()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	seen := ""
+	for !strings.HasSuffix(seen, "sleep") {
+		seen += " " + line(t, r)
+	}
+	if err := UnmountLayer(layer); err != nil {
+		t.Fatal(err)
+	}
+	mounted = false
+	feed.WriteString("\n")
+	for !strings.HasSuffix(seen, "end") {
+		seen += " " + line(t, r)
+	}
+	if want := strings.Repeat(" /bin/cat cat ls sh sleep", 2) + " end"; seen != want {
+		t.Errorf("the guest saw %q, want %q", seen, want)
+	}
+	if _, err := os.Lstat(layer); !os.IsNotExist(err) {
+		t.Errorf("the layer's directory is left: %v", err)
+	}
+}
+
+func TestLayerOfWhatIsNotThere(t *testing.T) {
+	layer := filepath.Join(filepath.Dir(testRoot), "layer-test")
+	if err := MountLayer(layer, testRoot, []string{"no/such/file"}); err == nil {
+		t.Fatal("a file in a directory that is not there was hidden")
+	}
+	if _, err := os.Lstat(layer); !os.IsNotExist(err) {
+		t.Errorf("the layer's directory is left: %v", err)
+	}
+}
