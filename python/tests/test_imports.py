@@ -31,6 +31,63 @@ def listing(directory):
 """
 LIBRARY = "/usr/lib/python3.11"
 
+# Every way that was thought of to a file of the root; each must find it in a guest that has it.
+WAYS = LOAD + """
+os, imp = plain("os"), plain("_imp")
+LIBRARY = "/usr/lib/python3.11"
+class Spec: pass
+def native(path):
+    spec = Spec()
+    spec.name, spec.origin = "_queue", path
+    return bool(imp.create_dynamic(spec))
+def by_descriptors(path):
+    at = os.open("/", os.O_PATH)
+    for part in path.strip("/").split("/"):
+        at = os.open(part, os.O_RDONLY, dir_fd=at)
+    return len(os.read(at, 10))
+def scan(path):
+    head, _, tail = path.rpartition("/")
+    return [e.name for e in os.scandir(head) if e.name == tail]
+def stepped(path):
+    os.chdir(os.path.dirname(path))
+    try:
+        return len(open(os.path.basename(path), "rb").read())
+    finally:
+        os.chdir("/")
+def ways(path, extension):
+    found = []
+    tries = {
+        "open": lambda: open(path, "rb").read(1),
+        "/proc/self/root": lambda: open("/proc/self/root" + path, "rb").read(1),
+        "/proc/1/root": lambda: open("/proc/1/root" + path, "rb").read(1),
+        "/proc/thread-self/cwd": lambda: open("/proc/thread-self/cwd" + path, "rb").read(1),
+        "dot dot": lambda: open("/usr/bin/../lib/./python3.11/../" + path[9:], "rb").read(1),
+        "descriptors": lambda: by_descriptors(path), "scandir": lambda: scan(path), "chdir": lambda: stepped(path),
+        "stat": lambda: os.lstat(path), "getxattr": lambda: os.listxattr(path) == [], "O_PATH": lambda: os.open(path, os.O_PATH),
+        "native": lambda: native(extension), "exec": lambda: os.access(extension, os.R_OK),
+    }
+    for name, attempt in tries.items():
+        try:
+            if attempt():
+                found.append(name)
+        except (OSError, ImportError):
+            pass
+    return found
+def changes():
+    found = []
+    for change in (
+        lambda: os.unlink(LIBRARY + "/subprocess.py"), lambda: os.rmdir(LIBRARY + "/ctypes"), lambda: os.rename(LIBRARY + "/os.py", LIBRARY + "/x.py"),
+        lambda: os.mkdir(LIBRARY + "/ctypes"), lambda: open(LIBRARY + "/subprocess.py", "w"), lambda: os.mknod(LIBRARY + "/subprocess.py"),
+        lambda: os.setxattr(LIBRARY, "trusted.overlay.opaque", b"n"), lambda: os.link("/tmp/x", LIBRARY + "/subprocess.py"),
+    ):
+        try:
+            change()
+            found.append("changed")
+        except OSError:
+            pass
+    return found
+"""
+
 
 class Imports(GuestTest):
     def test_math_and_nothing_else(self) -> None:
@@ -60,6 +117,16 @@ class Imports(GuestTest):
         sandbox.exec("import ctypes, subprocess, socket, ssl, multiprocessing, asyncio")
         sandbox.exec("post('here')")
         self.assertEqual(sandbox.recv(timeout=30), "here")
+
+    def test_other_ways_to_the_files(self) -> None:
+        source, extension = f"{LIBRARY}/subprocess.py", f"{LIBRARY}/lib-dynload/_queue.cpython-311-x86_64-linux-gnu.so"
+        sandbox, control = self.spawn({"imports": ["math"]}), self.spawn({"imports": ["subprocess", "queue"]})
+        for each in (sandbox, control):
+            each.exec(WAYS)
+        self.assertEqual(sandbox.call("ways", source, extension), [])
+        self.assertEqual(len(control.call("ways", source, extension)), 13)
+        self.assertEqual(sandbox.call("changes"), [])
+        self.assertEqual(sandbox.call("ways", source, extension), [])
 
     def test_what_allowed_modules_need_is_there(self) -> None:
         for names, code in (
