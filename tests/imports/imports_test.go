@@ -17,6 +17,7 @@ var allowed = map[string][]string{
 	"pkg/policy":            {},
 	"pkg/channel":           {},
 	"pkg/channel/agenttest": {},
+	"pkg/psi":               {"internal/control", "pkg/channel", "pkg/policy"},
 	"bpf":                   {},
 	"pkg/modules":           {},
 	"rootfs":                {"pkg/modules"},
@@ -37,6 +38,7 @@ var allowed = map[string][]string{
 	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
 		"pkg/policy"},
 	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},
+	"examples/go":  {"pkg/psi"},
 	"cmd/psi-runtime": {"internal/attend", "internal/confine", "internal/container", "internal/endpoint", "internal/enforce",
 		"internal/engine", "internal/install", "pkg/bundle", "pkg/policy", "rootfs"},
 }
