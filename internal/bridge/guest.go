@@ -47,9 +47,16 @@ func (g *guest) ask(cause, message string) {
 
 // wait reaps the command; when that has ended, so must the container.
 func (g *guest) wait(stderr *os.File) {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		g.stderr.drain(stderr)
+	}()
 	_ = g.cmd.Wait() // ProcessState says it
 	// What the command has started may hold its stderr open for ever.
 	_ = stderr.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	<-drained
+	stderr.Close()
 	close(g.left)
 	g.settle()
 }

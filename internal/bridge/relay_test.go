@@ -17,6 +17,22 @@ import (
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
+// deaf is a guest that hears neither the end of its channel nor SIGTERM. (In a post,
+// outside a try, it would.)
+const deaf = `
+import signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+said = False
+while True:
+    try:
+        if not said:
+            said = True
+            post(1)
+        time.sleep(1)
+    except BaseException:
+        pass
+`
+
 // relayed is a guest between two pipes.
 type relayed struct {
 	t    *testing.T
@@ -113,8 +129,7 @@ func TestRelayEndsWithItsClient(t *testing.T) {
 	leakcheck.Check(t)
 	r := relay(t, nil, words...)
 	r.next(channel.Ready)
-	// A guest that hears neither the end of its channel nor SIGTERM.
-	r.exec("import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\npost(1)\nwhile True:\n  try: time.sleep(1)\n  except BaseException: pass")
+	r.exec(deaf)
 	r.next(channel.GuestPost)
 	r.in.Close()
 	if code, err := r.end(); code != 0 || err != nil {
@@ -222,8 +237,7 @@ func TestKilledBridgeLeavesNothing(t *testing.T) {
 	}
 	// The end of its channel must not be what ends it.
 	var frames bytes.Buffer
-	channel.NewWriter(&frames).Write(channel.Frame{Type: channel.Exec, ID: 1, Payload: []byte(
-		"import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\npost(1)\nwhile True:\n  try: time.sleep(1)\n  except BaseException: pass")})
+	channel.NewWriter(&frames).Write(channel.Frame{Type: channel.Exec, ID: 1, Payload: []byte(deaf)})
 	stdin.Write(frames.Bytes())
 	if f, err := reader.Read(); err != nil || f.Type != channel.GuestPost {
 		t.Fatalf("the guest did not answer: %v, %v", f, err)

@@ -106,7 +106,6 @@ func (g *guest) run(inside *os.File) error {
 		read.Close()
 		return fmt.Errorf("starting %s: %w", g.b.command.engine(), err)
 	}
-	go g.stderr.drain(read)
 	go g.wait(read)
 	return nil
 }
