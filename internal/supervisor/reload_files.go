@@ -55,7 +55,7 @@ func (r *reloading) change(change container.Change) error {
 	change.ClientUID, change.ClientGID = int(who.uid), int(who.gid)
 	applied, err := r.g.container.Apply(change)
 	if errors.Is(err, container.ErrBusy) {
-		return fmt.Errorf("%w: %w: what it has open cannot be taken from it: have it close that, or end the guest", errPolicy, err)
+		return fmt.Errorf("%w: %w: have it close that, or end the guest", errPolicy, err)
 	}
 	if err != nil {
 		return err

@@ -23,7 +23,15 @@ from ._engine import EngineLike, engine_fields, engine_words
 from ._events import Event
 from ._request import PolicyLike, check_name, imports_field, policy_fields
 from ._supervisor import Supervision
-from .errors import CPUExceeded, GuestError, MemoryExceeded, PolicyError, SandboxError, TimeoutError
+from .errors import (
+    CPUExceeded,
+    GuestError,
+    MemoryExceeded,
+    PolicyAuthError,
+    PolicyError,
+    SandboxError,
+    TimeoutError,
+)
 from .policy import Policy
 from .sandbox import Sandbox, Stats
 
@@ -33,6 +41,7 @@ __all__ = [
     "GuestError",
     "MemoryExceeded",
     "Policy",
+    "PolicyAuthError",
     "PolicyError",
     "Sandbox",
     "SandboxError",

@@ -29,7 +29,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
-from .errors import PolicyError, SandboxError
+from .errors import PolicyAuthError, PolicyError, SandboxError
 
 VERSION = 1
 MAX_FRAME = 1 << 20
@@ -229,4 +229,5 @@ class Connection:
 
 def _error(error: Message) -> SandboxError:
     kind, text = error.get("kind"), str(error.get("message"))
-    return PolicyError(text) if kind == "policy" else SandboxError(text)
+    errors = {"policy": PolicyError, "auth": PolicyAuthError}
+    return errors.get(str(kind), SandboxError)(text)

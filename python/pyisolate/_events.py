@@ -7,13 +7,13 @@
             print(sandbox, event.details)
 
 ``ts`` is in seconds as ``time.time()``, ``sandbox`` the :class:`~pyisolate.sandbox.Sandbox` (``str()`` gives
-its name), ``event`` an :class:`Event`: a str equal to ``MEM_KILL``, ``CPU_THROTTLE``, ``POLICY_HOTLOAD`` or
-``BROKER_ERROR``, with ``details``.
+its name), ``event`` an :class:`Event`: a str equal to ``MEM_KILL``, ``CPU_THROTTLE``, ``POLICY_HOTLOAD``,
+``BROKER_ERROR`` or ``DENIED``, with ``details``.
 
 Each ``async for`` is a consumer of its own and gets every event from its start on; and it starts with
 the events that no consumer has had yet, so that none is lost by listening late. What nobody reads is
-bounded: beyond 4096 events the oldest CPU_THROTTLE go first, then the oldest of the others; MEM_KILL,
-of which there is at most one for each sandbox, only beyond 65536.
+bounded: beyond 4096 events the oldest DENIED go first, then the oldest CPU_THROTTLE, then the oldest of
+the others; MEM_KILL, of which there is at most one for each sandbox, only beyond 65536.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class EventLog:
     def _shrink(self) -> None:
         # Half of the room is made at once, so that a flood costs each event the same little.
         excess = len(self._entries) - KEPT // 2
-        for droppable in (("CPU_THROTTLE",), ("POLICY_HOTLOAD", "BROKER_ERROR")):
+        for droppable in (("DENIED",), ("CPU_THROTTLE",), ("POLICY_HOTLOAD", "BROKER_ERROR")):
             kept: List[_Entry] = []
             for entry in self._entries:
                 if excess > 0 and str(entry.item[2]) in droppable:

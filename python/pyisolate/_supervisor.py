@@ -19,7 +19,7 @@ from ._control import VERSION, Connection, ConnectionLost, Message, Pending
 from ._events import Event, Events, details_of
 from ._io import IOThread
 from ._lock import make_lock
-from .errors import SandboxError
+from .errors import PolicyAuthError, SandboxError
 from .sandbox import Sandbox
 
 CLIENT = "pyisolate 0.1.0"
@@ -38,6 +38,7 @@ class Supervision:
     def __init__(self) -> None:
         self.events = Events()
         self._socket: Optional[str] = None
+        self._token: Optional[str] = None
         self._handles: "weakref.WeakSet[Sandbox]" = weakref.WeakSet()
         self._begin()
 
@@ -81,6 +82,17 @@ class Supervision:
                 if self._names.get(name) is made:
                     del self._names[name]
             raise
+
+    def protect(self, token: str) -> None:
+        """From now on a reload of this process's sandboxes needs the token."""
+        with self._starting:
+            with self._lock:
+                connections = list(self._connections.values())
+            for connection in connections:
+                connection.ask("protect", {"token": token}, _HELLO)
+            if self._token is not None and self._token != token:
+                raise PolicyAuthError("the sandboxes of this process are protected by another token already")
+            self._token = token
 
     def active(self) -> Dict[str, Sandbox]:
         """The sandboxes that run, by name."""
@@ -178,6 +190,8 @@ class Supervision:
             self._io.add(connection)
             try:
                 connection.ask("hello", {"version": VERSION, "client": CLIENT}, _HELLO)
+                if self._token is not None:
+                    connection.ask("protect", {"token": self._token}, _HELLO)
             except ConnectionLost as error:
                 raise SandboxError(_why_no_hello(path, process)) from error
             except BaseException:

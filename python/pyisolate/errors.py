@@ -26,6 +26,7 @@ __all__ = [
     "GuestError",
     "GuestTraceback",
     "MemoryExceeded",
+    "PolicyAuthError",
     "PolicyError",
     "SandboxError",
     "TimeoutError",
@@ -53,6 +54,10 @@ class SandboxError(Exception):
 
 class PolicyError(SandboxError):
     """A policy that cannot be accepted; the message names the key, the value and the way out."""
+
+
+class PolicyAuthError(SandboxError):
+    """A policy may not be changed by whoever asked: another user's sandbox, or a token that is missing or wrong."""
 
 
 class TimeoutError(SandboxError, builtins.TimeoutError):

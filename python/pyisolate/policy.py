@@ -14,12 +14,13 @@ word. Either way a mistake is a :class:`~pyisolate.errors.PolicyError`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from .errors import PolicyError
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "protect", "refresh"]
 
 FsRule = Union[str, Dict[str, str]]
 
@@ -143,6 +144,34 @@ class Policy:
         check(document)
         # One pass through JSON: the value owns its lists, and whatever is not plain data is refused here.
         object.__setattr__(self, "_document", json.loads(json.dumps(document)))
+
+
+def refresh(path: "str | os.PathLike[str]", token: Optional[str] = None, dry_run: bool = False) -> "Dict[str, List[Any]]":
+    """Read the policy file again and put it into force in every active sandbox that has its policy from it.
+
+    All of them get it or, with an error, none (of each supervisor's, if there are several). The result
+    has the names of those sandboxes; with ``dry_run`` nothing changes and each name has the list that
+    :meth:`~pyisolate.sandbox.Sandbox.update_policy` returns. Raises PolicyError, and PolicyAuthError
+    without the right ``token`` if :func:`protect` has set one.
+    """
+    from . import _supervision
+    from ._reload import refresh as reload_all
+
+    name = os.path.abspath(os.fspath(path))
+    mine = [sandbox for sandbox in _supervision.active().values() if sandbox.policy_file == name]
+    return reload_all(mine, name, token, dry_run)
+
+
+def protect(token: str) -> None:
+    """Have every reload of this process's sandboxes need ``token`` from now on (at least 16 random characters).
+
+    Whoever comes to talk to the supervisor as this process, or as its user, cannot widen a policy
+    without it. It cannot be changed. Raises PolicyAuthError if there is another one.
+    """
+    from . import _supervision
+    from ._reload import check_token
+
+    _supervision.protect(check_token(token))
 
 
 def check(document: Mapping[str, Any]) -> None:

@@ -23,7 +23,8 @@ from ._death import death
 from ._hint import file_hint, fs_rules
 from ._outbox import OutboxFull
 from ._output import OutputText
-from ._request import PolicyLike, policy_fields
+from ._reload import Change, changes, policy_file, reload_fields
+from ._request import PolicyLike
 from ._waiting import Request
 from .errors import SandboxError, TimeoutError, make_guest_error, printable
 
@@ -68,6 +69,7 @@ class Sandbox:
         self.limits: Mapping[str, Any] = made["limits"]  # at launch, in the units of a policy document
         self.connection = connection
         self._owner = owner
+        self.policy_file: Optional[str] = policy_file(asked)  # where its policy was read
         self._fs = fs_rules(asked)
         self._message_limit = int(self.limits["message"])
         self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
@@ -209,11 +211,22 @@ class Sandbox:
         """Kill the guest at once. When this returns no process of it runs."""
         self._stop("kill", {}, 0.0)
 
-    def reload(self, policy: PolicyLike) -> None:
-        """Give the running guest another policy: its limits and endpoints. Raises PolicyError if files or
-        imports differ, which takes a new sandbox."""
+    def update_policy(self, policy: PolicyLike, token: Optional[str] = None, dry_run: bool = False) -> List[Change]:
+        """Put another policy into force in the running guest: all of it, or with an error nothing.
+
+        With ``dry_run`` nothing changes, and what would is returned: a dict of key, permits, example and
+        rule for each thing that the guest could do then (``"change": "permits"``) or no more
+        (``"forbids"``). Raises PolicyError for what a running guest cannot be given, and for files that
+        are to be taken away while the guest has them open; PolicyAuthError without the right ``token``,
+        if :func:`pyisolate.policy.protect` has set one.
+        """
         self._usable()
-        self._ask("reload", policy_fields(policy))
+        fields = reload_fields(policy, token, dry_run)
+        reply = self._ask("reload", fields)
+        if dry_run:
+            return changes(reply)[self.id]
+        self.on_reloaded(fields)
+        return []
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -248,6 +261,11 @@ class Sandbox:
         self._exited.set()
         self._channel.hang_up()
         self._owner.forget(self)
+
+    def on_reloaded(self, fields: Mapping[str, object]) -> None:
+        """The request with these fields has put another policy into force."""
+        self._fs = fs_rules(fields)
+        self.policy_file = policy_file(fields)
 
     def discard(self) -> Pending:
         """Nobody wants this guest: have it killed, without waiting."""

@@ -273,7 +273,7 @@ class MetricsAndEvents(GuestTest):
 
         watched = self.spawn()
         before = time.time()
-        watched.reload({"mem": "200MiB"})
+        watched.update_policy({"mem": "200MiB"})
         ts, sandbox, event = asyncio.run(asyncio.wait_for(first(), 10))
         self.assertIs(sandbox, watched)
         self.assertTrue(before - 0.1 <= ts <= time.time() + 0.1)

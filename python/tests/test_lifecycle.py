@@ -166,14 +166,6 @@ class Sandboxes(GuestTest):
         sandbox.exec("def get(): return n")
         self.assertEqual(sandbox.call("get"), 5000)
 
-    def test_reload(self) -> None:
-        sandbox = self.spawn({"mem": "64MiB"})
-        sandbox.reload({"mem": "300MiB"})
-        sandbox.exec("x = bytearray(150 << 20); post(len(x))")
-        self.assertEqual(sandbox.recv(timeout=10), 150 << 20)
-        with self.assertRaisesRegex(psi.PolicyError, "fs"):
-            sandbox.reload({"fs": ["/usr/share/common-licenses"]})
-
     def test_a_handle_cannot_be_pickled_but_its_errors_can(self) -> None:
         sandbox = self.spawn()
         with self.assertRaisesRegex(TypeError, "cannot be pickled"):
