@@ -21,17 +21,14 @@ type eventsOptions struct {
 func eventsCommand(g *global) *cli.Command {
 	return &cli.Command{
 		Name:        "events",
-		Usage:       "print a container's statistics and out-of-memory events as JSON lines",
+		Usage:       "print a container's statistics and out-of-memory events, or a guest's events, as JSON lines",
 		ArgsUsage:   "ID",
-		Description: "Ends when the container does.",
+		Description: "Ends when the container does. Of a supervisor's guest (psi-…) all events are printed, DENIED among them: one is what `psi-runtime policy explain POLICY -` reads.",
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "interval", Value: 5 * time.Second, Usage: "time between statistics"},
 			&cli.BoolFlag{Name: "stats", Usage: "print the statistics once"},
 		},
-		Action: withContainer(g, func(c *container.Container, ctx *cli.Context) error {
-			o := eventsOptions{interval: ctx.Duration("interval"), once: ctx.Bool("stats")}
-			return events(c, o, ctx.App.Writer)
-		}),
+		Action: eventsOf(g),
 	}
 }
 

@@ -16,10 +16,11 @@ import (
 func policyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "policy",
-		Usage: "check, show, explain, compare and format policies",
+		Usage: "check, show, explain, compare, format and apply policies",
 		Subcommands: []*cli.Command{
 			anyOrder(policyCheckCommand()), anyOrder(policyShowCommand()), anyOrder(policyExplainCommand()),
 			anyOrder(policyDiffCommand()), anyOrder(policyCompileCommand()), anyOrder(policyFmtCommand()),
+			anyOrder(policyApplyCommand()),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

@@ -64,10 +64,9 @@ type guest struct {
 	mu        sync.Mutex // guards the fields below
 	policy    policy.Policy
 	view      []string // notes on how the files are shown
-	shown     []shown  // what is mounted in it; guarded by reloading, as is reloads
-	reloads   int
-	asked     string // why the supervisor ended it: causeClosed, causeSupervisor or ""
-	message   string // goes with asked
+	shown     []shown  // what is mounted in it; guarded by reloading
+	asked     string   // why the supervisor ended it: causeClosed, causeSupervisor or ""
+	message   string   // goes with asked
 	announced bool
 	held      []any  // pushed messages of a guest that its client does not know yet
 	untold    uint64 // denials whose events the client's queue had no room for

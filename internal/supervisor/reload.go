@@ -28,7 +28,7 @@ import (
 type reloading struct {
 	g         *guest
 	old, next policy.Policy
-	view      pinnedView
+	view      openedView
 	undo      undoStack
 	end       []func() // whatever became of it, newest first
 }
@@ -157,7 +157,7 @@ func (r *reloading) endpoints() error {
 func (r *reloading) commit() {
 	g := r.g
 	g.mu.Lock()
-	g.policy, g.view = r.next, r.view.Notes
+	g.policy, g.view = r.next, r.view.notes
 	g.mu.Unlock()
 	g.shown = r.view.shown
 	g.event(attend.Event{Time: time.Now(), Type: eventHotload, Details: map[string]any{

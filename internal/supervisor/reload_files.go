@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -19,18 +19,12 @@ import (
 // frozen if anything has to change, until all parts of the reload have been done.
 func (r *reloading) files() error {
 	g := r.g
-	g.reloads++
-	view, err := pinView(r.next, g.client.peer, filepath.Join(g.s.place, fmt.Sprintf("%s-%d", g.id, g.reloads)))
-	if err != nil {
+	var err error
+	if r.view, err = openView(r.next, g.client.peer); err != nil {
 		return err
 	}
-	r.end = append(r.end, func() { g.s.releaseView(view) })
-	r.view = view
-	change, handles, err := changeView(g.shown, view)
-	r.end = append(r.end, func() { closeFiles(handles) })
-	if err != nil {
-		return err
-	}
+	r.end = append(r.end, r.view.close)
+	change := changeView(g.shown, r.view)
 	if before, after := r.old.Limits().Tmp, r.next.Limits().Tmp; before != after {
 		change.Tmp = after
 	}
@@ -65,25 +59,76 @@ func (r *reloading) change(change container.Change) error {
 	return nil
 }
 
+// openedView is a view whose sources are open. Unlike those of a spawn they need no place
+// of their own: what is mounted is what is open, never a path.
+type openedView struct {
+	notes []string
+	shown []shown
+	files []*os.File // of shown, in the same order
+}
+
+func (v openedView) close() {
+	for _, f := range v.files {
+		_ = f.Close()
+	}
+}
+
+// openView plans what the policy shows of the host and opens it, with the peer's own
+// permissions.
+func openView(p policy.Policy, who peer) (view openedView, err error) {
+	if len(p.FS()) == 0 {
+		return view, nil
+	}
+	err = as(who, func() error {
+		plan, err := bundle.PlanView(p)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errPolicy, err)
+		}
+		view.notes = plan.Notes
+		for _, m := range plan.Mounts {
+			file, err := openSource(m, who)
+			if err != nil {
+				return err
+			}
+			view.files = append(view.files, file)
+			var stat unix.Stat_t
+			if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+				return &os.PathError{Op: "stat", Path: m.Source, Err: err}
+			}
+			view.shown = append(view.shown, shown{m, stat.Dev, stat.Ino})
+		}
+		return nil
+	})
+	if err != nil {
+		view.close()
+		return openedView{}, err
+	}
+	return view, nil
+}
+
 // changeView is the way from one view to another. A mount that stays is moved out of the
 // way and back when one above it goes or comes: it would keep that one busy, or be
 // covered by it.
-func changeView(old []shown, next pinnedView) (change container.Change, handles []*os.File, err error) {
-	var changed []string // places where something goes or comes
+func changeView(old []shown, next openedView) (change container.Change) {
+	before, after := make(map[shown]bool), make(map[shown]bool)
+	changed := make(map[string]bool) // places where something goes or comes
 	for _, m := range old {
-		if !slices.Contains(next.shown, m) {
-			changed = append(changed, m.Dest)
-		}
+		before[m] = true
 	}
 	for _, m := range next.shown {
-		if !slices.Contains(old, m) {
-			changed = append(changed, m.Dest)
-		}
+		after[m] = true
+		changed[m.Dest] = changed[m.Dest] || !before[m]
+	}
+	for _, m := range old {
+		changed[m.Dest] = changed[m.Dest] || !after[m]
 	}
 	affected := func(m shown) bool {
-		return slices.ContainsFunc(changed, func(place string) bool {
-			return m.Dest == place || strings.HasPrefix(m.Dest, place+"/")
-		})
+		for place := m.Dest; place != "/"; place = path.Dir(place) {
+			if changed[place] {
+				return true
+			}
+		}
+		return false
 	}
 	for _, m := range old {
 		if affected(m) {
@@ -91,23 +136,11 @@ func changeView(old []shown, next pinnedView) (change container.Change, handles 
 		}
 	}
 	for i, m := range next.shown {
-		if !affected(m) {
-			continue
+		if affected(m) {
+			change.Show = append(change.Show, container.LiveMount{Source: next.files[i], Dest: m.Dest, Dir: m.Dir, Write: m.Write})
 		}
-		handle, err := os.OpenFile(next.Mounts[i].Source, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return change, handles, fmt.Errorf("opening what is to be shown at %s: %w", m.Dest, err)
-		}
-		handles = append(handles, handle)
-		change.Show = append(change.Show, container.LiveMount{Source: handle, Dest: m.Dest, Dir: m.Dir, Write: m.Write})
 	}
-	return change, handles, nil
-}
-
-func closeFiles(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close()
-	}
+	return change
 }
 
 // sameImports says whether two policies have the same list, or both none.

@@ -39,6 +39,11 @@ func Supervise(config Config, log logrus.FieldLogger) error {
 	if err != nil {
 		return err
 	}
+	tools, err := s.listenForRoot()
+	if err != nil {
+		return errors.Join(err, s.Close(shutdownPatience))
+	}
+	defer tools.close()
 	if config.Socket == "" {
 		err = serveEmbedded(ctx, s)
 	} else {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def connect(address, port):
         with socket.create_connection((address, port), 5): return "connected"
     except OSError as error: return type(error).__name__
 """
+# The name of a process is its own to choose, and may hold what a terminal obeys.
+HOSTILE = r"open('/proc/self/comm', 'wb').write(b'\x1b[2J\n\xc2\x9b')"
 
 
 async def next_events(sandbox: psi.Sandbox, name: str, count: int) -> List[Tuple[float, psi.Event]]:
@@ -217,7 +220,7 @@ class EventsCommand(unittest.TestCase):
 import pyisolate as psi
 for name in "other", "wanted":
     with psi.spawn(name) as sb:
-        sb.exec({CONNECT!r} + "open('/proc/self/comm', 'wb').write(b'\\x1b[2J\\n\\xc2\\x9b')", timeout=20)
+        sb.exec({CONNECT + HOSTILE!r}, timeout=20)
         for port in 9, 10: assert sb.call("connect", "127.0.0.1", port) == "PermissionError"
 """
                         done = subprocess.run([sys.executable, "-c", code], env=environ, timeout=60)
@@ -240,6 +243,75 @@ for name in "other", "wanted":
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertIn("/run/no-such.sock", done.stderr)
+
+
+class RuntimeCommands(GuestTest):
+    """psi-runtime asks the supervisor that this process has embedded, as root."""
+
+    runtime = os.path.join(os.path.dirname(_locate.shim(os.environ)), "psi-runtime")
+
+    def run_runtime(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([self.runtime, *arguments], input=stdin, capture_output=True, text=True, timeout=60)
+
+    def test_policy_apply(self) -> None:
+        sandbox = self.spawn(psi.Policy(mem="64MiB").allow_tcp("10.0.0.1:80"))
+        sandbox.exec(READ)
+        policy = json.dumps({"mem": "32MiB", "fs": [LICENSES + "/*"]})
+        done = self.run_runtime("policy", "apply", "--dry-run", sandbox.id, "-", stdin=policy)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        rows = [line.split() for line in done.stdout.splitlines()]
+        self.assertEqual([row[:3] for row in rows], [["+", "fs", "read"], ["-", "mem", "more"], ["-", "tcp", "connect"]], done.stdout)
+        self.assertEqual(sandbox.call("read", "GPL-3"), "FileNotFoundError")
+        done = self.run_runtime("policy", "apply", sandbox.id, "-", stdin=policy)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+        self.assertIs(sandbox.call("read", "GPL-3"), True)
+        done = self.run_runtime("policy", "apply", sandbox.id, "-", stdin='{"open_files": 99}')
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("open_files of a running guest cannot change", done.stderr)
+        for guest in "psi-0000000000000000", "../x", "":
+            done = self.run_runtime("policy", "apply", guest, "-", stdin=policy)
+            self.assertEqual((done.returncode, done.stdout), (2, ""))
+            self.assertIn("no supervisor runs it", done.stderr)
+
+    def test_an_event_is_what_explain_reads(self) -> None:
+        """A denial, the line of policy that explain prints for it, and that line in force: the round trip."""
+        sandbox = self.spawn()
+        sandbox.exec(CONNECT)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with subprocess.Popen([self.runtime, "events", sandbox.id], stdout=subprocess.PIPE, text=True) as events:
+                self.addCleanup(events.kill)
+                time.sleep(0.5)  # until it watches
+                self.assertEqual(sandbox.call("connect", "127.0.0.1", port), "PermissionError")
+                assert events.stdout is not None
+                event = events.stdout.readline()
+                done = self.run_runtime("policy", "explain", "defaults", "-", stdin=event)
+                self.assertEqual((done.returncode, done.stdout, done.stderr), (0, f'tcp: ["127.0.0.1:{port}"]\n', ""))
+                done = self.run_runtime("policy", "apply", sandbox.id, "-", stdin=done.stdout)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertEqual(sandbox.call("connect", "127.0.0.1", port), "connected")
+                sandbox.close()
+                rest = [json.loads(line) for line in events.stdout]
+                self.assertEqual(events.wait(20), 0)
+        self.assertEqual([each.get("event", "exited") for each in rest], ["POLICY_HOTLOAD", "exited"])
+
+    def test_others_may_not(self) -> None:
+        sandbox = self.spawn()
+        listeners = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@psi/supervisor/" in line]
+        self.assertNotEqual(listeners, [])
+        code = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for name in sys.argv[1:]:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(10)
+        s.connect("\\0" + name[1:])
+        try: s.sendall(b"\\0\\0\\0\\x02{}"); print(s.recv(1))
+        except OSError as error: print(b"")
+"""
+        done = subprocess.run([sys.executable, "-c", code, *listeners], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.stdout, "b''\n" * len(listeners), done.stderr)
+        self.assert_works(sandbox)
 
 
 if __name__ == "__main__":

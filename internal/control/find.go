@@ -1,0 +1,180 @@
+package control
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// supervisors is how the abstract names of the sockets begin at which supervisors listen
+// for root's tools.
+const supervisors = "@psi/supervisor/"
+
+// SupervisorName is the abstract socket name of the supervisor that is this owner.
+func SupervisorName(owner string) string { return supervisors + owner }
+
+// PeerUID is the user at the other end of a connection.
+func PeerUID(conn *net.UnixConn) (uid uint32, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		var cred *unix.Ucred
+		if cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); inner == nil {
+			uid = cred.Uid
+		}
+	})
+	return uid, errors.Join(err, inner)
+}
+
+// ErrNoGuest means that no supervisor of this host has the guest.
+var ErrNoGuest = errors.New("no supervisor runs it")
+
+// Tool is a connection of one of root's tools to the supervisor that has a guest.
+type Tool struct {
+	conn     *net.UnixConn
+	receiver *Receiver
+	last     uint64
+	pushed   []json.RawMessage // came while a reply was awaited
+}
+
+// FindGuest connects to the supervisor that runs the guest. With watch, events are pushed.
+func FindGuest(guest, client string, watch bool) (*Tool, error) {
+	names, err := listening(supervisors)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		tool, err := dialTool(name, client, watch)
+		if err != nil {
+			continue // it ended just now, or is not what its name says
+		}
+		var reply struct {
+			Guests []struct {
+				Guest string `json:"guest"`
+			} `json:"guests"`
+		}
+		if err := tool.Ask("list", nil, &reply); err == nil {
+			for _, g := range reply.Guests {
+				if g.Guest == guest {
+					return tool, nil
+				}
+			}
+		}
+		_ = tool.Close()
+	}
+	return nil, fmt.Errorf("guest %q: %w", guest, ErrNoGuest)
+}
+
+// listening lists the abstract socket names with a prefix.
+func listening(prefix string) (names []string, err error) {
+	file, err := os.Open("/proc/self/net/unix")
+	if err != nil {
+		return nil, fmt.Errorf("looking for supervisors: %w", err)
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		// Num RefCount Protocol Flags Type St Inode Path; Flags has __SO_ACCEPTCON
+		if len(fields) == 8 && fields[3] == "00010000" && strings.HasPrefix(fields[7], prefix) {
+			names = append(names, fields[7])
+		}
+	}
+	return names, lines.Err()
+}
+
+func dialTool(name, client string, watch bool) (*Tool, error) {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	t := &Tool{conn: conn, receiver: NewReceiver(conn)}
+	// Anybody can listen under such a name.
+	uid, err := PeerUID(conn)
+	if err == nil && uid != uint32(os.Geteuid()) {
+		err = fmt.Errorf("%s is served by uid %d", name, uid)
+	}
+	if err == nil {
+		err = t.Ask("hello", map[string]any{"version": Version, "client": client, "watch": watch}, nil)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// Refusal is an error that the supervisor answered.
+type Refusal struct {
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+}
+
+func (r *Refusal) Error() string { return r.Message }
+
+// Ask makes a request and decodes its reply into ok, if that is not nil. A refusal is a
+// [*Refusal].
+func (t *Tool) Ask(op string, fields map[string]any, ok any) error {
+	t.last++
+	request := map[string]any{"id": t.last, "op": op}
+	for key, value := range fields {
+		request[key] = value
+	}
+	body, err := json.Marshal(request)
+	if err == nil {
+		err = WriteFrame(t.conn, body, nil)
+	}
+	for err == nil {
+		var reply struct {
+			ID    *uint64         `json:"id"`
+			OK    json.RawMessage `json:"ok"`
+			Error *Refusal        `json:"error"`
+		}
+		var body []byte
+		if body, err = t.receive(); err != nil {
+			break
+		}
+		if err = json.Unmarshal(body, &reply); err != nil {
+			break
+		}
+		switch {
+		case reply.ID == nil:
+			t.pushed = append(t.pushed, body)
+		case reply.Error != nil:
+			return reply.Error
+		case ok == nil:
+			return nil
+		default:
+			return json.Unmarshal(reply.OK, ok)
+		}
+	}
+	return fmt.Errorf("asking the supervisor for %s: %w", op, err)
+}
+
+// Next returns the next message that nobody asked for. io.EOF is the supervisor's end.
+func (t *Tool) Next() (json.RawMessage, error) {
+	if len(t.pushed) > 0 {
+		message := t.pushed[0]
+		t.pushed = t.pushed[1:]
+		return message, nil
+	}
+	return t.receive()
+}
+
+func (t *Tool) receive() ([]byte, error) {
+	body, files, err := t.receiver.Receive()
+	closeAll(files)
+	return body, err
+}
+
+// Close ends the connection.
+func (t *Tool) Close() error { return t.conn.Close() }
