@@ -10,6 +10,7 @@ turn with the figure it is compared with (A B A B ...), and the ratio of the med
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -174,6 +175,21 @@ def round_trip(runs: int) -> List[Row]:
                 [v * to_us for v in theirs], "≤ 2 ×", 2.0)]
 
 
+def reload(runs: int, work: Path) -> List[Row]:
+    """Another policy for several running guests by one request: other endpoints and another cpu limit."""
+    guests, path = 8, work / "reload.yml"
+    path.write_text("cpu: 1\n")
+    sandboxes = [psi.spawn(f"bench-reload-{i}", policy=path) for i in range(guests)]
+    texts = itertools.cycle(["cpu: 1\ntcp: ['127.0.0.1:9200']\n", "cpu: 2\ntcp: ['127.0.0.1:9201', '10.0.0.0/8:443']\n"])
+    times: List[float] = []
+    for _ in range(runs + 1):
+        path.write_text(next(texts))
+        times.append(timed(lambda: psi.policy.refresh(path)) / guests)
+    for sandbox in sandboxes:
+        sandbox.close()
+    return [Row(f"reload of a policy, per guest ({guests} at once)", "ms", times[1:], target="≤ 1 ms", bound=1.0)]
+
+
 def flooded_client() -> List[Row]:
     """Growth of the client's peak memory while a guest posts as fast as it can and nobody receives."""
     with psi.spawn("bench-flood", policy={"message": "1MiB"}) as sandbox:
@@ -218,6 +234,7 @@ def main() -> int:
             ("cold start", lambda: cold_run(options.runs, Path(work))),
             ("cold spawn", lambda: cold_spawn(options.runs)),
             ("round trip", lambda: round_trip(options.runs)),
+            ("reload", lambda: reload(options.runs, Path(work))),
             ("flooded client", flooded_client),
         ]
         for name, part in parts:

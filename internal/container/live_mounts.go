@@ -108,7 +108,7 @@ func (l *live) hide(place string) error {
 	}
 	tree := os.NewFile(uintptr(spare), place)
 	l.spares = append(l.spares, tree)
-	l.undo.add(func() error { return attachAgain(tree, LiveMount{Dest: place, Dir: info.IsDir()}) })
+	l.undo.add(func() error { return l.attachAgain(tree, LiveMount{Dest: place, Dir: info.IsDir()}) })
 	return nil
 }
 
@@ -151,8 +151,8 @@ func (l *live) show(tree *os.File, m LiveMount) error {
 }
 
 // attachAgain puts back what was hidden. Its place may have been cleared.
-func attachAgain(tree *os.File, m LiveMount) error {
-	again := live{}
+func (a *Applied) attachAgain(tree *os.File, m LiveMount) error {
+	again := live{Applied: a}
 	defer again.close()
 	target, err := again.place(m)
 	if err != nil {
@@ -203,9 +203,12 @@ func (l *live) root() (*os.File, error) {
 	return l.writable, nil
 }
 
-// makePlace makes a mount point in the guest's root, component by component. It stays
-// there, empty, when the mount goes.
+// makePlace makes a mount point, component by component: in the guest's root, or in its
+// /tmp, where only the guest's own ids can own something.
 func (l *live) makePlace(m LiveMount) error {
+	if inTmp(m.Dest) {
+		defer setFSIDs(int(l.c.entry.IDs.First))()
+	}
 	dir := filepath.Dir(m.Dest)
 	if m.Dir {
 		dir = m.Dest
@@ -225,23 +228,45 @@ func (l *live) makePlace(m LiveMount) error {
 	return unix.Close(fd)
 }
 
-// walk opens a directory of the writable root, following no link.
-func (l *live) walk(dir string, make bool) (*os.File, error) {
-	root, err := l.root()
-	if err != nil {
-		return nil, err
+func inTmp(place string) bool { return strings.HasPrefix(place+"/", "/tmp/") }
+
+// setFSIDs gives the calling thread, and no other, another identity at file systems,
+// without root's capabilities; back takes the first one again.
+func setFSIDs(id int) (back func()) {
+	set := func(id int) {
+		_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, uintptr(id), 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(id), 0, 0)
 	}
-	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	at, err := unix.Openat(int(root.Fd()), ".", flags, 0)
+	set(id)
+	return func() { set(0) }
+}
+
+const walkFlags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+// walk opens a directory of the writable root, or of the guest's /tmp, following no link
+// and entering no other mount.
+func (l *live) walk(dir string, make bool) (*os.File, error) {
+	var at int
+	var err error
+	if rest, below := strings.CutPrefix(dir+"/", "/tmp/"); below {
+		dir = rest
+		at, err = unix.Open("/tmp", walkFlags, 0)
+	} else {
+		var root *os.File
+		if root, err = l.root(); err != nil {
+			return nil, err
+		}
+		at, err = unix.Openat(int(root.Fd()), ".", walkFlags, 0)
+	}
 	for _, name := range strings.Split(strings.Trim(dir, "/"), "/") {
 		if err != nil || name == "" {
 			break
 		}
 		var next int
-		next, err = unix.Openat(at, name, flags, 0)
+		next, err = openBelow(at, name)
 		if errors.Is(err, unix.ENOENT) && make {
 			if err = unix.Mkdirat(at, name, 0o755); err == nil {
-				next, err = unix.Openat(at, name, flags, 0)
+				next, err = openBelow(at, name)
 			}
 		}
 		unix.Close(at)
@@ -251,6 +276,13 @@ func (l *live) walk(dir string, make bool) (*os.File, error) {
 		return nil, &os.PathError{Op: "walking to", Path: dir, Err: err}
 	}
 	return os.NewFile(uintptr(at), dir), nil
+}
+
+// openBelow opens a directory that is no mount.
+func openBelow(at int, name string) (int, error) {
+	return unix.Openat2(at, name, &unix.OpenHow{
+		Flags: walkFlags, Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH,
+	})
 }
 
 // replace writes a file of the guest's root anew.
@@ -264,7 +296,7 @@ func (l *live) replace(name string, data []byte) error {
 		return err
 	}
 	l.undo.add(func() error {
-		again := live{}
+		again := live{Applied: l.Applied}
 		defer again.close()
 		if existed {
 			return again.write(name, old)

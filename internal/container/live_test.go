@@ -187,10 +187,10 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	applied.Keep()
-	s.wants("echo full > /tmp/file", "--0")
+	s.wants("echo full > /tmp/file; ln -s /etc /tmp/link", "--0")
 	for _, change := range []Change{
 		{Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/new", Dir: true}, {Source: handle, Dest: "/proc/self/x", Dir: true}}},
-		{Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/tmp/job", Dir: true}}},
+		{Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/tmp/link/job", Dir: true}}},
 		{Hide: []string{"/srv/data", "/srv/nothing"}},
 		{Hide: []string{"/srv/data", "/etc"}},
 		{Hide: []string{"/srv/data"}, Files: map[string][]byte{"/etc/hosts": nil, "/etc/hosts/x": nil}},
@@ -213,6 +213,18 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 	}
 	applied.Keep()
 	s.wants("[ -e /srv/deep ]", "--1")
+	// The guest's /tmp is its own.
+	if applied, err = s.change(Change{Show: []LiveMount{{Source: other, Dest: "/tmp/job/in", Dir: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	applied.Keep()
+	s.wants("read -r x < /tmp/job/in/a; echo $x; echo own > /tmp/job/file", "secret--0")
+	if applied, err = s.change(Change{Hide: []string{"/tmp/job/in"}}); err != nil {
+		t.Fatal(err)
+	}
+	applied.Keep()
+	s.wants("[ -e /tmp/job/in ]", "--1")
+	s.wants("read -r x < /tmp/job/file; echo $x", "own--0")
 	// And what was done can be taken back.
 	thaw, err := s.c.Freeze()
 	if err != nil {

@@ -29,7 +29,12 @@
 //	                                     ◄──  {"exited":{…}}                pushed
 //
 // Events and ends of guests are pushed to the connection that owns the guest, and to
-// those connections of the same user whose hello said "watch": true.
+// those connections of the same user, or of root, whose hello said "watch": true. Denials
+// give way when a client's queue is half full.
+//
+// reload changes the policy of running guests (reload.go), protect guards that with a
+// token (authority.go). Root's tools find every supervisor under an abstract name
+// (attach.go).
 //
 // Requests run at the same time and are answered as they finish. The descriptor is
 // the guest's stdin and stdout (package channel tells what flows there), sent with
