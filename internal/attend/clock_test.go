@@ -83,7 +83,7 @@ func TestThrottlePhase(t *testing.T) {
 		{"never", []uint64{0, 0, 0, 0}, nil},
 		{"one stretch", []uint64{0, 1, 2, 3, 4, 4, 4, 4, 4, 4}, []int{1}},
 		{"windows that miss a period", []uint64{1, 1, 2, 3, 3, 4, 5, 5, 6}, []int{0}},
-		{"two stretches", []uint64{0, 1, 2, 2, 2, 2, 2, 3, 4}, []int{1, 7}},
+		{"two stretches", []uint64{0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 4}, []int{1, 13}},
 		{"a pause that is too short", []uint64{0, 1, 1, 1, 2}, []int{1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

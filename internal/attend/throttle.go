@@ -5,10 +5,11 @@ import "time"
 const (
 	// throttlePoll is how often cpu.stat is read; an event is at most this late.
 	throttlePoll = 80 * time.Millisecond
-	// throttleQuiet ends an occurrence: three quota periods without a throttled one.
+	// throttleQuiet ends an occurrence: eight quota periods without a throttled one.
 	// A guest that computes without pause is throttled once per period, so shorter
 	// windows would cut one busy stretch into many events.
-	throttleQuiet = 3 * cfsPeriod
+	// So would those in which a busy machine does not let the guest run at all.
+	throttleQuiet = 8 * cfsPeriod
 )
 
 // throttlePhase turns the growing counter nr_throttled into occurrences. One

@@ -152,7 +152,7 @@ func TestThrottleIsToldOncePerOccurrence(t *testing.T) {
 }
 
 // throttleWindow is longer than attend takes to call an occurrence over.
-const throttleWindow = 600 * time.Millisecond
+const throttleWindow = time.Second
 
 func drain(c *testClient) {
 	for len(c.pushed) > 0 {
