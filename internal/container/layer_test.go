@@ -62,7 +62,7 @@ look; read go; cat /bin/id; (echo x >/bin/id); (echo x >/etc/x); look; echo end;
 	for !strings.HasSuffix(seen, "end") {
 		seen += " " + line(t, r)
 	}
-	if want := strings.Repeat(" /bin/cat cat ls sh sleep", 2) + " end"; seen != want {
+	if want := strings.Repeat(" /bin/cat cat ln ls sh sleep", 2) + " end"; seen != want {
 		t.Errorf("the guest saw %q, want %q", seen, want)
 	}
 	if _, err := os.Lstat(layer); !os.IsNotExist(err) {
