@@ -4,13 +4,16 @@ import (
 	"bufio"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/containerd/console"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func withTerminal(s *specs.Spec) { s.Process.Terminal = true }
@@ -124,4 +127,155 @@ func TestExecTTY(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 3 {
 		t.Errorf("exit code %d", code)
 	}
+}
+
+// terminal is a pseudoterminal of the test's, of which a command line gets the other end.
+type terminal struct {
+	t     *testing.T
+	host  console.Console
+	slave *os.File
+}
+
+func newTerminal(t *testing.T) *terminal {
+	t.Helper()
+	host, path, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		slave.Close()
+		host.Close()
+	})
+	return &terminal{t, host, slave}
+}
+
+// start starts a command line on the terminal, in the foreground of a session of its own.
+func (p *terminal) start(cmd *exec.Cmd) {
+	p.t.Helper()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.slave, p.slave, p.slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *terminal) mode() unix.Termios {
+	p.t.Helper()
+	mode, err := unix.IoctlGetTermios(int(p.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return *mode
+}
+
+// TestTerminalIsGivenBack: however a command in the foreground ends, the caller's
+// terminal is as it was; and while the program runs, it is raw.
+func TestTerminalIsGivenBack(t *testing.T) {
+	c := newLine(t)
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000"), "x")
+	running := c.bundle("echo up; sleep 1000", withTerminal)
+	missing := func(s *specs.Spec) { s.Process.Args = []string{"/no/such"} }
+	failing := func(s *specs.Spec) {
+		s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "exit 1"}}}}
+	}
+	for name, tc := range map[string]struct {
+		args []string
+		kill string // container to kill when it is up
+	}{
+		"exits":            {[]string{"run", "-b", c.bundle("exit 3", withTerminal), "y"}, ""},
+		"killed":           {[]string{"run", "-b", running, "y"}, "y"},
+		"no program":       {[]string{"run", "-b", c.bundle("", withTerminal, missing), "y"}, ""},
+		"does not start":   {[]string{"run", "-b", c.bundle("true", withTerminal, failing), "y"}, ""},
+		"exec":             {[]string{"exec", "-t", "x", "sh", "-c", "exit 4"}, ""},
+		"exec, no program": {[]string{"exec", "-t", "x", "/no/such"}, ""},
+	} {
+		p := newTerminal(t)
+		before := p.mode()
+		cmd := c.command(tc.args...)
+		p.start(cmd)
+		if tc.kill != "" {
+			readLine(t, p.host, "up")
+			if p.mode().Lflag&(unix.ECHO|unix.ICANON) != 0 {
+				t.Errorf("%s: the terminal is not raw while the program runs", name)
+			}
+			c.ok("kill", tc.kill, "KILL")
+		}
+		_ = cmd.Wait()
+		if after := p.mode(); after != before {
+			t.Errorf("%s: the terminal was %+v and is %+v", name, before, after)
+		}
+	}
+}
+
+// TestTerminalResizes: what happens to the caller's terminal happens to the container's.
+func TestTerminalResizes(t *testing.T) {
+	c := newLine(t)
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000"), "x")
+	const script = `trap 'stty size; exit 0' WINCH; echo up; while :; do sleep 0.05; done`
+	for name, args := range map[string][]string{
+		"run":  {"run", "-b", c.bundle(script, withTerminal), "y"},
+		"exec": {"exec", "--tty", "x", "sh", "-c", script},
+	} {
+		p := newTerminal(t)
+		cmd := c.command(args...)
+		p.start(cmd)
+		readLine(t, p.host, "up")
+		if err := p.host.Resize(console.WinSize{Height: 12, Width: 34}); err != nil {
+			t.Fatal(err)
+		}
+		readLine(t, p.host, "12 34")
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestPIDFDSocket: a pidfd of the container's first process, or of exec's, goes to
+// whoever listens.
+func TestPIDFDSocket(t *testing.T) {
+	c := newLine(t)
+	path := filepath.Join(t.TempDir(), "pidfd.sock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	received := make(chan *os.File)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if socket, err := conn.(*net.UnixConn).File(); err == nil {
+				f, _ := receiveFile(socket)
+				received <- f
+				socket.Close()
+			}
+			conn.Close()
+		}
+	}()
+	pid := func(f *os.File) string {
+		defer f.Close()
+		data, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(f.Fd())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, after, _ := strings.Cut(string(data), "Pid:\t")
+		line, _, _ := strings.Cut(after, "\n")
+		return line
+	}
+	c.detached("create", "--pidfd-socket", path, "-b", c.bundle("sleep 1000"), "x")
+	wants(t, "state", c.ok("state", "x"), `"pid": `+pid(<-received)+`,`)
+	c.ok("start", "x")
+	done := make(chan string)
+	go func() { done <- c.ok("exec", "--pidfd-socket", path, "x", "sh", "-c", "echo done") }()
+	if got := pid(<-received); got == "" || got == "-1" {
+		t.Errorf("exec sent a pidfd of pid %q", got)
+	}
+	wants(t, "exec", <-done, "done")
 }

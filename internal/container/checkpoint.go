@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
@@ -95,7 +94,7 @@ func (c *Container) restoreInit(o *CreateOptions, options *libcontainer.CriuOpts
 		return &GuestError{ID: c.id, Err: err}
 	}
 	p.Init = true
-	p.LogLevel = strconv.Itoa(int(o.LogLevel))
+	setLevel(p, o.LogLevel)
 	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return err
 	}

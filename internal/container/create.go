@@ -302,7 +302,7 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return &GuestError{ID: c.id, Err: err}
 	}
 	p.Init = true
-	p.LogLevel = strconv.Itoa(int(o.LogLevel))
+	setLevel(p, o.LogLevel)
 	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return err
 	}

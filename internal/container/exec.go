@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"github.com/opencontainers/runc/libcontainer"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -71,7 +70,7 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.LogLevel = strconv.Itoa(int(o.LogLevel))
+	setLevel(p, o.LogLevel)
 	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return nil, err
 	}

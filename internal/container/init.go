@@ -45,7 +45,7 @@ func MaybeInit() {
 	// It lives for milliseconds, inside the guest's memory limit: collecting
 	// garbage costs more than the garbage.
 	debug.SetGCPercent(-1)
-	growHeap()
+	makeRoom()
 	libcontainer.Init()
 }
 
