@@ -124,8 +124,8 @@ func resourceFlags(c *cli.Context) (*specs.LinuxResources, error) {
 		flag(c, "cpu-idle", &cpu.Idle, signed),
 		flag(c, "memory", &memory.Limit, memorySize), flag(c, "memory-swap", &memory.Swap, memorySize),
 		flag(c, "memory-reservation", &memory.Reservation, memorySize),
-		flag(c, "kernel-memory", &memory.Kernel, memorySize),        //nolint:staticcheck // deprecated, and still sent
-		flag(c, "kernel-memory-tcp", &memory.KernelTCP, memorySize), //nolint:staticcheck // deprecated, and still sent
+		flag(c, "kernel-memory", &memory.Kernel, memorySize), //nolint:staticcheck // deprecated, and still sent
+		flag(c, "kernel-memory-tcp", &memory.KernelTCP, memorySize),
 	} {
 		if err := read(); err != nil {
 			return nil, err
