@@ -23,11 +23,14 @@ func writeImage(archive, ref, program, at string, names []string) error {
 	for _, dir := range []string{"bin", "dev", "etc", "proc", "sys", "tmp"} {
 		layer.add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
-	layer.add(tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\ndefault-user:x:1000:1000::/:/bin/sh\n"))
-	layer.add(tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\ndefault-user:x:1000:\n"))
+	layer.add(tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\ndefault-user:x:1000:1000::/:/bin/sh\nwww-data:x:33:33::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
+	layer.add(tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\ndefault-user:x:1000:\nwww-data:x:33:\nnobody:x:65534:\n"))
 	layer.add(tar.Header{Name: at, Mode: 0o755}, data)
 	for _, name := range names {
-		layer.add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "/" + at}, nil)
+		if "bin/"+name == at {
+			continue
+		}
+		layer.add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeLink, Linkname: at}, nil)
 	}
 	blob := layer.bytes()
 

@@ -1,0 +1,213 @@
+package engines
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// criTools builds crictl and critest, from the module of their own.
+func criTools(t *testing.T) (crictl, critest string) {
+	t.Helper()
+	dir, err := filepath.Abs("../../../build/engines")
+	if err != nil {
+		t.Fatal(err)
+	}
+	crictl, critest = dir+"/crictl", dir+"/critest"
+	const module = "sigs.k8s.io/cri-tools/cmd/"
+	for _, args := range [][]string{
+		{"build", "-trimpath", "-ldflags", "-s -w", "-o", crictl, module + "crictl"},
+		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", critest, module + "critest"},
+	} {
+		cmd := exec.Command("go", args...)
+		cmd.Dir = "tools"
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("building the CRI tools: %v\n%s", err, out)
+		}
+	}
+	return crictl, critest
+}
+
+// inNetwork makes a command run in the daemon's network namespace, where its streaming server is.
+func (c *containerd) inNetwork(args ...string) command {
+	return append(command{"nsenter", "--net=" + fmt.Sprintf("/proc/%d/ns/net", c.pid)}, args...)
+}
+
+// cri is crictl for one daemon, and the pods that it makes.
+type cri struct {
+	command
+	dir string
+}
+
+func newCRI(t *testing.T, c *containerd, crictl string) *cri {
+	t.Helper()
+	ctr := append(c.ctr(), "--namespace", "k8s.io")
+	for _, archive := range []string{built.python, built.pause} {
+		ctr.must(t, "image", "import", "--snapshotter", "native", archive)
+	}
+	k := &cri{append(c.inNetwork(crictl, "--config", c.dir+"/crictl.yaml"), "--runtime-endpoint", "unix://"+c.sock, "--timeout", "60s"), tempDir(t)}
+	if err := os.WriteFile(c.dir+"/crictl.yaml", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the image to be known to CRI", func() bool { return k.run(t, "inspecti", pauseImage).code == 0 })
+	t.Cleanup(func() { k.run(t, "rmp", "--all", "--force") })
+	return k
+}
+
+// sandbox is what crictl calls a pod's configuration.
+func (k *cri) sandbox(t *testing.T, name string, annotations map[string]string) string {
+	t.Helper()
+	return k.write(t, name+"-pod.json", map[string]any{
+		"metadata": map[string]any{"name": name, "namespace": "default", "uid": name, "attempt": 0},
+		"hostname": name, "log_directory": k.dir, "annotations": annotations,
+		"linux": map[string]any{"cgroup_parent": "/psi-test-" + filepath.Base(built.dir)},
+	})
+}
+
+// container is the configuration of a pod's container.
+func (k *cri) container(t *testing.T, name string, annotations map[string]string, args ...string) string {
+	t.Helper()
+	return k.write(t, name+".json", map[string]any{
+		"metadata": map[string]any{"name": name}, "image": map[string]any{"image": pythonImage},
+		"command": args, "log_path": name + ".log", "annotations": annotations,
+		"linux": map[string]any{"resources": map[string]any{"memory_limit_in_bytes": 256 << 20}},
+	})
+}
+
+func (k *cri) write(t *testing.T, name string, value any) string {
+	t.Helper()
+	data, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(k.dir, name)
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// logs waits until a container's log has a text. containerd writes it after the process did.
+func (k *cri) logs(t *testing.T, id, text string) {
+	t.Helper()
+	var last string
+	waitFor(t, fmt.Sprintf("the log to say %q", text), func() bool {
+		r := k.run(t, "logs", id)
+		last = r.stdout + r.stderr
+		return strings.Contains(last, text)
+	})
+}
+
+func TestCRI(t *testing.T) {
+	watched(t)
+	crictl, critest := criTools(t)
+	cgroupParent(t)
+	c := newContainerd(t)
+	k := newCRI(t, c, crictl)
+	t.Run("pod", k.pod)
+	t.Run("deploy", k.deployed)
+	t.Run("critest", func(t *testing.T) { c.validate(t, critest) })
+}
+
+// pod takes a pod of the runtime class psi through its life.
+func (k *cri) pod(t *testing.T) {
+	config := k.sandbox(t, "life", nil)
+	pod := k.must(t, "runp", "--runtime", "psi", config)
+	script := "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('up', flush=True)\nwhile True: time.sleep(1)"
+	id := k.must(t, "create", "--no-pull", pod, k.container(t, "long", nil, python(script)...), config)
+	k.must(t, "start", id)
+	k.logs(t, id, "up")
+
+	inside := python("import os, sys; print(os.uname().nodename); sys.exit(3)")
+	if got := k.run(t, append([]string{"exec", id}, inside...)...); got.code == 0 || !strings.Contains(got.stdout, "life") || !strings.Contains(got.stderr, "exit code 3") {
+		t.Errorf("exec: exit %d, %q, %q", got.code, got.stdout, got.stderr)
+	}
+	k.run(t, append([]string{"exec", "--sync", id}, python("print(6 * 7)")...)...).expect(t, 0, "42")
+	stream := k.feed(t, "six\n", append([]string{"exec", "-i", id}, python("print(input().upper())")...)...)
+	stream.expect(t, 0, "SIX\n")
+	k.must(t, "update", "--memory", "134217728", id)
+	inspected := k.must(t, "inspect", id)
+	if !strings.Contains(inspected, `"runtimeType": "io.containerd.runc.v2"`) || !strings.Contains(inspected, built.runtime) {
+		t.Errorf("the container is not run by %s:\n%s", built.runtime, inspected)
+	}
+	if stats := k.must(t, "stats", "--output", "json", id); !strings.Contains(stats, `"usageCoreNanoSeconds"`) {
+		t.Errorf("stats says %s", stats)
+	}
+	k.must(t, "stop", "--timeout", "20", id)
+	if state := k.must(t, "inspect", "--output", "go-template", "--template", "{{.status.state}} {{.status.exitCode}}", id); state != "CONTAINER_EXITED 5" {
+		t.Errorf("after stop: %q", state)
+	}
+	k.must(t, "rm", id)
+	k.must(t, "stopp", pod)
+	k.must(t, "rmp", pod)
+}
+
+// deployed runs the pod of deploy/kubernetes as the kubelet would: the runtime class, the annotations
+// and the command are those of the file.
+func (k *cri) deployed(t *testing.T) {
+	var class struct {
+		Handler string
+	}
+	var spec struct {
+		Metadata struct{ Annotations map[string]string }
+		Spec     struct {
+			RuntimeClassName string `yaml:"runtimeClassName"`
+			Containers       []struct {
+				Image         string
+				Command, Args []string
+			}
+		}
+	}
+	for name, into := range map[string]any{"runtimeclass.yaml": &class, "pod.yaml": &spec} {
+		data, err := os.ReadFile("../../../deploy/kubernetes/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(data, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	guest := spec.Spec.Containers[0]
+	if spec.Spec.RuntimeClassName != class.Handler || guest.Image != pythonImage {
+		t.Fatalf("the example pod is of class %q and image %q", spec.Spec.RuntimeClassName, guest.Image)
+	}
+	run := func(t *testing.T, name string, annotations map[string]string) (id string, created result) {
+		config := k.sandbox(t, name, annotations)
+		pod := k.must(t, "runp", "--runtime", class.Handler, config)
+		created = k.run(t, "create", "--no-pull", pod, k.container(t, name, annotations, append(guest.Command, guest.Args...)...), config)
+		return strings.TrimSpace(created.stdout), created
+	}
+	for _, test := range []struct {
+		name        string
+		annotations map[string]string
+		last        string
+	}{
+		{"without", nil, "ConnectionRefusedError"},
+		{"with", spec.Metadata.Annotations, "PermissionError"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			id, created := run(t, "deploy-"+test.name, maps.Clone(test.annotations))
+			created.expect(t, 0, "")
+			k.must(t, "start", id)
+			k.logs(t, id, "42")
+			k.logs(t, id, test.last)
+		})
+	}
+	t.Run("forged", func(t *testing.T) {
+		id, created := run(t, "deploy-forged", map[string]string{"io.psi.policy": `{"mem": -1}`})
+		started := created
+		if created.code == 0 {
+			started = k.run(t, "start", id)
+		}
+		if started.code == 0 || !strings.Contains(started.stderr, "io.psi.policy") {
+			t.Errorf("a policy that cannot be read: exit %d, stderr %q", started.code, started.stderr)
+		}
+	})
+}
