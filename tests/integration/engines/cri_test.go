@@ -178,11 +178,13 @@ func (k *cri) deployed(t *testing.T) {
 	if spec.Spec.RuntimeClassName != class.Handler || guest.Image != pythonImage {
 		t.Fatalf("the example pod is of class %q and image %q", spec.Spec.RuntimeClassName, guest.Image)
 	}
-	run := func(t *testing.T, name string, annotations map[string]string) (id string, created result) {
+	run := func(t *testing.T, name string, annotations map[string]string) string {
 		config := k.sandbox(t, name, annotations)
 		pod := k.must(t, "runp", "--runtime", class.Handler, config)
-		created = k.run(t, "create", "--no-pull", pod, k.container(t, name, annotations, append(guest.Command, guest.Args...)...), config)
-		return strings.TrimSpace(created.stdout), created
+		container := k.container(t, name, annotations, append(guest.Command, guest.Args...)...)
+		id := k.must(t, "create", "--no-pull", pod, container, config)
+		k.must(t, "start", id)
+		return id
 	}
 	for _, test := range []struct {
 		name        string
@@ -193,21 +195,15 @@ func (k *cri) deployed(t *testing.T) {
 		{"with", spec.Metadata.Annotations, "PermissionError"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			id, created := run(t, "deploy-"+test.name, maps.Clone(test.annotations))
-			created.expect(t, 0, "")
-			k.must(t, "start", id)
+			id := run(t, "deploy-"+test.name, maps.Clone(test.annotations))
 			k.logs(t, id, "42")
 			k.logs(t, id, test.last)
 		})
 	}
 	t.Run("forged", func(t *testing.T) {
-		id, created := run(t, "deploy-forged", map[string]string{"io.psi.policy": `{"mem": -1}`})
-		started := created
-		if created.code == 0 {
-			started = k.run(t, "start", id)
-		}
-		if started.code == 0 || !strings.Contains(started.stderr, "io.psi.policy") {
-			t.Errorf("a policy that cannot be read: exit %d, stderr %q", started.code, started.stderr)
+		config := k.sandbox(t, "forged", map[string]string{"io.psi.policy": `{"mem": -1}`})
+		if got := k.run(t, "runp", "--runtime", class.Handler, config); got.code == 0 || !strings.Contains(got.stderr, "io.psi.policy") {
+			t.Errorf("a policy that cannot be read: exit %d, stderr %q", got.code, got.stderr)
 		}
 	})
 }

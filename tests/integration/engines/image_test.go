@@ -30,7 +30,7 @@ func writeImage(archive, ref, program, at string, names []string) error {
 		if "bin/"+name == at {
 			continue
 		}
-		layer.add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeLink, Linkname: at}, nil)
+		layer.add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeLink, Linkname: at, Mode: 0o755}, nil)
 	}
 	blob := layer.bytes()
 
