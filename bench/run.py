@@ -27,6 +27,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "python"))
 
+import engines  # noqa: E402  # bench/engines.py
 import pyisolate as psi  # noqa: E402
 
 RUNTIME = ROOT / "bin" / "psi-runtime"
@@ -115,6 +116,16 @@ def cold_run(runs: int, work: Path) -> List[Row]:
         Row("cold: psi-runtime run, print(1)", "ms", ms[0], "runc run, same bundle", ms[1], "≤ 1.0 ×", 1.0),
         Row("floor: python3 -I -S -c 'print(1)', no container", "ms", ms[2]),
     ]
+
+
+def engine_runs(runs: int, work: Path) -> List[Row]:
+    """Each engine's `run --rm` of a script that prints 1, with psi-runtime and with runc in turn."""
+    rows: List[Row] = []
+    with engines.commands(work, RUNTIME, ROOTFS) as commands:
+        for name, with_psi, with_runc in commands:
+            mine, theirs = interleaved(runs, command(*with_psi), command(*with_runc))
+            rows.append(Row(f"{name}, psi-runtime", "ms", [v * 1e3 for v in mine], "runc", [v * 1e3 for v in theirs], "≤ 1.0 ×", 1.0))
+    return rows
 
 
 def cold_spawn(runs: int) -> List[Row]:
@@ -232,6 +243,7 @@ def main() -> int:
         os.chmod(work, 0o755)  # runc, unlike psi, reads the root as the guest's own user
         parts: List[Tuple[str, Callable[[], List[Row]]]] = [
             ("cold start", lambda: cold_run(options.runs, Path(work))),
+            ("engines", lambda: engine_runs(options.runs, Path(work))),
             ("cold spawn", lambda: cold_spawn(options.runs)),
             ("round trip", lambda: round_trip(options.runs)),
             ("reload", lambda: reload(options.runs, Path(work))),
