@@ -1,6 +1,7 @@
 package engines
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,15 +9,23 @@ import (
 	"testing"
 )
 
+// daemonConfig gives containers a policy by the runtime's name: this docker has no --annotation.
+const daemonConfig = `{"runtimes": {"psi-compute-only": {"path": %q, "runtimeArgs": ["--policy", "compute-only"]}}}`
+
 // newDocker starts a dockerd with runc and psi-runtime, and imports the root file system.
-func newDocker(t *testing.T, extra ...string) command {
+func newDocker(t *testing.T) command {
 	t.Helper()
 	need(t, "dockerd")
 	dir, parent := tempDir(t), cgroupParent(t)
 	t.Cleanup(func() { removeGroups("/docker") }) // dockerd makes it, whatever the parent
 	socket := "unix://" + dir + "/docker.sock"
-	args := append([]string{"--data-root", dir + "/data", "--exec-root", dir + "/exec", "-H", socket, "--pidfile", dir + "/pid",
-		"--iptables=false", "--bridge=none", "--storage-driver", "vfs", "--cgroup-parent", parent, "--add-runtime", "psi=" + built.runtime}, extra...)
+	config := dir + "/daemon.json"
+	if err := os.WriteFile(config, fmt.Appendf(nil, daemonConfig, built.runtime), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	command{built.runtime}.must(t, "install", "--docker", "--file", config, "--runtime", built.runtime)
+	args := []string{"--config-file", config, "--data-root", dir + "/data", "--exec-root", dir + "/exec", "-H", socket, "--pidfile", dir + "/pid",
+		"--iptables=false", "--bridge=none", "--storage-driver", "vfs", "--cgroup-parent", parent}
 	docker := command{"/usr/bin/docker", "--config", dir, "-H", socket}
 	daemon(t, exec.Command("dockerd", args...), func() bool { return docker.run(t, "version").code == 0 })
 	t.Cleanup(func() {
@@ -50,6 +59,15 @@ func TestDocker(t *testing.T) {
 	docker := newDocker(t)
 	t.Run("exit codes", docker.exitCodes)
 	t.Run("detached", docker.detached)
+	t.Run("policy", docker.policy)
+}
+
+// policy: what a named runtime's policy forbids, a container of any image cannot do.
+func (docker command) policy(t *testing.T) {
+	for runtime, want := range map[string]string{"psi": "ConnectionRefusedError", "psi-compute-only": "PermissionError"} {
+		args := append([]string{"run", "--rm", "--network", "none", "--runtime", runtime, pythonImage}, python(connect)...)
+		docker.run(t, args...).expect(t, 0, want)
+	}
 }
 
 func (docker command) exitCodes(t *testing.T) {

@@ -151,6 +151,17 @@ func python(script string) []string {
 	return []string{"/usr/bin/python3", "-I", "-S", "-c", script}
 }
 
+// connect tries an endpoint that is not there: without a policy the kernel's network says so, with one
+// the policy does.
+const connect = "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 9), timeout=5)\nexcept OSError as error:\n    print(type(error).__name__)"
+
+// memoryLimit prints the container's own limit.
+const memoryLimit = `
+import os
+for name in ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"):
+    if os.path.exists(name):
+        print(open(name).read())`
+
 // tempDir is a directory for an engine; t.TempDir is 0700 and has too long a name for sockets.
 func tempDir(t *testing.T) string {
 	t.Helper()

@@ -48,6 +48,9 @@ func TestPodman(t *testing.T) {
 	t.Run("detached", p.detached)
 	t.Run("healthcheck", p.healthcheck)
 	t.Run("pod", p.pod)
+	t.Run("policy", p.policy)
+	t.Run("policy of a running container", p.policyHolds)
+	t.Run("installed", p.installed)
 }
 
 func (p podman) exitCodes(t *testing.T) {
@@ -125,11 +128,7 @@ func (p podman) detached(t *testing.T) {
 	p.must(t, "unpause", id)
 
 	p.must(t, "update", "--memory", "200m", id)
-	limit := append([]string{"exec", id}, python(`
-import os
-for name in ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"):
-    if os.path.exists(name):
-        print(open(name).read())`)...)
+	limit := append([]string{"exec", id}, python(memoryLimit)...)
 	p.run(t, limit...).expect(t, 0, "209715200")
 	if top := p.must(t, "top", id, "pid", "comm"); !strings.Contains(top, "python3") {
 		t.Errorf("podman top: %q", top)
@@ -177,5 +176,52 @@ func (p podman) pod(t *testing.T) {
 	p.must(t, "pod", "rm", pod)
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + parent + "/*/libpod-*"); len(left) > 0 {
 		t.Errorf("cgroups were left behind: %v", left)
+	}
+}
+
+// policy: an annotation narrows a container of any image, or the container does not start.
+func (p podman) policy(t *testing.T) {
+	run := func(annotation, script string, flags ...string) result {
+		return p.run(t, p.args("run", append([]string{"--rm", "--annotation", "io.psi.policy=" + annotation}, flags...), script)...)
+	}
+	run("compute-only", connect).expect(t, 0, "PermissionError")
+	run("mem: 64MiB", memoryLimit, "--memory", "128m").expect(t, 0, "67108864")
+	run("mem: 64MiB", memoryLimit, "--memory", "32m").expect(t, 0, "33554432")
+	threads := "import threading, time\ntry:\n    for _ in range(50): threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\nexcept RuntimeError:\n    print('held', flush=True)\nimport os\nos._exit(0)"
+	run("pids: 8", threads).expect(t, 0, "held")
+	for annotation, names := range map[string]string{
+		"no-such-policy": "no-such-policy",
+		"mem: -1":        "io.psi.policy",
+	} {
+		if got := run(annotation, "print('ran')"); got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, names) {
+			t.Errorf("policy %s: exit %d, stdout %q, stderr %q: want an error that names %s", annotation, got.code, got.stdout, got.stderr, names)
+		}
+	}
+}
+
+// policyHolds: processes that come later are held too, an update cannot widen, and the state says so.
+func (p podman) policyHolds(t *testing.T) {
+	id := p.must(t, p.args("run", []string{"-d", "--annotation", "io.psi.policy=mem: 64MiB"}, "import time; time.sleep(600)")...)
+	p.run(t, append([]string{"exec", id}, python(connect)...)...).expect(t, 0, "PermissionError")
+	p.run(t, "update", "--memory", "200m", id)
+	p.run(t, append([]string{"exec", id}, python(memoryLimit)...)...).expect(t, 0, "67108864")
+	if state := (command{built.runtime}).must(t, "state", id); !strings.Contains(state, "sha256:") || !strings.Contains(state, "memory") {
+		t.Errorf("state does not say the policy and how it is held: %s", state)
+	}
+	p.must(t, "rm", "--force", "--time", "0", id)
+}
+
+// installed: what `psi-runtime install` writes is what podman reads.
+func (p podman) installed(t *testing.T) {
+	file := filepath.Join(tempDir(t), "psi.conf")
+	command{built.runtime}.must(t, "install", "--podman", "--file", file, "--runtime", built.runtime)
+	t.Setenv("CONTAINERS_CONF", file)
+	other := p
+	other.command = append(append(command{}, p.command[:len(p.command)-2]...), "--runtime", "psi")
+	other.run(t, other.args("run", []string{"--rm"}, "print(6 * 7)")...).expect(t, 0, "42\n")
+	// One line of JSON from the runtime becomes podman's own error.
+	args := append(append([]string{"run", "--rm"}, p.flags...), "--entrypoint", "/no/such/file", pythonImage)
+	if got := other.run(t, args...); got.code != 127 || strings.Contains(got.stderr, "level=error") {
+		t.Errorf("a missing program: exit %d, stderr %q: want 127 and no raw log line", got.code, got.stderr)
 	}
 }
