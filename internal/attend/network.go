@@ -156,8 +156,14 @@ func (n *network) update(old, eps []policy.Endpoint) error {
 	return nil
 }
 
-// proxyHosts are the addresses that stand for names in the guest.
-func (n *network) proxyHosts() map[string]netip.Addr { return n.proxy.Hosts() }
+// proxyHosts are the addresses that stand for names in the guest: none under an engine, which
+// makes the network itself.
+func (n *network) proxyHosts() map[string]netip.Addr {
+	if n.proxy == nil {
+		return nil
+	}
+	return n.proxy.Hosts()
+}
 
 func (n *network) close() error {
 	var errs []error

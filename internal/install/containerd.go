@@ -33,7 +33,7 @@ func addContainerd(before []byte, runtime string) ([]byte, error) {
 		text = "version = 2\n"
 	}
 	version := versionLine.FindStringSubmatch(text)
-	plugin := ""
+	var plugin string
 	switch {
 	case version != nil && version[1] == "2":
 		plugin = "io.containerd.grpc.v1.cri"
