@@ -33,6 +33,9 @@ func loadSpec(bundle string) (*specs.Spec, string, error) {
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return nil, "", fmt.Errorf("reading %s: %w", path, err)
 	}
+	if err := checkDuplicates(data); err != nil {
+		return nil, "", fmt.Errorf("reading %s: %w", path, err)
+	}
 	if spec == nil {
 		return nil, "", fmt.Errorf("reading %s: config cannot be null", path)
 	}
