@@ -139,7 +139,7 @@ func TestEngineContainerStaysInItsPolicy(t *testing.T) {
 // are left out.
 func TestEngineAttemptsWorkWithoutPolicy(t *testing.T) {
 	watched(t)
-	names := []string{"udp", "raw", "packet", "bind", "mount", "bpf", "keyctl", "processes", "device", "new-user", "new-net",
+	names := []string{"udp", "raw", "packet", "bind", "mount", "bpf", "keyctl", "processes", "new-user", "new-net",
 		"privileges", "capabilities", "volume-secret", "volume-link", "volume-write", "volume-dotdot", "volume-proc", "denied-file"}
 	got := run(t, engineBundle(t, "", func(c config) {
 		delete(c["annotations"].(config), "io.psi.policy")
