@@ -218,8 +218,9 @@ func TestEngineBundleIsRefused(t *testing.T) {
 	if err := syscall.Mkfifo(socket, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	link := filepath.Join(publicDir(t), "hosts")
-	if err := os.Symlink("/etc/shadow", link); err != nil {
+	link, secret := filepath.Join(publicDir(t), "hosts"), filepath.Join(publicDir(t), "secret")
+	write(t, secret, "secret", 0o600)
+	if err := os.Symlink(secret, link); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {
@@ -237,7 +238,7 @@ func TestEngineBundleIsRefused(t *testing.T) {
 		"another volume":  {fmt.Sprintf(enginePolicy, ""), volume("/usr/share/common-licenses", "/data"), "/data"},
 		"the host":        {`fs: [{read: /srv/volume}, {read: /data}]`, volume("/", "/data"), "whole host"},
 		"a FIFO as hosts": {fmt.Sprintf(enginePolicy, ""), volume(socket, "/etc/hosts"), "FIFO"},
-		"a link as hosts": {fmt.Sprintf(enginePolicy, ""), volume(link, "/etc/hosts"), "/etc/shadow"},
+		"a link as hosts": {fmt.Sprintf(enginePolicy, ""), volume(link, "/etc/hosts"), secret},
 		"host network": {fmt.Sprintf(enginePolicy, ""), func(c config) {
 			c["linux"].(config)["namespaces"] = []config{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}}
 		}, "network namespace"},
