@@ -203,6 +203,44 @@ func detach(t *testing.T, bundle string) string {
 	return id
 }
 
+// In a network that an engine made, what the policy allows is reached directly: nothing
+// stands between, and what it does not allow is refused although it is there.
+func TestEngineNetworkIsFiltered(t *testing.T) {
+	watched(t)
+	network := exec.Command("unshare", "--net", "/usr/bin/python3.11", "-I", "-c", `
+import fcntl, socket, struct, time
+control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+fcntl.ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 1))  # up
+control.close()
+listeners = [socket.create_server(("127.0.0.2", port)) for port in (9200, 9201)]
+print("up", flush=True)
+time.sleep(600)`)
+	out, err := network.StdoutPipe()
+	if err == nil {
+		err = network.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		network.Process.Kill()
+		network.Wait()
+	})
+	if _, err := out.Read(make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	bundle := engineBundle(t, fmt.Sprintf(enginePolicy, ""), func(c config) {
+		c["linux"].(config)["namespaces"] = []config{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"},
+			{"type": "network", "path": fmt.Sprintf("/proc/%d/ns/net", network.Process.Pid)}}
+		process := c["process"].(config)
+		process["args"] = append(process["args"].([]string), "allowed", "other-port", "other-address", "mapped", "udp", "bind")
+	})
+	want := "allowed open\nother-port EPERM\nother-address EPERM\nmapped EPERM\nudp EPERM\nbind EPERM\n"
+	if got := run(t, bundle); got.code != 0 || got.stdout != want {
+		t.Errorf("exit %d: %s%s", got.code, got.stdout, got.stderr)
+	}
+}
+
 // What an engine can be asked for beside the policy does not start a container with less of it.
 func TestEngineBundleIsRefused(t *testing.T) {
 	watched(t)
