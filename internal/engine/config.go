@@ -31,8 +31,8 @@ type Rules struct {
 	// count is refused. Each but io.psi.ids holds a policy. nil is io.psi.policy and,
 	// where nothing is mandatory, io.psi.ids.
 	Annotations []string
-	// EngineMounts are places to which the engine itself mounts files, which so need no
-	// fs rule: /run/secrets/kubernetes.io/serviceaccount.
+	// EngineMounts are directories of the host that the engine manages: what it mounts
+	// from there needs no fs rule. /var/lib/kubelet/pods, for example.
 	EngineMounts []string
 }
 

@@ -65,7 +65,7 @@ func (n *narrowing) kernelMount(m *specs.Mount) (volume bool, err error) {
 		}
 	case "devpts", "mqueue":
 	default:
-		return true, nil
+		return false, fmt.Errorf("a file system of type %q is mounted at %s: only of a bind mount can be told which files of the host it shows", m.Type, m.Destination)
 	}
 	return false, nil
 }
@@ -134,10 +134,10 @@ func bytesOf(text string) (int64, bool) {
 // rule. A user who can choose mounts cannot show another file at these places, because
 // the name of the source is looked at too.
 func (n *narrowing) plumbing(m *specs.Mount) bool {
-	if slices.Contains(n.host.EngineMounts, m.Destination) {
+	kind, name := n.host.Kinds[m.Source], path.Base(m.Source)
+	if kind != Other && slices.ContainsFunc(n.host.EngineMounts, func(dir string) bool { return covers(dir, path.Clean(m.Source)) }) {
 		return true
 	}
-	kind, name := n.host.Kinds[m.Source], path.Base(m.Source)
 	switch m.Destination {
 	case "/etc/hosts":
 		return kind == File && (name == "hosts" || name == "etc-hosts")
@@ -162,7 +162,7 @@ func (n *narrowing) plumbing(m *specs.Mount) bool {
 
 // volumes needs a rule for each host directory and file.
 func (n *narrowing) volumes(at []int) error {
-	rules, err := n.rules()
+	rules, denied, err := n.rules()
 	if err != nil {
 		return err
 	}
@@ -171,6 +171,14 @@ func (n *narrowing) volumes(at []int) error {
 		m := &n.spec.Mounts[i]
 		if err := n.source(m); err != nil {
 			return err
+		}
+		for _, d := range denied {
+			if covers(d, path.Clean(m.Source)) {
+				return fmt.Errorf("the mount of %s at %s is denied by fs: deny %s: remove it", m.Source, m.Destination, d)
+			}
+			if covers(path.Clean(m.Source), d) {
+				n.mask(m.Destination + strings.TrimPrefix(d, path.Clean(m.Source)))
+			}
 		}
 		p, err := n.volume(m, rules)
 		if err != nil {
@@ -189,7 +197,7 @@ func (n *narrowing) source(m *specs.Mount) error {
 		return fmt.Errorf("the mount of %s at %s is a socket, device or FIFO, which leads out of the container: remove it", m.Source, m.Destination)
 	}
 	if !path.IsAbs(m.Source) {
-		return nil // below the bundle, or no file at all
+		return fmt.Errorf("the mount at %s has the source %q: name it by an absolute path", m.Destination, m.Source)
 	}
 	if err := policy.CheckDir(path.Clean(m.Source)); err != nil {
 		return fmt.Errorf("the mount of %s at %s: %w", m.Source, m.Destination, err)
@@ -204,26 +212,43 @@ type reach struct {
 	rule string // as documents write it
 }
 
+// reaches are the rules that open paths.
+type reaches []reach
+
+// open returns the strongest rule that covers a path; its mode is "" without one.
+func (rs reaches) open(name string) (best reach) {
+	for _, r := range rs {
+		if covers(r.path, name) && best.mode != policy.Write {
+			best = r
+		}
+	}
+	return best
+}
+
 // rules sorts the fs rules: denied paths are masked, patterns are for BPF-LSM only.
-func (n *narrowing) rules() (reaches []reach, err error) {
+func (n *narrowing) rules() (opened reaches, denied []string, err error) {
 	errPattern := errors.New("only BPF-LSM programs can hold a pattern, and they are not used under engines: name files or directories")
 	for _, r := range n.policy.FS() {
 		text := fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern)
 		literal := strings.TrimSuffix(r.Pattern, "/**")
-		if policy.LiteralDir(literal) != literal {
+		switch {
+		case policy.LiteralDir(literal) != literal:
 			if err := n.misses(text, errPattern); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
-			continue
-		}
-		if r.Mode == policy.Deny {
-			n.spec.Linux.MaskedPaths = union(n.spec.Linux.MaskedPaths, []string{literal})
+		case r.Mode == policy.Deny:
+			n.mask(literal)
 			n.holds(text, "masked path")
-			continue
+			denied = append(denied, literal)
+		default:
+			opened = append(opened, reach{literal, r.Mode, text})
 		}
-		reaches = append(reaches, reach{literal, r.Mode, text})
 	}
-	return reaches, nil
+	return opened, denied, nil
+}
+
+func (n *narrowing) mask(name string) {
+	n.spec.Linux.MaskedPaths = union(n.spec.Linux.MaskedPaths, []string{name})
 }
 
 // part is a volume of which the rules open a part only.
@@ -232,38 +257,68 @@ type part struct {
 	rules []reach
 }
 
-// volume narrows one volume to what the rules say. The result is for Landlock; it has
-// no rules when the mount itself holds everything.
-func (n *narrowing) volume(m *specs.Mount, rules []reach) (part, error) {
+// volume narrows one volume to what the rules say, of the place on the host and of the
+// place in the container: what it shows has to be open at both, and has the weaker mode.
+// The result is for Landlock; it has no rules when the mount itself holds everything.
+func (n *narrowing) volume(m *specs.Mount, rules reaches) (part, error) {
 	p := part{dest: m.Destination}
-	whole, writes := policy.FSMode(""), false
-	var text string
-	for _, r := range rules {
-		switch {
-		case covers(r.path, m.Destination):
-			if whole != policy.Write {
-				whole, text = r.mode, r.rule
-			}
-		case covers(m.Destination, r.path):
-			p.rules = append(p.rules, r)
+	whole := n.both(m, rules, "")
+	writes := false
+	for _, below := range partsOf(m, rules) {
+		if r := n.both(m, rules, below); r.mode != "" && r.mode != whole.mode {
+			p.rules = append(p.rules, reach{m.Destination + below, r.mode, r.rule})
 			writes = writes || r.mode == policy.Write
 		}
 	}
-	if whole == "" && len(p.rules) == 0 && !n.degradedPattern(m.Destination) {
-		return p, fmt.Errorf("no fs rule allows the mount of %s at %s: allow it with fs: [{read: %s}], or remove the mount", m.Source, m.Destination, m.Destination)
+	if whole.mode == "" && len(p.rules) == 0 && !n.degradedPattern(m.Destination) {
+		return p, n.closed(m, rules)
 	}
 	setOptions(m, "exec", "noexec", "suid", "nosuid", "dev", "nodev")
-	if whole != policy.Write && !writes {
+	if whole.mode != policy.Write && !writes {
 		readonly(m)
 	}
 	switch {
-	case whole == policy.Write, whole == policy.Read && !writes:
-		n.holds(text, "mount options of %s", m.Destination)
+	case whole.mode == policy.Write, whole.mode == policy.Read && !writes:
+		n.holds(whole.rule, "mount options of %s", m.Destination)
 		p.rules = nil
-	case whole == policy.Read:
-		p.rules = append(p.rules, reach{m.Destination, policy.Read, text})
+	case whole.mode == policy.Read:
+		p.rules = append(p.rules, reach{m.Destination, policy.Read, whole.rule})
 	}
 	return p, nil
+}
+
+// both returns the weaker of what the rules say to a path of a volume, which is "" or
+// begins with a slash: on the host and in the container.
+func (n *narrowing) both(m *specs.Mount, rules reaches, below string) reach {
+	there, here := rules.open(path.Clean(m.Source)+below), rules.open(m.Destination+below)
+	if there.mode == "" || here.mode == policy.Write {
+		return there
+	}
+	return here
+}
+
+// partsOf lists the paths in a volume that rules name, relative to it.
+func partsOf(m *specs.Mount, rules reaches) []string {
+	var out []string
+	for _, r := range rules {
+		for _, top := range []string{path.Clean(m.Source), m.Destination} {
+			if r.path != top && covers(top, r.path) {
+				out = union(out, []string{strings.TrimPrefix(r.path, top)})
+			}
+		}
+	}
+	return out
+}
+
+// closed is the error for a volume that no rule opens, with the rules that would.
+func (n *narrowing) closed(m *specs.Mount, rules reaches) error {
+	var missing []string
+	for _, name := range union([]string{path.Clean(m.Source)}, []string{m.Destination}) {
+		if rules.open(name).mode == "" {
+			missing = append(missing, "{read: "+name+"}")
+		}
+	}
+	return fmt.Errorf("no fs rule allows the mount of %s at %s: allow both places with fs: [%s], or remove the mount", m.Source, m.Destination, strings.Join(missing, ", "))
 }
 
 // degradedPattern: a pattern that nobody holds may mean this place.

@@ -67,7 +67,7 @@ type Host struct {
 	Network error
 	// List names the files and directories (no links) in a directory of the image.
 	List func(dir string) ([]string, error)
-	// EngineMounts are more places that engines mount files to.
+	// EngineMounts are directories of the host whose files need no rule.
 	EngineMounts []string
 }
 

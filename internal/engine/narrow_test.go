@@ -92,8 +92,8 @@ func mountAt(t *testing.T, s *specs.Spec, dest string) specs.Mount {
 }
 
 func TestNarrowLeavesItsInputAlone(t *testing.T) {
-	s, same := engineSpec(volume("/srv/data", "/data", "rw")), engineSpec(volume("/srv/data", "/data", "rw"))
-	n := narrow(t, s, parse(t, "fs: [{read: /data}, {deny: /etc/secret}]"))
+	s, same := engineSpec(volume("/srv/data", "/srv/data", "rw")), engineSpec(volume("/srv/data", "/srv/data", "rw"))
+	n := narrow(t, s, parse(t, "fs: [{read: /srv/data}, {deny: /etc/secret}]"))
 	if !reflect.DeepEqual(s, same) {
 		t.Error("the engine's specification was changed")
 	}
@@ -281,18 +281,20 @@ func TestUpdateIsNarrowed(t *testing.T) {
 func TestProcessIsNarrowed(t *testing.T) {
 	s := engineSpec(func(s *specs.Spec) {
 		s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1 << 20, Soft: 1 << 20}, {Type: "RLIMIT_CORE", Hard: math.MaxUint64, Soft: 0}, {Type: "RLIMIT_NPROC", Hard: 7, Soft: 7}}
+		never := -1000
+		s.Process.OOMScoreAdj = &never
 		s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedFIFO, Priority: 50}
 	})
 	n := narrow(t, s, parse(t, "open_files: 100"))
 	p := n.Spec.Process
 	want := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 100, Soft: 100}, {Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NPROC", Hard: 7, Soft: 7}}
-	if !slices.Equal(p.Rlimits, want) || p.Scheduler != nil || !p.NoNewPrivileges {
+	if !slices.Equal(p.Rlimits, want) || p.Scheduler != nil || p.OOMScoreAdj != nil || !p.NoNewPrivileges {
 		t.Errorf("%+v %+v", p.Rlimits, p)
 	}
 	if c := p.Capabilities; !slices.Equal(c.Bounding, []string{"CAP_CHOWN", "CAP_SYS_CHROOT"}) || !slices.Equal(c.Effective, []string{"CAP_CHOWN"}) || len(c.Permitted) != 1 {
 		t.Errorf("%+v", c)
 	}
-	withFS := narrow(t, engineSpec(volume("/srv/data", "/data")), parse(t, "fs: [{read: /data}]"))
+	withFS := narrow(t, engineSpec(volume("/srv/data", "/srv/data")), parse(t, "fs: [{read: /srv/data}]"))
 	if slices.Contains(withFS.Spec.Process.Capabilities.Bounding, "CAP_SYS_CHROOT") {
 		t.Error("chroot with fs rules")
 	}
@@ -321,21 +323,25 @@ func TestRefused(t *testing.T) {
 		"host mounts":           {"{}", drop(specs.MountNamespace), "mount namespace"},
 		"no namespaces":         {"{}", func(s *specs.Spec) { s.Linux = nil }, "namespace"},
 		"name":                  {`tcp: ["db.example:5432"]`, func(*specs.Spec) {}, "db.example:5432"},
-		"volume without a rule": {"{}", volume("/srv/data", "/data"), "fs: [{read: /data}]"},
-		"rule for another":      {"fs: [{read: /data2}]", volume("/srv/data", "/data"), "no fs rule allows"},
-		"rule for the source":   {"fs: [{read: /srv/data}]", volume("/srv/data", "/data"), "no fs rule allows"},
+		"volume without a rule": {"{}", volume("/srv/data", "/data"), "fs: [{read: /srv/data}, {read: /data}]"},
+		"rule for another":      {"fs: [{read: /srv/data2}]", volume("/srv/data", "/srv/data"), "fs: [{read: /srv/data}]"},
+		"rule for the source":   {"fs: [{read: /srv/data}]", volume("/srv/data", "/data"), "fs: [{read: /data}]"},
+		"rule for the place":    {"fs: [{write: /data}]", volume("/srv/data", "/data"), "fs: [{read: /srv/data}]"},
+		"another's part":        {"fs: [{read: /data/a}, {read: /srv/data/b}]", volume("/srv/data", "/data"), "no fs rule allows"},
+		"denied on the host":    {"fs: [{read: /data}, {read: /srv/data}, {deny: /srv}]", volume("/srv/data", "/data"), "denied by fs: deny /srv"},
 		"the whole host":        {"fs: [{read: /data}]", volume("/", "/data"), "whole host"},
 		"/proc of the host":     {"fs: [{read: /data}]", volume("/proc", "/data"), "/proc"},
 		"state of psi":          {"fs: [{read: /data}]", volume("/run/psi", "/data"), "/run/psi"},
+		"a relative source":     {"fs: [{read: /data}]", volume("data", "/data"), "absolute path"},
 		"a socket":              {"fs: [{read: /data}]", volume("/run/docker.sock", "/data"), "socket"},
 		"shadow as hosts":       {"{}", volume("/etc/shadow", "/etc/hosts"), "no fs rule allows"},
 		"shadow as hostname":    {"{}", volume("/etc/shadow", "/etc/hostname"), "no fs rule allows"},
 		"odd path":              {"{}", volume("/srv/data", "/etc/../data"), "at /data"},
 		"proc elsewhere":        {"{}", mount(specs.Mount{Destination: "/p", Type: "proc", Source: "proc"}), "proc is mounted at /p"},
-		"a disk":                {"{}", mount(specs.Mount{Destination: "/d", Type: "ext4", Source: "/dev/sda"}), "/dev"},
-		"an overlay":            {"{}", mount(specs.Mount{Destination: "/d", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/"}}), "no fs rule allows"},
+		"a disk":                {"{}", mount(specs.Mount{Destination: "/d", Type: "ext4", Source: "/dev/sda"}), "ext4"},
+		"an overlay":            {"{}", mount(specs.Mount{Destination: "/d", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/"}}), "overlay"},
 		"bind without the type": {"{}", mount(specs.Mount{Destination: "/d", Type: "tmpfs", Source: "/srv/data", Options: []string{"bind"}}), "no fs rule allows"},
-		"a pattern":             {`fs: [{read: "/data/*.csv"}]`, volume("/srv/data", "/data"), "BPF-LSM"},
+		"a pattern":             {`fs: [{read: "/srv/data/*.csv"}]`, volume("/srv/data", "/srv/data"), "BPF-LSM"},
 		"a denied pattern":      {`fs: [{deny: "/etc/*.key"}]`, func(*specs.Spec) {}, "BPF-LSM"},
 		"rlimit twice": {"{}", func(s *specs.Spec) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE"}, {Type: "RLIMIT_NOFILE", Hard: 1 << 20}}
@@ -369,9 +375,9 @@ func TestRefused(t *testing.T) {
 func TestDegraded(t *testing.T) {
 	host := testHost()
 	host.Network, host.Landlock = errors.New("no eBPF"), 0
-	p := parse(t, `{allow_degraded: true, tcp: ["db.example:1"], fs: [{read: "/data/*.csv"}, {read: /more/part}, {deny: "/**/x"}]}`)
-	host.Kinds["/srv/more"] = Directory
-	n, err := Narrow(engineSpec(volume("/srv/data", "/data"), volume("/srv/more", "/more")), p, host)
+	p := parse(t, `{allow_degraded: true, tcp: ["db.example:1"], fs: [{read: "/srv/data/*.csv"}, {read: /more/part}, {deny: "/**/x"}]}`)
+	host.Kinds["/more"] = Directory
+	n, err := Narrow(engineSpec(volume("/srv/data", "/srv/data"), volume("/more", "/more")), p, host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,19 +387,19 @@ func TestDegraded(t *testing.T) {
 			missing = append(missing, e.Rule)
 		}
 	}
-	want := []string{"tcp: db.example:1", "tcp", "fs: read /data/*.csv", "fs: deny /**/x", "fs: read /more/part"}
+	want := []string{"tcp: db.example:1", "tcp", "fs: read /srv/data/*.csv", "fs: deny /**/x", "fs: read /more/part"}
 	if !slices.Equal(missing, want) {
 		t.Errorf("missing: %q", missing)
 	}
 	// The mounts are narrowed as far as they can be.
-	if m := mountAt(t, n.Spec, "/data"); !slices.Contains(m.Options, "ro") {
+	if m := mountAt(t, n.Spec, "/srv/data"); !slices.Contains(m.Options, "ro") {
 		t.Errorf("%v", m.Options)
 	}
 }
 
 func TestMountsAreNarrowed(t *testing.T) {
-	p := parse(t, "{tmp: 1MiB, read_only: true, fs: [{read: /data}, {read: /tree/**}, {deny: /etc/secret}]}")
-	s := engineSpec(volume("/srv/data", "/data", "rw", "exec", "rrw"), volume("/srv/data", "/tree/below", "ro"),
+	p := parse(t, "{tmp: 1MiB, read_only: true, fs: [{read: /srv/**}, {read: /tree/**}, {deny: /etc/secret}, {deny: /srv/data/key}]}")
+	s := engineSpec(volume("/srv/data", "/srv/data", "rw", "exec", "rrw"), volume("/srv/data", "/tree/below", "ro"),
 		func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1g", "size=50%", "rw"}},
 				specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"rw"}})
@@ -402,7 +408,7 @@ func TestMountsAreNarrowed(t *testing.T) {
 		})
 	n := narrow(t, s, p)
 	for dest, want := range map[string]string{
-		"/data":          "rbind noexec rnoexec nosuid rnosuid nodev rnodev ro rro",
+		"/srv/data":      "rbind noexec rnoexec nosuid rnosuid nodev rnodev ro rro",
 		"/tree/below":    "rbind noexec rnoexec nosuid rnosuid nodev rnodev ro rro",
 		"/tmp":           "rw size=1048576",
 		"/sys":           "ro",
@@ -416,7 +422,7 @@ func TestMountsAreNarrowed(t *testing.T) {
 	if !n.Spec.Root.Readonly || len(n.Spec.Linux.Devices) > 0 {
 		t.Error("root or devices")
 	}
-	for _, path := range append(bundle.MaskedPaths(), "/etc/secret") {
+	for _, path := range append(bundle.MaskedPaths(), "/etc/secret", "/srv/data/key", "/tree/below/key") {
 		if !slices.Contains(n.Spec.Linux.MaskedPaths, path) {
 			t.Errorf("%s is not masked", path)
 		}
@@ -429,9 +435,53 @@ func TestMountsAreNarrowed(t *testing.T) {
 	if again := narrow(t, n.Spec, p); !reflect.DeepEqual(again.Spec, n.Spec) {
 		t.Error("narrowing again changes something")
 	}
-	write := narrow(t, engineSpec(volume("/srv/data", "/data", "rw")), parse(t, "fs: [{read: /data}, {write: /data}]"))
-	if m := mountAt(t, write.Spec, "/data"); slices.Contains(m.Options, "ro") {
+	write := narrow(t, engineSpec(volume("/srv/data", "/srv/data", "rw")), parse(t, "fs: [{read: /srv/data}, {write: /srv/data}]"))
+	if m := mountAt(t, write.Spec, "/srv/data"); slices.Contains(m.Options, "ro") {
 		t.Errorf("a rule that writes: %v", m.Options)
+	}
+}
+
+// What a volume shows must be open on the host and in the container; the weaker rule counts.
+func TestBothPlacesOfAVolume(t *testing.T) {
+	for document, want := range map[string]string{
+		"{write: /srv/data}, {read: /data}":                       "ro",
+		"{read: /srv/data}, {write: /data}":                       "ro",
+		"{write: /srv/data}, {write: /data}":                      "",
+		"{write: /srv}, {write: /data}, {read: /data/x}":          "",
+		"{read: /srv/data/x}, {read: /data}":                      "ro read /data/x",
+		"{read: /srv/data}, {read: /data/x}":                      "ro read /data/x",
+		"{read: /srv/data/x}, {write: /data/x/y}":                 "ro read /data/x/y",
+		"{write: /srv/data/x}, {write: /data/x/y}":                "write /data/x/y",
+		"{read: /srv/data}, {read: /data}, {write: /data/x}":      "ro",
+		"{write: /srv/data/x}, {read: /srv/data}, {write: /data}": "write /data/x read /data",
+	} {
+		n := narrow(t, engineSpec(volume("/srv/data", "/data", "rw")), parse(t, "fs: ["+document+"]"))
+		var got []string
+		if slices.Contains(mountAt(t, n.Spec, "/data").Options, "ro") {
+			got = append(got, "ro")
+		}
+		for _, r := range n.Confine.Domain {
+			if strings.HasPrefix(r.Path, "/data") {
+				got = append(got, fmt.Sprint(r.Access, " ", r.Path))
+			}
+		}
+		if text := strings.Join(got, " "); text != want {
+			t.Errorf("%s: %q, want %q", document, text, want)
+		}
+	}
+}
+
+func TestEngineMounts(t *testing.T) {
+	host := testHost()
+	host.EngineMounts = []string{"/var/lib/kubelet/pods"}
+	host.Kinds["/var/lib/kubelet/pods/1/token"], host.Kinds["/var/lib/kubelet/pods/1/sock"] = Directory, Other
+	if _, err := Narrow(engineSpec(volume("/var/lib/kubelet/pods/1/token", "/run/token")), policy.Defaults(), host); err != nil {
+		t.Error(err)
+	}
+	for _, source := range []string{"/var/lib/kubelet/pods/1/sock", "/var/lib/kubelet/pods2", "/var/lib/kubelet/pods/../../x", "/srv/data"} {
+		if _, err := Narrow(engineSpec(volume(source, "/run/token")), policy.Defaults(), host); err == nil {
+			t.Errorf("%s: no error", source)
+		}
 	}
 }
 
@@ -478,10 +528,10 @@ func TestLandlockDomain(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if _, err := Narrow(engineSpec(volume("/srv/data", "/srv"), volume("/srv/data", "/srv/data")), parse(t, "fs: [{write: /srv}, {read: /srv/data/x}]"), testHost()); err != nil {
+	if _, err := Narrow(engineSpec(volume("/srv", "/srv"), volume("/srv/data", "/srv/data")), parse(t, "fs: [{write: /srv}, {read: /srv/data/x}]"), testHost()); err != nil {
 		t.Errorf("the rule for /srv opens both: %v", err)
 	}
-	if _, err := Narrow(engineSpec(volume("/srv/data", "/a"), volume("/srv/data", "/a/b")), parse(t, "fs: [{read: /a/x}, {read: /a/b/y}]"), testHost()); err == nil {
+	if _, err := Narrow(engineSpec(volume("/a", "/a"), volume("/a/b", "/a/b")), parse(t, "fs: [{read: /a/x}, {read: /a/b/y}]"), testHost()); err == nil {
 		t.Error("a volume in a volume")
 	}
 }

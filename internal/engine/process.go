@@ -46,6 +46,10 @@ func narrowProcess(p *specs.Process, pol policy.Policy) (dropped []string, err e
 	if p.Rlimits, err = narrowRlimits(p.Rlimits, open); err != nil {
 		return nil, err
 	}
+	// The kernel's killer passes a process with -1000 over, and others with less go first.
+	if p.OOMScoreAdj != nil && *p.OOMScoreAdj < 0 {
+		p.OOMScoreAdj = nil
+	}
 	// A real-time process passes the cpu limit.
 	if s := p.Scheduler; s != nil && s.Policy != specs.SchedOther && s.Policy != specs.SchedBatch && s.Policy != specs.SchedIdle {
 		p.Scheduler = nil

@@ -18,7 +18,7 @@ func TestConfig(t *testing.T) {
 	const good = `
 policy = "batch"
 annotations = ["io.psi.policy", "example.com/policy"]
-engine_mounts = ["/run/secrets/kubernetes.io/serviceaccount"]
+engine_mounts = ["/var/lib/kubelet/pods"]
 
 [class.psi-strict]
 policy = "strict"
@@ -28,7 +28,7 @@ annotations = []
 [class."psi-open"]
 policy = ""
 `
-	common := Rules{Policy: "batch", Annotations: []string{"io.psi.policy", "example.com/policy"}, EngineMounts: []string{"/run/secrets/kubernetes.io/serviceaccount"}}
+	common := Rules{Policy: "batch", Annotations: []string{"io.psi.policy", "example.com/policy"}, EngineMounts: []string{"/var/lib/kubelet/pods"}}
 	strict, open := common, common
 	strict.Policy, strict.Mandatory, strict.Annotations = "strict", true, []string{}
 	open.Policy = ""

@@ -15,6 +15,7 @@ import (
 
 // engineBundle is what an engine makes of an image, asked for as much as there is: root
 // on the host, every capability, nothing masked, a writable cgroup file system, a device.
+// VOLUME in the policy is the directory that it mounts.
 func engineBundle(t *testing.T, policy string, change ...func(config)) string {
 	t.Helper()
 	source, err := os.ReadFile("testdata/engine.py")
@@ -54,7 +55,7 @@ func engineBundle(t *testing.T, policy string, change ...func(config)) string {
 			"readonlyPaths": []string{},
 			"devices":       []config{{"path": "/dev/evil", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666}},
 		},
-		"annotations": config{"io.psi.policy": policy, "io.psi.enforced": "[]", "io.psi.confine": "{}"},
+		"annotations": config{"io.psi.policy": strings.ReplaceAll(policy, "VOLUME", volume), "io.psi.enforced": "[]", "io.psi.confine": "{}"},
 	}
 	for _, f := range change {
 		f(c)
@@ -67,7 +68,7 @@ func engineBundle(t *testing.T, policy string, change ...func(config)) string {
 	return bundle
 }
 
-const enginePolicy = `{mem: 128MiB, pids: 20, open_files: 100, tcp: ["127.0.0.2:9200"], fs: [{read: /srv/volume/public}, {deny: /etc/passwd}]%s}`
+const enginePolicy = `{mem: 128MiB, pids: 20, open_files: 100, tcp: ["127.0.0.2:9200"], fs: [{read: /srv/volume/public}, {read: VOLUME}, {deny: /etc/passwd}]%s}`
 
 // stopped says what came of each attempt; refused, because nothing listens there, is
 // what the allowed endpoint gives.
@@ -274,13 +275,14 @@ func TestEngineBundleIsRefused(t *testing.T) {
 		"own ids":         {fmt.Sprintf(enginePolicy, ""), annotate("io.psi.ids", "auto"), "io.psi.ids"},
 		"odd ids":         {fmt.Sprintf(enginePolicy, ""), annotate("io.psi.ids", "1"), "io.psi.ids"},
 		"another volume":  {fmt.Sprintf(enginePolicy, ""), volume("/usr/share/common-licenses", "/data"), "/data"},
-		"the host":        {`fs: [{read: /srv/volume}, {read: /data}]`, volume("/", "/data"), "whole host"},
+		"elsewhere":       {`fs: [{read: /srv/volume}]`, func(config) {}, "no fs rule allows"},
+		"the host":        {`fs: [{read: /srv/volume}, {read: VOLUME}, {read: /data}]`, volume("/", "/data"), "whole host"},
 		"a FIFO as hosts": {fmt.Sprintf(enginePolicy, ""), volume(socket, "/etc/hosts"), "FIFO"},
 		"a link as hosts": {fmt.Sprintf(enginePolicy, ""), volume(link, "/etc/hosts"), secret},
 		"host network": {fmt.Sprintf(enginePolicy, ""), func(c config) {
 			c["linux"].(config)["namespaces"] = []config{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}}
 		}, "network namespace"},
-		"a name": {`tcp: ["db.example:1"]`, func(config) {}, "db.example:1"},
+		"a name": {`{tcp: ["db.example:1"], fs: [{read: /srv/volume}, {read: VOLUME}]}`, func(config) {}, "db.example:1"},
 	} {
 		got := run(t, engineBundle(t, tc.policy, tc.change))
 		if got.code != 1 || !strings.Contains(got.stderr, tc.want) || strings.Contains(got.stdout, "allowed") {
@@ -303,7 +305,7 @@ func TestEngineBundleIsRefused(t *testing.T) {
 // Who kills a process that attends a container kills the container.
 func TestEngineContainerDiesWithItsAttendant(t *testing.T) {
 	watched(t)
-	bundle := engineBundle(t, `{wall_ms: 600000, fs: [{read: /srv/volume}]}`, func(c config) {
+	bundle := engineBundle(t, `{wall_ms: 600000, fs: [{read: /srv/volume}, {read: VOLUME}]}`, func(c config) {
 		c["process"].(config)["args"] = []string{"/usr/bin/python3.11", "-I", "-c", "import time; time.sleep(600)"}
 	})
 	for which := range 2 {
