@@ -88,10 +88,10 @@ func (a Access) bits() uint64 {
 // path is the rule's path as psi-init reads it.
 func (r Rule) path() ([]byte, error) {
 	if !path.IsAbs(r.Path) || path.Clean(r.Path) != r.Path || len(r.Path) >= unix.PathMax {
-		return nil, fmt.Errorf("Landlock rule for %q: it is no clean absolute path", r.Path)
+		return nil, fmt.Errorf("the Landlock rule for %q is no clean absolute path", r.Path)
 	}
 	if r.Access.bits() == 0 {
-		return nil, fmt.Errorf("Landlock rule for %q: %q is no kind of access", r.Path, r.Access)
+		return nil, fmt.Errorf("the Landlock rule for %q: %q is no kind of access", r.Path, r.Access)
 	}
 	return append([]byte(r.Path), 0), nil
 }

@@ -93,7 +93,7 @@ func (n *narrowing) landlockHolds(parts []part) error {
 		read := slices.ContainsFunc(p.rules, func(r reach) bool { return r.mode == policy.Read })
 		write := slices.ContainsFunc(p.rules, func(r reach) bool { return r.mode == policy.Write })
 		if read && write && n.host.Landlock < confine.ABITruncate {
-			return fmt.Errorf("Landlock holds truncate() from Linux 6.2 on only: open %s for reading or for writing as a whole, or mount the parts by themselves", p.dest)
+			return fmt.Errorf("truncate() is held by Landlock from Linux 6.2 on only: open %s for reading or for writing as a whole, or mount the parts by themselves", p.dest)
 		}
 	}
 	return nil

@@ -172,7 +172,7 @@ func limitOf(field *int64, unified map[string]string, file string) float64 {
 func TestLimitsAreNeverWidened(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 3000 {
-		mem, cpu, pids := int64(8<<20+r.Int64N(1<<31)), float64(1+r.IntN(400))/100, 1+r.Int64N(500)
+		mem, cpu, pids := 8<<20+r.Int64N(1<<31), float64(1+r.IntN(400))/100, 1+r.Int64N(500)
 		p := parse(t, fmt.Sprintf("mem: %d\ncpu: %g\npids: %d", mem, cpu, pids))
 		asked := randomResources(r)
 		n := narrow(t, engineSpec(func(s *specs.Spec) { s.Linux.Resources = asked }), p)
