@@ -80,7 +80,7 @@ func limitOf(field *int64, unified map[string]string, file string) float64 {
 // asked for, and narrowing again changes nothing.
 func TestLimitsAreNeverWidened(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for range 3000 {
+	for range 1000 {
 		mem, cpu, pids := 8<<20+r.Int64N(1<<31), float64(1+r.IntN(400))/100, 1+r.Int64N(500)
 		p := parse(t, fmt.Sprintf("mem: %d\ncpu: %g\npids: %d", mem, cpu, pids))
 		asked := randomResources(r)
