@@ -177,8 +177,11 @@ func (b *builder) readPart(ctx context.Context, part [][3]any) (read []sourceImp
 	return read, nil
 }
 
-// namesIn lists the modules whose names are strings of an extension module: what C code
-// imports, it imports by such a string. Some of them will be mere words.
+// nameBytes are what dotted names are made of.
+const nameBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."
+
+// namesIn lists the modules whose names are strings of an extension module, or begin them:
+// what C code imports, it imports by such a string ("_socket.CAPI"). Some will be mere words.
 func (b *builder) namesIn(all map[string]modules.Module, name string, m modules.Module) ([]string, error) {
 	e, ok := b.tree.resolve(m.File)
 	if !ok || e.source == "" {
@@ -190,11 +193,12 @@ func (b *builder) namesIn(all map[string]modules.Module, name string, m modules.
 	}
 	var names []string
 	for word := range bytes.SplitSeq(data, []byte{0}) {
-		if len(word) < 128 {
+		const longest = 128
+		if len(word) < longest && len(bytes.Trim(word, nameBytes)) == 0 {
 			names = append(names, string(word))
 		}
 	}
-	return resolveNames(all, name, slices.DeleteFunc(names, func(n string) bool { _, known := all[n]; return !known })), nil
+	return resolveNames(all, name, names), nil
 }
 
 // resolveNames turns dotted names of modules and their attributes into those of modules,

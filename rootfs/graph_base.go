@@ -19,7 +19,6 @@ func unseen() map[string][]string {
 		"_pickle":         {"_compat_pickle", "codecs", "copyreg", "functools"},
 		"_ssl":            {"_socket"},
 		"_zoneinfo":       {"importlib.resources", "zoneinfo._common", "zoneinfo._tzpath"},
-		"pyexpat":         {"xml.parsers.expat"},
 		"time":            {"_strptime"},
 		"xml.sax":         {"xml.sax.expatreader"},
 		"multiprocessing": {"multiprocessing.spawn", "multiprocessing.resource_tracker"},
@@ -39,20 +38,17 @@ func interpreterNeeds() []string {
 
 // addUnseen adds unseen, and the modules that sysconfig imports by a computed name.
 func addUnseen(all map[string]modules.Module) {
-	for name, imports := range unseen() {
-		addLater(all, name, imports)
-	}
+	more := unseen()
 	for name := range all {
 		if strings.HasPrefix(name, "_sysconfigdata") {
-			addLater(all, "sysconfig", []string{name})
+			more["sysconfig"] = append(more["sysconfig"], name)
 		}
 	}
-}
-
-func addLater(all map[string]modules.Module, name string, imports []string) {
-	if m, ok := all[name]; ok {
-		m.Later = resolveNames(all, name, append(imports, m.Later...))
-		all[name] = m
+	for name, imports := range more {
+		if m, ok := all[name]; ok {
+			m.Imports = resolveNames(all, name, append(imports, m.Imports...))
+			all[name] = m
+		}
 	}
 }
 

@@ -29,11 +29,11 @@ func (c *Closure) hide(root fs.FS, dir string, hidden *[]string) (shown bool, er
 	start := len(*hidden)
 	for _, e := range entries {
 		name := path.Join(dir, e.Name())
-		shows := false
-		if !e.IsDir() {
-			shows = c.Shows(name)
-		} else if shows, err = c.hide(root, name, hidden); err != nil {
-			return false, err
+		shows := !e.IsDir() && c.Shows(name)
+		if e.IsDir() {
+			if shows, err = c.hide(root, name, hidden); err != nil {
+				return false, err
+			}
 		}
 		if !shows {
 			*hidden = append(*hidden, name)

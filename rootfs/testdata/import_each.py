@@ -1,21 +1,25 @@
 """Imports every module of the module graph, each in a process of its own, and prints as JSON what
 else was loaded then: {module: [loaded...]}, or {module: "error"}."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
+from typing import Dict, List, Union
 
 SKIPPED = ("antigravity", "this", "_psi", "idlelib")
 
 
-def loaded_by(module):
+def loaded_by(module: str) -> Union[str, List[str]]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        null = os.open(os.devnull, os.O_RDWR)
+        silent, _ = os.pipe()  # the root alone has no /dev/null
         for fd in range(3):
-            os.dup2(null, fd)
+            os.dup2(silent, fd)
+        answer: Union[str, List[str]]
         try:
             __import__(module)
             answer = sorted(sys.modules)
@@ -26,21 +30,22 @@ def loaded_by(module):
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        answer = pipe.read()
+        text = pipe.read()
     os.waitpid(pid, 0)
-    return json.loads(answer) if answer else "it died"
+    found: Union[str, List[str]] = json.loads(text) if text else "it died"
+    return found
 
 
-def main():
+def main() -> None:
     with open("/usr/lib/psi/modules.json") as file:
         modules = json.load(file)["modules"]
     before = set(sys.modules)
-    found = {}
+    found: Dict[str, Union[str, List[str]]] = {}
     for name in modules:
         if name.partition(".")[0] in SKIPPED or name.endswith("__main__"):
             continue
         answer = loaded_by(name)
-        found[name] = answer if type(answer) is str else sorted(set(answer) - before)
+        found[name] = answer if isinstance(answer, str) else sorted(set(answer) - before)
     json.dump(found, sys.stdout)
 
 
