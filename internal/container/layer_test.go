@@ -79,3 +79,65 @@ func TestLayerOfWhatIsNotThere(t *testing.T) {
 		t.Errorf("the layer's directory is left: %v", err)
 	}
 }
+
+// TestCover shows a running guest what a layer hides, takes that back, and hides more.
+func TestCover(t *testing.T) {
+	f := newFixture(t)
+	layer, narrow := filepath.Join(filepath.Dir(testRoot), "layer-test"), filepath.Join(filepath.Dir(testRoot), "layer-narrow")
+	for dir, hidden := range map[string][]string{layer: {"bin/id"}, narrow: {"bin/cat", "bin/id"}} {
+		if err := MountLayer(dir, testRoot, hidden); err != nil {
+			t.Fatal(err)
+		}
+		defer UnmountLayer(dir)
+	}
+	o := f.options(autoSpec(`while read go; do echo $(ls /bin) $(id -u 2>/dev/null); done`))
+	o.Layer = layer
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, feed, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer feed.Close()
+	o.Stdin, o.Stdout = in, w
+	c := f.create(o)
+	w.Close()
+	in.Close()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	look := func(when, want string) {
+		t.Helper()
+		feed.WriteString("\n")
+		if got := line(t, r); got != want {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	cover := func(layer string) *Applied {
+		t.Helper()
+		place := filepath.Join(filepath.Dir(testRoot), "cover-test")
+		a, err := c.Apply(Change{Cover: &LiveLayer{Lower: testRoot, Layer: layer, Dirs: []string{"bin"}, Place: place}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(place); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", place, err)
+		}
+		return a
+	}
+	look("at first", "cat ls sh sleep")
+	whole := cover("")
+	look("with all of it", "cat id ls sh sleep 0")
+	if err := whole.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	look("taken back", "cat ls sh sleep")
+	cover("").Keep()
+	cover(narrow).Keep()
+	look("with less", "ls sh sleep")
+	cover(layer).Keep()
+	look("as at first", "cat ls sh sleep")
+}

@@ -43,6 +43,7 @@ type Change struct {
 	Show  []LiveMount       // parents before what is in them
 	Files map[string][]byte // in the guest's own root, 0644, in existing directories
 	Tmp   int64             // size of /tmp in bytes; 0 leaves it
+	Cover *LiveLayer        // directories of the root to show through another layer
 
 	ClientUID, ClientGID int // whose files Show shows as the guest's own
 }
@@ -117,11 +118,15 @@ func (c *Container) Apply(change Change) (*Applied, error) {
 		return nil, fmt.Errorf("container %s: an engine made its root: what it sees is the engine's to change", c.id)
 	}
 	trees, err := c.detachedTrees(change)
-	defer func() {
-		for _, tree := range trees {
-			_ = tree.Close()
-		}
-	}()
+	defer func() { closeTrees(trees) }()
+	if err != nil {
+		return nil, err
+	}
+	var covers []*os.File
+	if change.Cover != nil {
+		covers, err = coverTrees(*change.Cover)
+	}
+	defer func() { closeTrees(covers) }()
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +134,7 @@ func (c *Container) Apply(change Change) (*Applied, error) {
 	err = c.inside(func() error {
 		l := live{Applied: a}
 		defer l.close()
-		err := l.apply(change, trees)
+		err := l.apply(change, trees, covers)
 		if err != nil {
 			err = errors.Join(err, a.undo.run())
 		}
@@ -140,6 +145,12 @@ func (c *Container) Apply(change Change) (*Applied, error) {
 		return nil, fmt.Errorf("changing what container %s sees: %w", c.id, err)
 	}
 	return a, nil
+}
+
+func closeTrees(trees []*os.File) {
+	for _, tree := range trees {
+		_ = tree.Close()
+	}
 }
 
 // detachedTrees makes what is to be shown, attached to nothing.

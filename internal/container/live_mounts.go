@@ -28,7 +28,7 @@ func (l *live) close() {
 	}
 }
 
-func (l *live) apply(change Change, trees []*os.File) error {
+func (l *live) apply(change Change, trees, covers []*os.File) error {
 	for _, place := range slices.Backward(change.Hide) {
 		if err := l.hide(place); err != nil {
 			return err
@@ -37,6 +37,11 @@ func (l *live) apply(change Change, trees []*os.File) error {
 	for i, m := range change.Show {
 		if err := l.show(trees[i], m); err != nil {
 			return fmt.Errorf("showing %s: %w", m.Dest, err)
+		}
+	}
+	for _, tree := range covers {
+		if err := l.cover(tree); err != nil {
+			return err
 		}
 	}
 	for name, data := range change.Files {

@@ -56,7 +56,7 @@ type guest struct {
 
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
 	root         bundle.RootfsInfo
-	layer        layer // over the root
+	layer        layer // over the root; a reload changes it
 
 	container *container.Container
 	life      sync.RWMutex // held while container is used, exclusively while it is deleted

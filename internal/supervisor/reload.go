@@ -19,7 +19,8 @@ import (
 //
 //	limits     the cgroup's
 //	fs         mounts, with the guest frozen until the end
-//	imports    a file that the guest's agent looks at
+//	imports    the directories with modules in them, mounted over with another layer, and a
+//	           file that the guest's agent looks at
 //	tcp        /etc/hosts, programs, proxy; connections that are now forbidden are cut
 //
 // The last is the only one that cannot be taken back, so it comes last.
@@ -29,6 +30,7 @@ type reloading struct {
 	g         *guest
 	old, next policy.Policy
 	view      openedView
+	layer     layer // of the guest from now on
 	undo      undoStack
 	end       []func() // whatever became of it, newest first
 }
@@ -51,7 +53,7 @@ func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: guest %s: %w", errPolicy, g.id, err)
 		}
-		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: next}
+		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: next, layer: g.layer}
 	}
 	if r.DryRun {
 		return dryRun(parts)
@@ -138,6 +140,7 @@ func (r *reloading) notices() error {
 	}
 	if !sameImports(r.old, r.next) {
 		files[bundle.ReloadedFile] = bundle.Reloaded(r.next)
+		return r.modules(files)
 	}
 	if len(files) == 0 {
 		return nil
@@ -159,7 +162,7 @@ func (r *reloading) commit() {
 	g.mu.Lock()
 	g.policy, g.view = r.next, r.view.notes
 	g.mu.Unlock()
-	g.shown = r.view.shown
+	g.shown, g.layer = r.view.shown, r.layer
 	g.event(attend.Event{Time: time.Now(), Type: eventHotload, Details: map[string]any{
 		"policy_digest": r.next.Digest(), "former_digest": r.old.Digest(),
 	}})

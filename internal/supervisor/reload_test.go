@@ -126,3 +126,49 @@ func parsePolicy(t *testing.T, text string) policy.Policy {
 	}
 	return p
 }
+
+// TestReloadModules changes the import list of a guest that gets around its agent: the
+// files are what counts.
+func TestReloadModules(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "modules", map[string]any{"imports": []any{"math"}})
+	g.run(t, `plain = __builtins__.__import__.__self__._import
+sys = plain("sys")
+def load(name):
+    ours, sys.meta_path[:] = sys.meta_path[:], [e for e in sys.meta_path if type(e) is type]
+    try: plain(name); return "loaded"
+    except ImportError as e: return type(e).__name__
+    finally: sys.meta_path[:] = ours
+post("ready")`)
+	attempt := func(name string) string { return g.run(t, "post(load('"+name+"'))") }
+	statement := func(name string) string {
+		return g.run(t, "try:\n    import "+name+"\n    post('loaded')\nexcept ImportError as e: post(str(e))")
+	}
+	const none, loaded = "ModuleNotFoundError", "loaded"
+	check := func(when, name, files, list string) {
+		t.Helper()
+		if got := attempt(name); got != files {
+			t.Errorf("%s: the files of %s: %s, want %s", when, name, got, files)
+		}
+		if got := statement(name); !strings.Contains(got, list) {
+			t.Errorf("%s: import %s: %s, want %s", when, name, got, list)
+		}
+	}
+	check("at first", "csv", none, "list allows math")
+	check("at first", "sqlite3", none, "list allows math")
+	c.reload(t, g, map[string]any{"imports": []any{"csv", "queue"}})
+	check("with csv", "csv", loaded, loaded)
+	check("with csv", "sqlite3", none, "list allows csv, queue")
+	c.reload(t, g, map[string]any{"imports": []any{"sqlite3"}})
+	check("with sqlite3", "sqlite3", loaded, loaded) // a new shared library too
+	check("with sqlite3", "queue", none, "list allows sqlite3")
+	check("with sqlite3", "csv", loaded, "list allows sqlite3") // it keeps what it has
+	c.reload(t, g, map[string]any{})
+	check("with everything", "ctypes", loaded, loaded)
+	other := c.spawn(t, "other", map[string]any{"imports": []any{"math"}})
+	other.run(t, "import math\npost('ready')")
+	c.refused(t, control.KindPolicy, "mem", map[string]any{"op": "reload", "guest": other.id, "policy": map[string]any{"imports": []any{"csv"}, "mem": "1"}})
+	if got := other.run(t, "try:\n    import csv\nexcept ImportError as e: post(str(e))"); !strings.Contains(got, "list allows math") {
+		t.Errorf("after a reload that failed: %s", got)
+	}
+}

@@ -1,0 +1,40 @@
+package supervisor
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/psi-runtime/psi/internal/container"
+)
+
+// modules shows the guest the modules of the new import list, and writes files into its
+// root. What it has loaded already it keeps, and files that it has open.
+func (r *reloading) modules(files map[string][]byte) error {
+	g := r.g
+	next, done, err := g.s.layers.use(g.s.place, r.next, g.root)
+	if err != nil {
+		return err
+	}
+	defer done()
+	var covered []string
+	for _, dir := range slices.Concat(g.layer.dirs, next.dirs) {
+		covered = append(covered, filepath.Join(dir, "x"))
+	}
+	dirs := outermost(covered...)
+	for _, m := range slices.Concat(g.shown, r.view.shown) {
+		for _, dir := range dirs {
+			if strings.HasPrefix(m.Dest, "/"+dir+"/") {
+				return fmt.Errorf("%w: imports of a running guest cannot change while %s is shown among its modules: spawn a new guest for it", errPolicy, m.Dest)
+			}
+		}
+	}
+	err = r.change(container.Change{Files: files, Cover: &container.LiveLayer{
+		Lower: g.root.Path, Layer: next.mount, Dirs: dirs, Place: filepath.Join(g.s.place, g.id+"-modules"),
+	}})
+	if err == nil {
+		r.layer = next
+	}
+	return err
+}
