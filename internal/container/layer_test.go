@@ -30,7 +30,7 @@ func TestLayer(t *testing.T) {
 	if err := os.Remove(filepath.Join(layer, "bin/id")); err == nil {
 		t.Error("a whiteout could be taken out of the layer")
 	}
-	o := f.options(autoSpec(`look() { ls -d /bin/id /etc /bin/cat; ls /bin; }
+	o := f.options(autoSpec(`look() { ls -d /bin/id /etc /bin/cat; for p in $(ls /bin); do case $p in cat|id|sleep) echo $p; esac; done; }
 look; read go; cat /bin/id; (echo x >/bin/id); (echo x >/etc/x); look; echo end; sleep 1000`))
 	o.Layer = layer
 	r, w, err := os.Pipe()
@@ -62,7 +62,7 @@ look; read go; cat /bin/id; (echo x >/bin/id); (echo x >/etc/x); look; echo end;
 	for !strings.HasSuffix(seen, "end") {
 		seen += " " + line(t, r)
 	}
-	if want := strings.Repeat(" /bin/cat cat ln ls sh sleep", 2) + " end"; seen != want {
+	if want := strings.Repeat(" /bin/cat cat sleep", 2) + " end"; seen != want {
 		t.Errorf("the guest saw %q, want %q", seen, want)
 	}
 	if _, err := os.Lstat(layer); !os.IsNotExist(err) {
@@ -90,7 +90,7 @@ func TestCover(t *testing.T) {
 		}
 		defer UnmountLayer(dir)
 	}
-	o := f.options(autoSpec(`while read go; do echo $(ls /bin) $(id -u 2>/dev/null); done`))
+	o := f.options(autoSpec(`while read go; do echo $(for p in $(ls /bin); do case $p in cat|id|sleep) echo $p; esac; done) $(id -u 2>/dev/null); done`))
 	o.Layer = layer
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -128,16 +128,16 @@ func TestCover(t *testing.T) {
 		}
 		return a
 	}
-	look("at first", "cat ls sh sleep")
+	look("at first", "cat sleep")
 	whole := cover("")
-	look("with all of it", "cat id ls sh sleep 0")
+	look("with all of it", "cat id sleep 0")
 	if err := whole.Undo(); err != nil {
 		t.Fatal(err)
 	}
-	look("taken back", "cat ls sh sleep")
+	look("taken back", "cat sleep")
 	cover("").Keep()
 	cover(narrow).Keep()
-	look("with less", "ls sh sleep")
+	look("with less", "sleep")
 	cover(layer).Keep()
-	look("as at first", "cat ls sh sleep")
+	look("as at first", "cat sleep")
 }
