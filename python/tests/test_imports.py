@@ -128,6 +128,18 @@ class Imports(GuestTest):
         self.assertEqual(sandbox.call("changes"), [])
         self.assertEqual(sandbox.call("ways", source, extension), [])
 
+    def test_a_reload_changes_the_files(self) -> None:
+        sandbox = self.spawn({"imports": ["math"]})
+        sandbox.exec(LOAD)
+        self.assertEqual(sandbox.call("load", "csv"), {"csv": "ModuleNotFoundError"})
+        sandbox.update_policy({"imports": ["csv"]})
+        sandbox.exec("import csv\npost(csv.Sniffer is not None)")
+        self.assertIs(sandbox.recv(timeout=30), True)
+        names = "sqlite3 _sqlite3 ctypes"
+        self.assertEqual(sandbox.call("load", names), dict.fromkeys(names.split(), "ModuleNotFoundError"))
+        sandbox.update_policy({"imports": ["sqlite3"]})
+        self.assertEqual(sandbox.call("load", names), {"sqlite3": "loaded", "_sqlite3": "loaded", "ctypes": "ModuleNotFoundError"})
+
     def test_what_allowed_modules_need_is_there(self) -> None:
         for names, code in (
             (["json"], "import json; post(json.loads(json.dumps([1])) == [1])"),
