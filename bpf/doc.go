@@ -2,6 +2,7 @@
 // them: the object file embedded, and its maps and programs by name.
 //
 //	net.bpf.c    the network policy of a guest, attached to its cgroup
+//	lookup.bpf.c ranges of ports of a guest's network namespace
 //	events.h     how a denial becomes an event, for every program that denies
 //	lsm.bpf.c    the file rules of guests, and what no guest may do (LSM hooks)
 //	path.h       the automaton that decides about paths
@@ -19,6 +20,7 @@
 // lsm.bpf.c are relocated (CO-RE) when they are loaded, and need 6.1.
 package bpf
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type endpoint -type event -type account -go-package bpf Net net.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type port -type endpoint -type event -type account -go-package bpf Net net.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type port -type steer -go-package bpf Lookup lookup.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type depth_list -go-package bpf LSM lsm.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -D__TARGET_ARCH_x86 -I/usr/include/x86_64-linux-gnu
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type path_question -go-package bpf Match match.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu

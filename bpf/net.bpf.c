@@ -7,7 +7,9 @@
 // Every program asks one question: may a socket of this cgroup talk to (address, port)? The answer
 // is a lookup in a longest-prefix trie that all guests of one loader share:
 //
-//   cgroup of the socket ──► guests[cgroup].policy ──► endpoints[{port, policy, address}] ──► 1 or 0
+//   cgroup of the socket ──► guests[cgroup].policy
+//   {policy, protocol, port} ──► ports ──► the range of ports that the policy tells apart
+//   {range, policy, address} ──► endpoints ──► 1 or 0
 //
 //   * `guests` is cgroup storage: it belongs to the place where the program is attached, so child
 //     cgroups that a guest makes have the same policy, and it goes away with the cgroup. The kernel
@@ -28,25 +30,38 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
+#define SOCK_DGRAM 2
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 
 #define DENY 0 // the system call gives EPERM
 #define ALLOW 1
 
-// PREFIX_FIXED is the number of bits of an endpoint that are compared in full (port and policy).
+// PREFIX_FIXED is the number of bits of a key that are compared in full: of an endpoint its range and
+// policy, of a port its protocol and policy.
 #define PREFIX_FIXED 96
 #define PREFIX_MAX (PREFIX_FIXED + 128)
 
 struct guest {
 	__u64 policy; // 0: none yet
 	__u64 cgroup; // where the program is attached: whose account denials go to
+	__u64 udp;    // not 0: the guest may make datagram sockets
 };
 
-// An endpoint is a key of the trie. The port comes before the address because only the tail of a
+// A port is a key of the trie of ports.
+struct port {
+	__u32 prefixlen; // PREFIX_FIXED + the length of the prefix of the port
+	__u32 protocol;
+	__u64 policy;
+	__u16 port; // network order
+	__u16 unused[3];
+};
+
+// An endpoint is a key of the trie. The range comes before the address because only the tail of a
 // key can be a prefix.
 struct endpoint {
 	__u32 prefixlen; // PREFIX_FIXED + the length of the address prefix
-	__u32 port;      // network order in the first two bytes, as bpf_sock_addr.user_port
+	__u32 range;     // what the trie of ports says: one number for each range and protocol
 	__u64 policy;
 	__u32 addr[4]; // network order
 };
@@ -56,6 +71,14 @@ struct {
 	__type(key, __u64); // cgroup id alone: one storage for all attach types
 	__type(value, struct guest);
 } guests SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct port);
+	__type(value, __u32); // endpoint.range
+} ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -91,20 +114,47 @@ static __always_inline struct guest *current_guest(void)
 	return bpf_get_local_storage(&guests, 0);
 }
 
-static __always_inline int decide(__u32 protocol, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
+static __always_inline __u32 *range_of_port(__u64 policy, __u32 protocol, __u32 port)
+{
+	struct port key = {
+		.prefixlen = PREFIX_FIXED + 16,
+		.protocol = protocol,
+		.policy = policy,
+		.port = port,
+	};
+
+	return bpf_map_lookup_elem(&ports, &key);
+}
+
+static __always_inline int decide(__u16 kind, __u32 protocol, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
 	struct guest *guest = current_guest();
+	__u32 *range = range_of_port(guest->policy, protocol, port);
 	struct endpoint endpoint = {
 		.prefixlen = PREFIX_MAX,
-		.port = port,
 		.policy = guest->policy,
 		.addr = {a0, a1, a2, a3},
 	};
-	__u32 *verdict = bpf_map_lookup_elem(&endpoints, &endpoint);
+	__u32 *verdict;
 
-	if (protocol == IPPROTO_TCP && verdict && *verdict == ALLOW)
+	if (!range)
+		return deny(guest, kind, port, a0, a1, a2, a3);
+	endpoint.range = *range;
+	verdict = bpf_map_lookup_elem(&endpoints, &endpoint);
+	if (verdict && *verdict == ALLOW)
 		return ALLOW;
-	return deny(guest, EVENT_CONNECT, port, a0, a1, a2, a3);
+	return deny(guest, kind, port, a0, a1, a2, a3);
+}
+
+static __always_inline int decide4(struct bpf_sock_addr *ctx, __u16 kind)
+{
+	return decide(kind, ctx->protocol, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
+}
+
+static __always_inline int decide6(struct bpf_sock_addr *ctx, __u16 kind)
+{
+	return decide(kind, ctx->protocol, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
+		      ctx->user_ip6[2], ctx->user_ip6[3]);
 }
 
 // TCP connect, TCP MSG_FASTOPEN and UDP connect.
@@ -112,30 +162,27 @@ static __always_inline int decide(__u32 protocol, __u32 port, __u32 a0, __u32 a1
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
-	return decide(ctx->protocol, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
+	return decide4(ctx, EVENT_CONNECT);
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
 {
-	return decide(ctx->protocol, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
-		      ctx->user_ip6[2], ctx->user_ip6[3]);
+	return decide6(ctx, EVENT_CONNECT);
 }
 
-// The rules are about TCP, so an unconnected datagram has no allowed destination. inet_create
-// already refuses datagram sockets; these hold for one that is older than the attachment.
+// Datagrams of sockets that are not connected.
 
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return deny(current_guest(), EVENT_SEND, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
+	return decide4(ctx, EVENT_SEND);
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return deny(current_guest(), EVENT_SEND, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
-		    ctx->user_ip6[2], ctx->user_ip6[3]);
+	return decide6(ctx, EVENT_SEND);
 }
 
 // A guest is a client: it has no port of its own.
@@ -154,14 +201,19 @@ int bind6(struct bpf_sock_addr *ctx)
 }
 
 // The kernel calls this for AF_INET and AF_INET6 only: every other family (AF_PACKET, AF_NETLINK,
-// AF_VSOCK, AF_UNIX …) is the seccomp filter's business. UDP, raw, ping, SCTP and MPTCP end here.
+// AF_VSOCK, AF_UNIX …) is the seccomp filter's business. Raw, ping, SCTP and MPTCP end here, and UDP
+// where the policy has no rule for it.
 SEC("cgroup/sock_create")
 int sock_create(struct bpf_sock *ctx)
 {
-	if ((ctx->family == AF_INET || ctx->family == AF_INET6) && ctx->type == SOCK_STREAM &&
-	    (ctx->protocol == 0 || ctx->protocol == IPPROTO_TCP))
+	struct guest *guest = current_guest();
+	int inet = ctx->family == AF_INET || ctx->family == AF_INET6;
+
+	if (inet && ctx->type == SOCK_STREAM && (ctx->protocol == 0 || ctx->protocol == IPPROTO_TCP))
 		return ALLOW;
-	return deny(current_guest(), EVENT_SOCKET, 0, ctx->family, ctx->type, ctx->protocol, 0);
+	if (inet && guest->udp && ctx->type == SOCK_DGRAM && (ctx->protocol == 0 || ctx->protocol == IPPROTO_UDP))
+		return ALLOW;
+	return deny(guest, EVENT_SOCKET, 0, ctx->family, ctx->type, ctx->protocol, 0);
 }
 
 // None of the helpers above asks for a GPL-compatible program.

@@ -23,7 +23,7 @@ type NetAccount struct {
 type NetEndpoint struct {
 	_         structs.HostLayout
 	Prefixlen uint32
-	Port      uint32
+	Range     uint32
 	Policy    uint64
 	Addr      [4]uint32
 }
@@ -47,6 +47,16 @@ type NetGuest struct {
 	_      structs.HostLayout
 	Policy uint64
 	Cgroup uint64
+	Udp    uint64
+}
+
+type NetPort struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Protocol  uint32
+	Policy    uint64
+	Port      uint16
+	Unused    [3]uint16
 }
 
 // Names of all BPF objects in the ELF.
@@ -57,6 +67,7 @@ const (
 	NetMapEndpoints   = "endpoints"
 	NetMapEvents      = "events"
 	NetMapGuests      = "guests"
+	NetMapPorts       = "ports"
 	NetProgBind4      = "bind4"
 	NetProgBind6      = "bind6"
 	NetProgConnect4   = "connect4"
@@ -125,6 +136,7 @@ type NetMapSpecs struct {
 	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Guests    *ebpf.MapSpec `ebpf:"guests"`
+	Ports     *ebpf.MapSpec `ebpf:"ports"`
 }
 
 // NetVariableSpecs contains global variables before they are loaded into the kernel.
@@ -157,6 +169,7 @@ type NetMaps struct {
 	Endpoints *ebpf.Map `ebpf:"endpoints"`
 	Events    *ebpf.Map `ebpf:"events"`
 	Guests    *ebpf.Map `ebpf:"guests"`
+	Ports     *ebpf.Map `ebpf:"ports"`
 }
 
 func (m *NetMaps) Close() error {
@@ -165,6 +178,7 @@ func (m *NetMaps) Close() error {
 		m.Endpoints,
 		m.Events,
 		m.Guests,
+		m.Ports,
 	)
 }
 

@@ -20,8 +20,8 @@ import (
 // container without one; its methods then do nothing.
 type guard struct {
 	policy policy.Policy
-	own    bool   // a bundle of psi's own, with a root and a network of its own
-	hosts  []byte // the guest's /etc/hosts, if it is
+	own    bool              // a bundle of psi's own, with a root and a network of its own
+	files  map[string][]byte // of the guest's root: how it finds names, if it is
 	// confinement is what psi-init puts on; nil is nothing.
 	confinement *confine.Confinement
 	// programs are put into the kernel while the container is being made.
@@ -49,7 +49,7 @@ func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
 		network = probeNetwork()
 	}
 	if out.own {
-		out.hosts = attend.Hosts(p)
+		out.files = attend.RootFiles(p)
 		record.Enforced = engine.Own(p, network)
 		return out, record.Write(spec)
 	}
@@ -94,7 +94,7 @@ func (g *guard) prepare(o *container.CreateOptions) {
 	}
 	o.Confine = g.confinement
 	if g.own {
-		o.RootFiles = map[string][]byte{"/etc/hosts": g.hosts}
+		o.RootFiles = g.files
 	}
 }
 

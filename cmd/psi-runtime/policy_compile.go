@@ -57,10 +57,11 @@ type compiledFS struct {
 
 // compiledTCP is one line of the longest-prefix table.
 type compiledTCP struct {
-	Port  uint16 `json:"port"`
-	Block string `json:"block"`
-	Allow bool   `json:"allow"`
-	Name  string `json:"name,omitempty"` // whose synthetic address the block is
+	Protocol string `json:"protocol"` // tcp or udp
+	Ports    string `json:"ports"`    // one or a range
+	Block    string `json:"block"`
+	Allow    bool   `json:"allow"`
+	Name     string `json:"name,omitempty"` // whose synthetic address the block is
 }
 
 func compilePolicy(p policy.Policy, table bool) (compiledPolicy, error) {
@@ -79,7 +80,7 @@ func compilePolicy(p policy.Policy, table bool) (compiledPolicy, error) {
 			out.FS.ClassOf = append(out.FS.ClassOf, int(class))
 		}
 	}
-	if out.TCP, err = compileTCP(p.TCP()); err != nil {
+	if out.TCP, err = compileTCP(p.Endpoints()); err != nil {
 		return out, err
 	}
 	if modules, limited := p.Imports(); limited {
@@ -106,7 +107,7 @@ func compileTCP(endpoints []policy.Endpoint) ([]compiledTCP, error) {
 	}
 	table := []compiledTCP{}
 	for _, e := range entries {
-		table = append(table, compiledTCP{Port: e.Port, Block: e.Block.String(), Allow: e.Allow, Name: names[e.Block.Addr().Unmap()]})
+		table = append(table, compiledTCP{Protocol: e.Protocol.String(), Ports: e.Ports.String(), Block: e.Block.String(), Allow: e.Allow, Name: names[e.Block.Addr().Unmap()]})
 	}
 	return table, nil
 }
@@ -122,7 +123,7 @@ func (p compiledPolicy) print(c *cli.Context) {
 		if e.Allow {
 			verdict = "allow"
 		}
-		fmt.Fprintf(w, "  %-5s  %5d  %s  %s\n", verdict, e.Port, e.Block, e.Name)
+		fmt.Fprintf(w, "  %-5s  %s  %5s  %s  %s\n", verdict, e.Protocol, e.Ports, e.Block, e.Name)
 	}
 	if p.Imports == nil {
 		fmt.Fprintln(w, "imports  every module")

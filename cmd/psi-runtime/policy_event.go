@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"path"
 	"strconv"
 
@@ -126,8 +127,8 @@ func (d denial) netLine(p policy.Policy) (string, error) {
 	host := d.Address
 	if d.Name != "" {
 		host = d.Name
-		if e, err := policy.ParseEndpoint(d.Address); err == nil && d.Port == "" {
-			d.Port = json.Number(strconv.Itoa(int(e.Port)))
+		if at, err := netip.ParseAddrPort(d.Address); err == nil && d.Port == "" {
+			d.Port = json.Number(strconv.Itoa(int(at.Port())))
 		}
 	}
 	text := host
@@ -138,7 +139,8 @@ func (d denial) netLine(p policy.Policy) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a, err := explainNet(p, "net:"+text, text)
+	allowed, denied := p.TCPRules()
+	a, err := explainNet("tcp", allowed, denied, "net:"+text, text)
 	switch {
 	case err != nil:
 		return "", err

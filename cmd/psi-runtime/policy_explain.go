@@ -19,7 +19,7 @@ import (
 func policyExplainCommand() *cli.Command {
 	return &cli.Command{
 		Name: "explain", Usage: "say whether a policy permits something, by which rule and by which mechanism",
-		ArgsUsage: "NAME|FILE[#SANDBOX] fs:/PATH|net:HOST:PORT|import:MODULE|-",
+		ArgsUsage: "NAME|FILE[#SANDBOX] fs:/PATH|net:HOST:PORT|udp:HOST:PORT|import:MODULE|-",
 		Description: "With - a denial event is read from stdin as JSON, and the one line of policy that would allow it is printed. " +
 			"The exit code is 0 when it is permitted, 1 when it is not, 2 when that cannot be said.",
 		Flags: []cli.Flag{varFlag(), jsonFlag()},
@@ -86,11 +86,15 @@ func explainTarget(p policy.Policy, target string) (answer, error) {
 	case "fs":
 		return explainFS(p, target, value)
 	case "net", "tcp":
-		return explainNet(p, target, value)
+		allowed, denied := p.TCPRules()
+		return explainNet("tcp", allowed, denied, target, value)
+	case "udp":
+		allowed, denied := p.UDPRules()
+		return explainNet("udp", allowed, denied, target, value)
 	case "import":
 		return explainImport(p, target, value)
 	}
-	return answer{}, fmt.Errorf("%q is nothing to explain: write fs:/path, net:host:port or import:module", target)
+	return answer{}, fmt.Errorf("%q is nothing to explain: write fs:/path, net:host:port, udp:host:port or import:module", target)
 }
 
 func explainFS(p policy.Policy, target, file string) (answer, error) {
@@ -141,7 +145,8 @@ func shownBy(p policy.Policy, file string) string {
 	return "file by file bind mounts of what exists when a guest starts; there is no such file now"
 }
 
-func explainNet(p policy.Policy, target, text string) (answer, error) {
+// explainNet explains an endpoint by the rules of key, which is tcp or udp.
+func explainNet(key string, allowed, denied []policy.Endpoint, target, text string) (answer, error) {
 	e, err := policy.ParseEndpoint(text)
 	if err != nil {
 		return answer{}, err
@@ -150,29 +155,41 @@ func explainNet(p policy.Policy, target, text string) (answer, error) {
 	if isAddress && !block.IsSingleIP() {
 		return answer{}, fmt.Errorf("%q is a block of addresses: give one address or name", text)
 	}
-	allowed, denied := p.TCPRules()
+	if e.Last != 0 || e.IsWildcard() {
+		return answer{}, fmt.Errorf("%q is a range of ports or a wildcard: give one name or address and one port", text)
+	}
 	a := answer{Target: target, Rules: []string{}}
 	for _, rule := range denied {
-		if prefix, ok := rule.Prefix(); rule == e || ok && isAddress && rule.Port == e.Port && prefix.Contains(block.Addr()) {
-			a.Rules = append(a.Rules, fmt.Sprintf("tcp: {deny: %q}", rule))
+		prefix, ok := rule.Prefix()
+		first, last := rule.Ports()
+		covers := ok && isAddress && prefix.Contains(block.Addr()) || !isAddress && rule.CoversName(e.Host)
+		if covers && first <= e.Port && e.Port <= last {
+			a.Rules = append(a.Rules, fmt.Sprintf("%s: {deny: %q}", key, rule))
 		}
 	}
 	a.Mechanism = "network namespace: there is no route and no listener for it; " + connectPrograms()
 	if len(a.Rules) > 0 {
 		return a, nil
 	}
+	private := false
 	for _, rule := range allowed {
+		rule.UDP = false // the question is of one protocol
 		list, err := endpoint.Compile([]policy.Endpoint{rule})
 		if err != nil {
 			return answer{}, err
 		}
 		if isAddress && list.AllowsAddr(block.Addr(), e.Port) || !isAddress && list.AllowsName(e.Host, e.Port) {
-			a.Rules = append(a.Rules, fmt.Sprintf("tcp: %q", rule))
+			text := fmt.Sprintf("%s: %q", key, rule)
+			if rule.Private {
+				text = fmt.Sprintf("%s: {allow: %q, private: true}", key, rule)
+			}
+			a.Rules = append(a.Rules, text)
+			private = private || rule.Private
 		}
 	}
 	if a.Allowed = len(a.Rules) > 0; a.Allowed {
 		a.Mechanism = "network namespace: a listener in it that the host connects onward; " + connectPrograms()
-		if !isAddress {
+		if !isAddress && !private {
 			a.Mechanism += "; the name is resolved on the host, and refused where it leads to private addresses"
 		}
 	}

@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -165,10 +164,8 @@ var ErrClosed = errors.New("attending guest: already closed")
 // guest must not overlap.
 func (a *Attendant) Update(p policy.Policy) error {
 	old := a.policy.Load()
-	if eps := p.TCP(); !slices.Equal(eps, old.TCP()) {
-		if err := a.net.update(old.TCP(), eps); err != nil {
-			return err
-		}
+	if err := a.net.update(*old, p); err != nil {
+		return err
 	}
 	a.policy.Store(&p)
 	select {

@@ -3,11 +3,14 @@ package attend
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
+	"github.com/psi-runtime/psi/internal/endpoint"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/internal/netproxy"
 	"github.com/psi-runtime/psi/pkg/policy"
@@ -27,10 +30,24 @@ type network struct {
 	enforced []Enforcement
 }
 
-// Hosts is the /etc/hosts of a guest with this policy: localhost, and an address of
-// the guest's own for each host name it may connect to. It has to be in the guest's
-// root before the guest starts.
-func Hosts(p policy.Policy) []byte { return hostsFile(netproxy.Names(p.TCP())) }
+// RootFiles are the files by which a guest with this policy finds names: /etc/hosts has
+// localhost and an address of the guest's own for each host name that it may connect
+// to; /etc/resolv.conf, where there are wildcards, the address at which the proxy
+// answers. They have to be in the guest's root before it starts.
+func RootFiles(p policy.Policy) map[string][]byte {
+	files := map[string][]byte{"/etc/hosts": hostsFile(netproxy.Names(p.Endpoints()))}
+	if AsksForNames(p) {
+		// use-vc: by TCP, because most guests have no datagrams.
+		files["/etc/resolv.conf"] = fmt.Appendf(nil, "nameserver %s\noptions use-vc timeout:2 attempts:1\n", endpoint.Resolver().Addr())
+	}
+	return files
+}
+
+// AsksForNames reports whether a guest with this policy has a name server, which its
+// /etc/resolv.conf has to say when it starts.
+func AsksForNames(p policy.Policy) bool {
+	return slices.ContainsFunc(p.Endpoints(), func(e policy.Endpoint) bool { return e.IsWildcard() && !e.Deny })
+}
 
 func hostsFile(names map[string]netip.Addr) []byte {
 	var b strings.Builder
@@ -44,7 +61,7 @@ func hostsFile(names map[string]netip.Addr) []byte {
 // Hosts is what the guest's /etc/hosts has to say once its policy is p. Names keep the
 // addresses that they had.
 func (a *Attendant) Hosts(p policy.Policy) ([]byte, error) {
-	names, err := a.net.proxy.HostsWith(p.TCP())
+	names, err := a.net.proxy.HostsWith(p.Endpoints())
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +76,7 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 			err = errors.Join(fmt.Errorf("opening the guest's network: %w", err), n.close())
 		}
 	}()
-	eps := p.TCP()
+	eps := p.Endpoints()
 	if opts.Filter {
 		n.guest, err = attach(c, addressesOnly(eps), opts.Programs)
 		if err != nil && p.AllowDegraded() && errors.Is(err, enforce.ErrNotSupported) {
@@ -77,16 +94,17 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 		n.enforced = append(n.enforced, Enforcement{"network", "empty network namespace, cgroup eBPF"})
 	}
 	for _, e := range eps {
-		n.enforced = append(n.enforced, Enforcement{"tcp " + e.String(), "proxy"})
+		n.enforced = append(n.enforced, Enforcement{rule(e), "proxy"})
 	}
 	netns, err := c.NetNS()
 	if err != nil {
 		return n, err
 	}
 	defer netns.Close()
-	if opts.Net.MaxConns == 0 {
-		opts.Net.MaxConns = connections(p.Limits().Mem)
+	if opts.Net.Steer == nil {
+		opts.Net.Steer = steer
 	}
+	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total = netLimits(p.Limits())
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err
 }
@@ -99,10 +117,25 @@ func addressesOnly(eps []policy.Endpoint) []policy.Endpoint {
 	})
 }
 
-// connections is how many connections a guest with so much memory may have at a time: what
-// their sockets hold is not always counted against its cgroup, and amounts to up to 1 MiB each.
-func connections(memory int64) int {
-	return int(min(max(memory>>20, 16), 1024))
+// rule names an endpoint as documents do.
+func rule(e policy.Endpoint) string {
+	kind := "tcp "
+	if e.UDP {
+		kind = "udp "
+	}
+	if e.Deny {
+		kind += "deny "
+	}
+	return kind + e.String()
+}
+
+// steer is enforce.Steer as the proxy wants it.
+func steer(netns *os.File, entries []endpoint.Entry, listeners [4]int) (io.Closer, error) {
+	return enforce.Steer(netns, entries, listeners)
+}
+
+func netLimits(l policy.Limits) (conns int, rate, total int64) {
+	return int(l.Connections()), l.NetRate, l.NetBytes
 }
 
 func attach(c Container, eps []policy.Endpoint, programs *enforce.Programs) (*enforce.Guest, error) {
@@ -129,12 +162,17 @@ func addresses(names map[string]netip.Addr) map[string][]netip.Addr {
 // update lets go of what is no longer allowed in the kernel first, and opens what is
 // new in the proxy last: at no moment is more reachable than one of the two lists
 // allows.
-func (n *network) update(old, eps []policy.Endpoint) error {
+func (n *network) update(before, p policy.Policy) error {
+	old, eps := before.Endpoints(), p.Endpoints()
 	if n.proxy == nil {
-		if n.guest == nil {
+		if n.guest == nil || slices.Equal(old, eps) {
 			return nil
 		}
 		return n.guest.Update(addressesOnly(eps), nil)
+	}
+	n.proxy.SetLimits(netLimits(p.Limits()))
+	if slices.Equal(old, eps) {
+		return nil
 	}
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.

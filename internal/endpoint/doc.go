@@ -1,4 +1,4 @@
-// Package endpoint decides which destinations a guest's TCP rules mean. It is
+// Package endpoint decides which destinations a guest's endpoints mean. It is
 // the pure core of the network policy: no socket, no kernel, no clock.
 //
 // Two mechanisms hold the same list of endpoints, one below the other, and both
@@ -11,7 +11,8 @@
 //
 // # What a rule covers
 //
-// A rule is an address, a block of addresses or an exact name, and one port.
+// A rule is an address, a block of addresses, an exact name or a wildcard, and a port
+// or a range of ports, of TCP or UDP.
 // A block covers its addresses except the ranges of [Reserved] that it merely
 // happens to contain: 0.0.0.0/0 does not give loopback or the metadata service
 // of a cloud, and 127.0.0.0/8 does. That is, an address A in a reserved range S
@@ -20,7 +21,8 @@
 // A name has no address of its own in a guest. It gets a synthetic one from
 // [SyntheticRange] (see [Synthetic]), which the guest's /etc/hosts shows, and is
 // resolved on the host when a connection is made. What it then resolves to is
-// hostile input (DNS rebinding) and passes [RefuseResolved] first.
+// hostile input (DNS rebinding) and passes [RefuseResolved] first. A name that a
+// wildcard covers gets one of [DynamicRange] when the guest asks [Resolver] for it.
 //
 // Do not use the package to parse policies: pkg/policy does that.
 package endpoint

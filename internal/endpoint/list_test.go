@@ -96,7 +96,7 @@ func TestCompileRefuses(t *testing.T) {
 		{policy.Endpoint{Host: "0x7f.0x1", Port: 80}, "neither an address"},
 		{policy.Endpoint{Host: "", Port: 80}, "neither an address"},
 		{policy.Endpoint{Host: "a.example.", Port: 80}, "neither an address"},
-		{policy.Endpoint{Host: "*.example", Port: 80}, "neither an address"},
+		{policy.Endpoint{Host: "*", Port: 80}, "neither an address"},
 		{policy.Endpoint{Host: "a\x00.example", Port: 80}, "neither an address"},
 	} {
 		_, err := endpoint.Compile([]policy.Endpoint{tt.ep})
@@ -115,7 +115,7 @@ func TestListContents(t *testing.T) {
 		t.Errorf("blocks %v", got)
 	}
 	for v6, want := range map[bool][]uint16{false: {22, 23, 80, 443}, true: {1, 22}} {
-		if got := l.Ports(v6); !equal(got, want) {
+		if got := l.Ports(endpoint.TCP, v6); !equal(got, want) {
 			t.Errorf("IPv6 %v: ports %v, want %v", v6, got, want)
 		}
 	}
@@ -124,12 +124,12 @@ func TestListContents(t *testing.T) {
 	}
 }
 
-func equal(a, b []uint16) bool {
+func equal(a []endpoint.Ports, b []uint16) bool {
 	if len(a) != len(b) {
 		return false
 	}
 	for i := range a {
-		if a[i] != b[i] {
+		if a[i] != (endpoint.Ports{First: b[i], Last: b[i]}) {
 			return false
 		}
 	}
@@ -138,14 +138,28 @@ func equal(a, b []uint16) bool {
 
 // longest looks an address up as the kernel's trie does.
 func longest(entries []endpoint.Entry, addr netip.Addr, port uint16) bool {
+	return longestOf(entries, endpoint.TCP, addr, port)
+}
+
+func longestOf(entries []endpoint.Entry, protocol endpoint.Protocol, addr netip.Addr, port uint16) bool {
 	addr = netip.AddrFrom16(addr.As16())
 	best, allow := -1, false
 	for _, e := range entries {
-		if e.Port == port && e.Block.Bits() > best && contains(e.Block, addr) {
+		if e.Protocol == protocol && inRange(e.Ports, port) && e.Block.Bits() > best && contains(e.Block, addr) {
 			best, allow = e.Block.Bits(), e.Allow
 		}
 	}
 	return allow
+}
+
+// inRange looks a port up as the kernel's trie of ports does.
+func inRange(ports endpoint.Ports, port uint16) bool {
+	for _, p := range ports.Prefixes() {
+		if (p.Port^port)>>(16-p.Bits) == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // contains compares bits: netip would tell mapped addresses from others.
@@ -163,7 +177,11 @@ func contains(block netip.Prefix, addr netip.Addr) bool {
 // whatever contains them.
 func randomEndpoint(r *rand.Rand) policy.Endpoint {
 	block := randomBlock(r)
-	return policy.Endpoint{Host: block.String(), Port: uint16(80 + r.IntN(2))}
+	e := policy.Endpoint{Host: block.String(), Port: uint16(80 + r.IntN(2)), UDP: r.IntN(4) == 0}
+	if r.IntN(2) == 0 {
+		e.Last = e.Port + uint16(1+r.IntN(3))
+	}
+	return e
 }
 
 func randomBlock(r *rand.Rand) netip.Prefix {
@@ -210,9 +228,18 @@ func checkEntries(t *testing.T, r *rand.Rand) {
 		t.Fatal(err)
 	}
 	for range 64 {
-		addr, port := randomAddr(r), uint16(80+r.IntN(3))
-		if got, want := longest(entries, addr, port), list.AllowsAddr(addr, port); got != want {
-			t.Fatalf("rules %v, destination %s port %d: the table says %v, the rules %v\n%v", eps, addr, port, got, want, entries)
+		addr, port := randomAddr(r), uint16(79+r.IntN(7))
+		for _, protocol := range []endpoint.Protocol{endpoint.TCP, endpoint.UDP} {
+			if got, want := longestOf(entries, protocol, addr, port), list.Allows(protocol, addr, port); got != want {
+				t.Fatalf("rules %+v, destination %s port %d of %d: the table says %v, the rules %v\n%v", eps, addr, port, protocol, got, want, entries)
+			}
+		}
+	}
+	for i, e := range entries {
+		for _, other := range entries[:i] {
+			if e.Protocol == other.Protocol && e.Ports != other.Ports && e.Ports.First <= other.Ports.Last && other.Ports.First <= e.Ports.Last {
+				t.Fatalf("rules %+v: the ranges %s and %s overlap", eps, e.Ports, other.Ports)
+			}
 		}
 	}
 }
@@ -243,6 +270,83 @@ func TestEntriesOfNames(t *testing.T) {
 	}
 	for dest, want := range map[string]bool{
 		"127.65.3.4:443": true, "127.65.3.5:443": false, "127.65.3.4:80": false, "127.0.0.1:443": true,
+	} {
+		d := netip.MustParseAddrPort(dest)
+		if got := longest(entries, d.Addr(), d.Port()); got != want {
+			t.Errorf("%s: %v, want %v", dest, got, want)
+		}
+	}
+}
+
+func TestPrefixesOfPorts(t *testing.T) {
+	for _, ports := range []endpoint.Ports{{1, 65535}, {80, 80}, {8000, 8100}, {1024, 2047}, {1, 1}, {65535, 65535}, {3, 60001}} {
+		prefixes := ports.Prefixes()
+		if len(prefixes) > 30 {
+			t.Errorf("%s comes to %d blocks", ports, len(prefixes))
+		}
+		for port := range 1 << 16 {
+			if got, want := inRange(ports, uint16(port)), int(ports.First) <= port && port <= int(ports.Last); got != want {
+				t.Fatalf("%s contains %d: %v", ports, port, got)
+			}
+		}
+	}
+}
+
+func TestRangesThatCutEachOtherAreBounded(t *testing.T) {
+	var eps []policy.Endpoint
+	for i := range 2000 {
+		eps = append(eps, policy.Endpoint{Host: "0.0.0.0/0", Port: uint16(1 + i), Last: uint16(30000 + 2*i)})
+	}
+	list, err := endpoint.Compile(eps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := list.Entries(nil); err == nil || !strings.Contains(err.Error(), "more than 65536 entries") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestNamesOfWildcards(t *testing.T) {
+	l, err := endpoint.Compile([]policy.Endpoint{
+		{Host: "*.example.org", Port: 443, Last: 450},
+		{Host: "*.example.org", Port: 80, Private: true},
+		{Host: "db.example.net", Port: 5432, Private: true},
+		{Host: "secret.example.org", Port: 443, Last: 449, Deny: true},
+		{Host: "*.dark.example.org", Port: 1, Last: 65535, Deny: true},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name                    string
+		port                    uint16
+		allowed, private, known bool
+	}{
+		{"a.example.org", 443, true, false, true},
+		{"a.b.example.org", 450, true, false, true},
+		{"a.example.org", 80, true, true, true},
+		{"a.example.org", 451, false, false, true},
+		{"example.org", 443, false, false, false},
+		{"badexample.org", 443, false, false, false},
+		{".example.org", 443, false, false, false},
+		{"secret.example.org", 443, false, false, true},
+		{"secret.example.org", 450, true, false, true},
+		{"x.dark.example.org", 443, false, false, false},
+		{"db.example.net", 5432, true, true, true},
+		{"x.db.example.net", 5432, false, false, false},
+	} {
+		allowed, private := l.Name(endpoint.TCP, tt.name, tt.port)
+		if known := l.Knows(tt.name); allowed != tt.allowed || private != tt.private || known != tt.known {
+			t.Errorf("%s:%d: allowed %v, private %v, known %v", tt.name, tt.port, allowed, private, known)
+		}
+	}
+	entries, err := l.Entries(map[string][]netip.Addr{"db.example.net": {netip.MustParseAddr("127.65.0.9")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dest, want := range map[string]bool{
+		"127.65.128.0:53": true, "127.65.128.1:53": false, "127.65.128.1:443": true, "127.65.200.1:80": true,
+		"127.65.0.9:5432": true, "127.65.0.9:443": false, "127.65.128.0:443": true, "127.65.1.1:443": false,
 	} {
 		d := netip.MustParseAddrPort(dest)
 		if got := longest(entries, d.Addr(), d.Port()); got != want {

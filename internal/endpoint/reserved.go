@@ -1,6 +1,9 @@
 package endpoint
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // Range is a block of addresses with a meaning of its own.
 type Range struct {
@@ -35,11 +38,13 @@ func Reserved() []Range {
 	}, metadata())
 }
 
+const metadataService = "a cloud's metadata service"
+
 // metadata lists the addresses at which clouds hand credentials to whoever asks.
 // The first is the one of nearly all of them; the others are outside link-local
 // space: Azure's host, Alibaba, Oracle classic, AWS and Google over IPv6.
 func metadata() [][2]string {
-	const reason = "a cloud's metadata service"
+	const reason = metadataService
 	return [][2]string{
 		{"169.254.169.254/32", reason},
 		{"168.63.129.16/32", reason},
@@ -50,9 +55,9 @@ func metadata() [][2]string {
 	}
 }
 
-// private lists what else a name must not lead to: addresses that are not
+// privateRanges lists what else a name must not lead to: addresses that are not
 // reachable from everywhere, and so belong to the host's surroundings.
-func private() [][2]string {
+func privateRanges() [][2]string {
 	return [][2]string{
 		{"10.0.0.0/8", "private"},
 		{"100.64.0.0/10", "private (shared by a provider)"},
@@ -82,18 +87,26 @@ func ranges(tables ...[][2]string) []Range {
 
 // RefuseResolved says why a connection to a name must not go to addr, to which
 // the name resolved: "loopback", "private", … The empty string means that it may.
+// private is what the rule says of the name: it permits addresses of the host's
+// surroundings (private ones, loopback, link-local, metadata services), and still none
+// that is not the address of one host.
 // An IPv4 address inside an IPv6 one (mapped, NAT64, 6to4) is judged as itself,
 // so that a network that reaches IPv4 only through NAT64 works.
-func RefuseResolved(addr netip.Addr) (reason string) {
+func RefuseResolved(addr netip.Addr, private bool) (reason string) {
 	if !addr.IsValid() {
 		return "not an address"
 	}
 	addr = embedded(addr.WithZone(""))
 	longest := -1
-	for _, r := range append(Reserved(), ranges(private())...) {
+	for _, r := range append(Reserved(), ranges(privateRanges())...) {
 		if r.Prefix.Contains(addr) && r.Prefix.Bits() > longest {
 			longest, reason = r.Prefix.Bits(), r.Reason
 		}
+	}
+	surroundings := addr.IsPrivate() || addr.IsLoopback() || addr.IsLinkLocalUnicast() ||
+		strings.HasPrefix(reason, "private") || reason == metadataService
+	if private && surroundings && !inside(netip.PrefixFrom(addr, addr.BitLen()), SyntheticRange()) {
+		return ""
 	}
 	return reason
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/psi-runtime/psi/internal/endpoint"
@@ -50,11 +51,17 @@ func TestRefuseResolved(t *testing.T) {
 		"64:ff9b:1::1":             "a translated IPv4 address",
 		"2001::1":                  "a tunnelled IPv4 address",
 	} {
-		if got := endpoint.RefuseResolved(netip.MustParseAddr(addr)); got != want {
+		parsed := netip.MustParseAddr(addr)
+		if got := endpoint.RefuseResolved(parsed, false); got != want {
 			t.Errorf("%s: %q, want %q", addr, got, want)
 		}
+		// private: true permits what a host finds around it, and nothing that is no address of one host.
+		permits := want == "" || want == "loopback" || strings.HasPrefix(want, "private") || want == "link-local" || want == "a cloud's metadata service"
+		if got := endpoint.RefuseResolved(parsed, true); (got == "") != permits {
+			t.Errorf("%s with private: %q", addr, got)
+		}
 	}
-	if endpoint.RefuseResolved(netip.Addr{}) == "" {
+	if endpoint.RefuseResolved(netip.Addr{}, true) == "" {
 		t.Error("the zero address is not refused")
 	}
 }
@@ -85,7 +92,7 @@ func checkDistinct(t *testing.T, addrs map[string]netip.Addr, want int) {
 	t.Helper()
 	seen := make(map[netip.Addr]bool)
 	for name, addr := range addrs {
-		if b := addr.As4(); !endpoint.SyntheticRange().Contains(addr) || b[2] == 0 && b[3] == 0 || b[2] == 255 && b[3] == 255 {
+		if b := addr.As4(); !endpoint.SyntheticRange().Contains(addr) || endpoint.DynamicRange().Contains(addr) || b[2] == 0 && b[3] == 0 || b[2] == 127 && b[3] == 255 {
 			t.Fatalf("%s has %s", name, addr)
 		}
 		seen[addr] = true
@@ -97,14 +104,14 @@ func checkDistinct(t *testing.T, addrs map[string]netip.Addr, want int) {
 
 func TestSyntheticFillsTheRange(t *testing.T) {
 	var names []string
-	for i := range 1<<16 - 2 {
+	for i := range 1<<15 - 2 {
 		names = append(names, fmt.Sprintf("n%d.example", i))
 	}
 	all, err := endpoint.Synthetic(names, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkDistinct(t, all, 1<<16-2)
+	checkDistinct(t, all, 1<<15-2)
 	if _, err := endpoint.Synthetic([]string{"one.too.many"}, all); err == nil {
 		t.Error("one name more than there are addresses: no error")
 	}

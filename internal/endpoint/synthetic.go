@@ -11,17 +11,25 @@ import (
 // namespace without a route, and mean nothing outside of one.
 const syntheticRange = "127.65.0.0/16"
 
-// SyntheticRange is the block from which names get their addresses in a guest.
+// SyntheticRange is the block from which names get their addresses in a guest. Its
+// lower half is for exact names, the upper one is [DynamicRange].
 func SyntheticRange() netip.Prefix { return netip.MustParsePrefix(syntheticRange) }
 
-// maxNames leaves out the range's first and last address, which look like those
-// of a network and a broadcast.
-const maxNames = 1<<16 - 2
+// DynamicRange is the block from which names that a wildcard covers get theirs, once
+// a guest asks for them. Its first address is that of [Resolver].
+func DynamicRange() netip.Prefix { return netip.MustParsePrefix("127.65.128.0/17") }
+
+// Resolver is where a guest with wildcards finds who answers for names.
+func Resolver() netip.AddrPort { return netip.MustParseAddrPort("127.65.128.0:53") }
+
+// maxNames leaves out the first and last address of the lower half, which look like
+// those of a network and a broadcast.
+const maxNames = 1<<15 - 2
 
 // Synthetic gives each name an address of [SyntheticRange]. The result depends
 // on names (in any order) and taken only, never on chance; a name that is in
 // taken keeps its address. Most names have the same address in every list,
-// because it is looked for from the name's hash on. More than 65,534 names are
+// because it is looked for from the name's hash on. More than 32,766 names are
 // an error.
 func Synthetic(names []string, taken map[string]netip.Addr) (map[string]netip.Addr, error) {
 	assigned := make(map[string]netip.Addr, len(names))

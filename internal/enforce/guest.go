@@ -76,7 +76,7 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 	err = p.denials.open(id)
 	// From here on everything is denied, until this one write.
 	if err == nil {
-		err = g.use(t.policy)
+		err = g.use(t)
 	}
 	if err != nil {
 		p.denials.end(id)
@@ -148,9 +148,14 @@ func (p *Programs) detachHooks(dir *os.File, hooks []hook) error {
 	return errors.Join(errs...)
 }
 
-// use makes a policy number the one in force, at once for every hook.
-func (g *Guest) use(policy uint64) error {
-	err := g.programs.objects.Guests.Put(g.id, bpf.NetGuest{Policy: policy, Cgroup: g.id})
+// use makes a table the one in force, at once for every hook: the kernel swaps the
+// whole value.
+func (g *Guest) use(t table) error {
+	value := bpf.NetGuest{Policy: t.policy, Cgroup: g.id}
+	if t.udp {
+		value.Udp = 1
+	}
+	err := g.programs.objects.Guests.Put(g.id, value)
 	if err != nil {
 		return fmt.Errorf("setting the policy of cgroup %s: %w", g.cgroup, err)
 	}
@@ -174,7 +179,7 @@ func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr) err
 	if err != nil {
 		return err
 	}
-	if err := g.use(t.policy); err != nil {
+	if err := g.use(t); err != nil {
 		return errors.Join(err, g.programs.erase(t))
 	}
 	g.programs.retire(g.table)
@@ -210,7 +215,7 @@ func (g *Guest) Close() error {
 	}
 	g.closed = true
 	var errs []error
-	if err := g.use(0); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // the cgroup may be gone
+	if err := g.use(table{}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // the cgroup may be gone
 		errs = append(errs, err)
 	}
 	g.denied = g.programs.denials.end(g.id).Denied

@@ -19,12 +19,14 @@ const (
 	verdictAllow uint32 = 1
 )
 
-// prefixFixed is the number of bits of a key before the address.
+// prefixFixed is the number of bits of a key before the address or the port.
 const prefixFixed = 96
 
 // table is one policy in the maps.
 type table struct {
 	policy uint64
+	udp    bool
+	ports  []bpf.NetPort
 	keys   []bpf.NetEndpoint
 }
 
@@ -32,14 +34,22 @@ type table struct {
 // uses yet. On an error nothing is left there.
 func (p *Programs) write(entries []endpoint.Entry) (table, error) {
 	t := table{policy: p.nextPolicy()}
+	ranges := make(map[uint32]bool) // those that are in the trie of ports
 	for _, e := range entries {
+		t.udp = t.udp || e.Protocol == endpoint.UDP
+		if number := rangeNumber(e); !ranges[number] {
+			ranges[number] = true
+			if err := p.writePorts(&t, e, number); err != nil {
+				return table{}, errors.Join(err, p.erase(t))
+			}
+		}
 		verdict := verdictDeny
 		if e.Allow {
 			verdict = verdictAllow
 		}
 		key := mapKey(t.policy, e)
 		if err := p.objects.Endpoints.Put(key, verdict); err != nil {
-			err = fmt.Errorf("writing rule %s port %d: %w", e.Block, e.Port, full(err, p.objects.Endpoints, "rules of all guests"))
+			err = fmt.Errorf("writing rule %s port %s: %w", e.Block, e.Ports, full(err, p.objects.Endpoints, "rules of all guests"))
 			return table{}, errors.Join(err, p.erase(t))
 		}
 		t.keys = append(t.keys, key)
@@ -55,20 +65,52 @@ func full(err error, m *ebpf.Map, what string) error {
 	return err
 }
 
+// writePorts puts the range of ports of an entry into the trie of ports.
+func (p *Programs) writePorts(t *table, e endpoint.Entry, number uint32) error {
+	for _, block := range e.Ports.Prefixes() {
+		key := bpf.NetPort{
+			Prefixlen: uint32(prefixFixed + block.Bits),
+			Protocol:  uint32(e.Protocol),
+			Policy:    t.policy,
+			Port:      networkOrder(block.Port),
+		}
+		if err := p.objects.Ports.Put(key, number); err != nil {
+			return fmt.Errorf("writing ports %s: %w", e.Ports, full(err, p.objects.Ports, "ranges of ports of all guests"))
+		}
+		t.ports = append(t.ports, key)
+	}
+	return nil
+}
+
+// rangeNumber is the number of an entry's range of ports: no other range of the table
+// and protocol begins where it does.
+func rangeNumber(e endpoint.Entry) uint32 {
+	return uint32(e.Protocol)<<16 | uint32(e.Ports.First)
+}
+
+// networkOrder returns a port such that its bytes in memory are those of the network.
+func networkOrder(port uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], port)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
 // mapKey returns the key of an entry as net.bpf.c makes it.
 func mapKey(policy uint64, e endpoint.Entry) bpf.NetEndpoint {
-	var port [4]byte
-	binary.BigEndian.PutUint16(port[:], e.Port)
-	addr := e.Block.Addr().As16()
-	key := bpf.NetEndpoint{
+	return bpf.NetEndpoint{
 		Prefixlen: uint32(prefixFixed + e.Block.Bits()),
-		Port:      binary.NativeEndian.Uint32(port[:]),
+		Range:     rangeNumber(e),
 		Policy:    policy,
+		Addr:      words(e.Block.Addr().As16()),
 	}
-	for i := range key.Addr {
-		key.Addr[i] = binary.NativeEndian.Uint32(addr[4*i:])
+}
+
+// words returns an address such that its bytes in memory are those of the network.
+func words(addr [16]byte) (out [4]uint32) {
+	for i := range out {
+		out[i] = binary.NativeEndian.Uint32(addr[4*i:])
 	}
-	return key
+	return out
 }
 
 // erase removes a policy from the maps.
@@ -77,6 +119,11 @@ func (p *Programs) erase(t table) error {
 	for _, key := range t.keys {
 		if err := p.objects.Endpoints.Delete(key); err != nil {
 			errs = append(errs, fmt.Errorf("removing a rule of policy %d: %w", t.policy, err))
+		}
+	}
+	for _, key := range t.ports {
+		if err := p.objects.Ports.Delete(key); err != nil {
+			errs = append(errs, fmt.Errorf("removing ports of policy %d: %w", t.policy, err))
 		}
 	}
 	return errors.Join(errs...)

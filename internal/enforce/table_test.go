@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/psi-runtime/psi/bpf"
 	"github.com/psi-runtime/psi/internal/endpoint"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -16,9 +17,15 @@ import (
 // kernelAllows asks the trie in the kernel what the programs would.
 func kernelAllows(t *testing.T, p *Programs, policy uint64, addr netip.Addr, port uint16) bool {
 	t.Helper()
-	var verdict uint32
-	whole := endpoint.Entry{Port: port, Block: netip.PrefixFrom(netip.AddrFrom16(addr.As16()), 128)}
-	err := p.objects.Endpoints.Lookup(mapKey(policy, whole), &verdict)
+	var verdict, number uint32
+	at := bpf.NetPort{Prefixlen: prefixFixed + 16, Protocol: uint32(endpoint.TCP), Policy: policy, Port: networkOrder(port)}
+	if err := p.objects.Ports.Lookup(at, &number); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	whole := bpf.NetEndpoint{Prefixlen: prefixFixed + 128, Range: number, Policy: policy, Addr: words(addr.As16())}
+	err := p.objects.Endpoints.Lookup(whole, &verdict)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false
 	}
@@ -66,7 +73,7 @@ func TestKernelTrieAgreesWithReference(t *testing.T) {
 		for range r.IntN(10) {
 			addr := randomAddr(r)
 			block := netip.PrefixFrom(addr, r.IntN(addr.BitLen()+1)).Masked()
-			eps = append(eps, policy.Endpoint{Host: block.String(), Port: uint16(80 + r.IntN(2))})
+			eps = append(eps, policy.Endpoint{Host: block.String(), Port: uint16(80 + r.IntN(2)), Last: uint16(r.IntN(2) * (82 + r.IntN(3)))})
 		}
 		list, err := endpoint.Compile(eps)
 		if err != nil {
@@ -85,7 +92,7 @@ func TestKernelTrieAgreesWithReference(t *testing.T) {
 	allowed := 0
 	for range 20000 {
 		c := all[r.IntN(len(all))]
-		addr, port := randomAddr(r), uint16(80+r.IntN(3))
+		addr, port := randomAddr(r), uint16(79+r.IntN(7))
 		if blocks := c.list.Blocks(); len(blocks) > 0 && r.IntN(2) == 0 { // or few answers are yes
 			addr = blocks[r.IntN(len(blocks))].Addr()
 		}
@@ -106,7 +113,7 @@ func TestKernelTrieAgreesWithReference(t *testing.T) {
 		}
 	}
 	var key, value any = new([32]byte), new(uint32)
-	if p.objects.Endpoints.Iterate().Next(key, value) {
+	if p.objects.Endpoints.Iterate().Next(key, value) || p.objects.Ports.Iterate().Next(new([24]byte), value) {
 		t.Error("an entry is left in the trie")
 	}
 }

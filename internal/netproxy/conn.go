@@ -7,18 +7,23 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
 // closing is why Close cuts a connection; it is nobody's refusal.
 const closing Reason = "closing"
 
-// conn is one connection of the guest.
+// conn is one connection of the guest, or a flow of datagrams.
 type conn struct {
-	guest  *net.TCPConn
-	dest   netip.AddrPort
-	name   string             // that dest stands for, or ""
-	cancel context.CancelFunc // of resolving and dialling
-	last   atomic.Int64       // when bytes moved, in nanoseconds of the Unix clock
+	guest    net.Conn
+	protocol endpoint.Protocol
+	dest     netip.AddrPort
+	name     string          // that dest stands for, or ""
+	private  bool            // the name may lead to private addresses
+	ctx      context.Context // ends when the connection is cut
+	cancel   context.CancelFunc
+	last     atomic.Int64 // when bytes moved, in nanoseconds of the Unix clock
 
 	// Guarded by Proxy.mu.
 	host   net.Conn // nil until it is dialled
@@ -79,15 +84,12 @@ func (p *Proxy) serve(guest *net.TCPConn) {
 		return
 	}
 	dest := local.AddrPort()
-	ctx, cancel := context.WithTimeout(p.ctx, p.opts.DialTimeout)
+	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
-	c := &conn{guest: guest, cancel: cancel, dest: netip.AddrPortFrom(dest.Addr().Unmap().WithZone(""), dest.Port())}
+	c := &conn{guest: guest, protocol: endpoint.TCP, ctx: ctx, cancel: cancel, dest: netip.AddrPortFrom(dest.Addr().Unmap().WithZone(""), dest.Port())}
 	var failed error
 	if p.admit(c) {
-		host, reason, err := p.connect(ctx, c)
-		if err == nil {
-			reason, err = p.join(c, host)
-		}
+		reason, err := p.handle(c)
 		p.release(c, reason)
 		failed = err
 	}
@@ -96,19 +98,36 @@ func (p *Proxy) serve(guest *net.TCPConn) {
 	}
 }
 
+// handle serves an admitted connection to its end.
+func (p *Proxy) handle(c *conn) (Reason, error) {
+	if c.dest == endpoint.Resolver() {
+		p.serveDNS(c.guest)
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, p.opts.DialTimeout)
+	defer cancel()
+	host, reason, err := p.connect(ctx, c)
+	if err != nil {
+		return reason, err
+	}
+	return p.join(c, host)
+}
+
 // admit judges the connection and enters it into the books, or cuts it.
 func (p *Proxy) admit(c *conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.accepted++
-	name, allowed := p.rules.judge(c.dest)
-	c.name = name
+	var allowed bool
+	c.name, c.private, allowed = p.judge(c.protocol, c.dest)
 	switch {
 	case p.closed:
 		p.cut(c, closing)
 	case !allowed:
 		p.cut(c, NotAllowed)
-	case len(p.conns) >= p.opts.MaxConns:
+	case p.quota.exhausted():
+		p.cut(c, Exhausted)
+	case len(p.conns) >= p.maxConns:
 		p.cut(c, TooMany)
 	default:
 		p.conns[c] = true
@@ -130,8 +149,12 @@ func (p *Proxy) join(c *conn, host net.Conn) (Reason, error) {
 	if p.opts.IdleTimeout > 0 {
 		defer p.watchIdle(c)()
 	}
-	if err := p.relay(c); errors.Is(err, errNoPipe) {
+	err := p.relay(c)
+	switch {
+	case errors.Is(err, errNoPipe):
 		return NoResources, err
+	case errors.Is(err, errExhausted):
+		return Exhausted, err
 	}
 	return "", nil // how the peers end their conversation is theirs to know
 }

@@ -29,7 +29,7 @@ func (p *Proxy) connect(ctx context.Context, c *conn) (net.Conn, Reason, error) 
 			return nil, reason, err
 		}
 	}
-	host, err := p.dialFirst(ctx, addrs, c.dest.Port())
+	host, err := p.dialFirst(ctx, c.protocol, addrs, c.dest.Port())
 	if err != nil {
 		return nil, Unreachable, err
 	}
@@ -46,7 +46,7 @@ func (p *Proxy) resolve(ctx context.Context, c *conn) ([]netip.Addr, Reason, err
 	var bad []string
 	for _, addr := range found[:min(len(found), maxAddresses)] {
 		addr = addr.Unmap()
-		if reason := endpoint.RefuseResolved(addr); reason != "" {
+		if reason := endpoint.RefuseResolved(addr, c.private); reason != "" {
 			bad = append(bad, fmt.Sprintf("%s (%s)", addr, reason))
 			continue
 		}
@@ -58,14 +58,18 @@ func (p *Proxy) resolve(ctx context.Context, c *conn) ([]netip.Addr, Reason, err
 	case len(bad) == 0:
 		return nil, Unresolved, errors.New("the name has no address")
 	}
-	return nil, Rebound, fmt.Errorf("the name resolved to %s, where a name must not lead: if the address is meant, allow the address itself: %q",
+	return nil, Rebound, fmt.Errorf("the name resolved to %s, where a name must not lead: if that is meant, allow the address itself: %q, or the name with private: true",
 		strings.Join(bad, ", "), netip.AddrPortFrom(found[0].Unmap(), c.dest.Port()))
 }
 
 // dialFirst connects to the first address that answers. Each gets an equal share
 // of the time that is left, but not less than two seconds.
-func (p *Proxy) dialFirst(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, error) {
+func (p *Proxy) dialFirst(ctx context.Context, protocol endpoint.Protocol, addrs []netip.Addr, port uint16) (net.Conn, error) {
 	const least = 2 * time.Second
+	network := "tcp"
+	if protocol == endpoint.UDP {
+		network = "udp"
+	}
 	var errs []error
 	for i, addr := range addrs {
 		share := p.opts.DialTimeout
@@ -73,7 +77,7 @@ func (p *Proxy) dialFirst(ctx context.Context, addrs []netip.Addr, port uint16) 
 			share = max(time.Until(deadline)/time.Duration(len(addrs)-i), least)
 		}
 		attempt, cancel := context.WithTimeout(ctx, share)
-		host, err := p.opts.Dial(attempt, "tcp", netip.AddrPortFrom(addr, port).String())
+		host, err := p.opts.Dial(attempt, network, netip.AddrPortFrom(addr, port).String())
 		cancel()
 		if err == nil {
 			return host, nil

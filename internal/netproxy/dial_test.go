@@ -145,7 +145,7 @@ func TestRebindingIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"loopback.example": `connecting the guest to loopback.example:80: rebound: the name resolved to 127.0.0.1 (loopback), where a name must not lead: if the address is meant, allow the address itself: "127.0.0.1:80"`,
+		"loopback.example": `connecting the guest to loopback.example:80: rebound: the name resolved to 127.0.0.1 (loopback), where a name must not lead: if that is meant, allow the address itself: "127.0.0.1:80"`,
 		"two.example":      "10.0.0.1 (private), 127.0.0.1 (loopback)",
 		"mapped.example":   "127.0.0.1 (loopback)",
 		"missing.example":  "no such host",

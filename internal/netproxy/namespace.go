@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
 // backlog is as long as the kernel allows (net.core.somaxconn): a guest that
@@ -119,12 +121,18 @@ func isLocalAnyway(block netip.Prefix) bool {
 }
 
 // listen opens a socket that accepts connections to every local address at port.
-// Which of them are served is decided for each connection.
-func listen(ipv6 bool, port uint16) (net.Listener, error) {
+// Which of them are served is decided for each connection. Port 0 is for what is
+// steered to it: the socket itself is bound where nobody looks for it.
+func listen(ipv6 bool, port uint16) (listener, error) {
 	family := unix.AF_INET
 	var everywhere unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	if ipv6 {
 		family, everywhere = unix.AF_INET6, &unix.SockaddrInet6{Port: int(port)}
+	}
+	if port == 0 && ipv6 {
+		everywhere = &unix.SockaddrInet6{Addr: netip.IPv6Loopback().As16()}
+	} else if port == 0 {
+		everywhere = &unix.SockaddrInet4{Addr: endpoint.Resolver().Addr().As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -152,7 +160,7 @@ func listen(ipv6 bool, port uint16) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening at port %d in the guest's network namespace: %w", port, err)
 	}
-	return l, nil
+	return l.(*net.TCPListener), nil
 }
 
 // hasIPv6 reports whether the namespace of this thread has IPv6: the kernel may

@@ -14,13 +14,19 @@ type Options struct {
 	// MaxConns is how many connections a guest may have at a time; those beyond
 	// are reset. 0 means 1024.
 	MaxConns int
+	// Rate is how many bytes a second all connections together may move, both ways; 0
+	// means any. Total is how many they may move at all: then every connection is
+	// reset. 0 means any.
+	Rate, Total int64
+	// Steer serves ranges of ports; without it they are an error.
+	Steer Steer
 	// DialTimeout bounds resolving a name and connecting. 0 means 10 seconds.
 	DialTimeout time.Duration
 	// IdleTimeout is after how long without a byte in either direction a
 	// connection is reset. 0 means never: keep-alive finds peers that vanished.
 	IdleTimeout time.Duration
 	// Dial connects to addr, an address and port, from the host; network is
-	// "tcp". nil means the host's own network.
+	// "tcp" or "udp". nil means the host's own network.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Resolve returns the addresses of a name. nil means the host's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
@@ -72,6 +78,7 @@ const (
 	Unreachable Reason = "unreachable"           // the host could not connect
 	Revoked     Reason = "revoked"               // Update removed the endpoint
 	Idle        Reason = "idle"                  // nothing was sent for IdleTimeout
+	Exhausted   Reason = "exhausted"             // Total was moved
 	NoResources Reason = "host out of resources" // the host had no descriptor or pipe left
 )
 

@@ -74,15 +74,15 @@ func (pi pipe) close() {
 	_ = unix.Close(pi.w)
 }
 
-// fill waits for bytes from a socket and takes up to pipeSize of them into a pipe,
+// fill waits for bytes from a socket and takes up to size of them into a pipe,
 // which is then the caller's. No bytes and no error is end of file: no pipe.
-func (pool *pipePool) fill(from syscall.RawConn) (pi pipe, n int, err error) {
+func (pool *pipePool) fill(from syscall.RawConn, size int) (pi pipe, n int, err error) {
 	var failed error
 	waited := from.Read(func(fd uintptr) (done bool) {
 		if pi, failed = pool.get(); failed != nil {
 			return true
 		}
-		n, failed = splice(int(fd), pi.w, pipeSize)
+		n, failed = splice(int(fd), pi.w, size)
 		if n > 0 {
 			return true
 		}

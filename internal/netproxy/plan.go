@@ -22,18 +22,31 @@ func (p *Proxy) plan(list endpoint.List) plan {
 		}
 	}
 	sockets := make(map[socket]bool)
-	for _, port := range list.Ports(false) {
-		sockets[socket{false, port}] = true
-	}
-	if p.ipv6 {
-		for _, port := range list.Ports(true) {
-			sockets[socket{true, port}] = true
+	for _, ipv6 := range []bool{false, true} {
+		if ipv6 && !p.ipv6 {
+			continue
 		}
+		for _, protocol := range []endpoint.Protocol{endpoint.TCP, endpoint.UDP} {
+			for _, ports := range list.Ports(protocol, ipv6) {
+				if ports.First != ports.Last {
+					ports.First = 0
+				}
+				sockets[socket{protocol == endpoint.UDP, ipv6, ports.First}] = true
+			}
+		}
+	}
+	if list.HasWildcards() {
+		sockets[socket{port: endpoint.Resolver().Port()}] = true
 	}
 	var change plan
 	change.newRoutes, change.oldRoutes = difference(routes, p.routes)
 	change.newSockets, change.oldSockets = difference(sockets, p.listeners)
 	return change
+}
+
+// undo is the way back from what extend made.
+func (change plan) undo() plan {
+	return plan{oldRoutes: change.newRoutes, oldSockets: change.newSockets}
 }
 
 // difference returns the keys that only want has, and those that only have has.
@@ -56,7 +69,7 @@ func (p *Proxy) extend(change plan) error {
 	if len(change.newRoutes)+len(change.newSockets) == 0 {
 		return nil
 	}
-	listeners := make(map[socket]net.Listener)
+	listeners := make(map[socket]listener)
 	err := inside(p.netns, func() error {
 		n, err := openNetwork()
 		if err != nil {
@@ -69,7 +82,7 @@ func (p *Proxy) extend(change plan) error {
 			}
 		}
 		for _, s := range change.newSockets {
-			l, err := listen(s.ipv6, s.port)
+			l, err := s.open()
 			if err != nil {
 				return errors.Join(err, n.removeAll(change.newRoutes))
 			}
@@ -88,9 +101,24 @@ func (p *Proxy) extend(change plan) error {
 	}
 	for s, l := range listeners {
 		p.listeners[s] = l
-		p.served.Go(func() { p.accept(l) })
+		p.served.Go(func() {
+			switch l := l.(type) {
+			case *net.UDPConn:
+				p.receive(l)
+			case *net.TCPListener:
+				p.accept(l)
+			}
+		})
 	}
 	return nil
+}
+
+// open opens the socket in the namespace of this thread.
+func (s socket) open() (listener, error) {
+	if s.udp {
+		return listenUDP(s)
+	}
+	return listen(s.ipv6, s.port)
 }
 
 // withdraw removes what is left over. Nothing there is allowed any more, so what

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -31,25 +32,37 @@ type Proxy struct {
 
 	// change is held while what exists in the namespace changes.
 	change    sync.Mutex
-	listeners map[socket]net.Listener
+	listeners map[socket]listener
 	routes    map[netip.Prefix]bool
+	steering  io.Closer
 
 	// mu guards what connections look at. A connection is judged and entered into
 	// conns under it, so that Update finds every one that the old rules let in.
 	mu       sync.Mutex
 	rules    rules
+	maxConns int
 	conns    map[*conn]bool
+	flows    map[flow]bool // those that have a conn, or will
 	closed   bool
 	accepted uint64
 	refused  map[Reason]uint64
 
+	dynamic           dynamicNames
+	quota             quota
 	bytesOut, bytesIn atomic.Uint64
+}
+
+// listener is a *net.TCPListener or a *net.UDPConn.
+type listener interface {
+	io.Closer
+	syscall.Conn
 }
 
 // socket is what a listener listens at.
 type socket struct {
+	udp  bool
 	ipv6 bool
-	port uint16
+	port uint16 // 0: that of every range of ports
 }
 
 // rules is the policy as a connection needs it.
@@ -87,13 +100,22 @@ func newRules(eps []policy.Endpoint, taken map[string]netip.Addr) (rules, error)
 	return r, nil
 }
 
-// judge says whether the guest may connect to dest, and which name dest stands
-// for, if any.
-func (r rules) judge(dest netip.AddrPort) (name string, allowed bool) {
-	if name, ok := r.names[dest.Addr()]; ok {
-		return name, r.list.AllowsName(name, dest.Port())
+// judge says whether the guest may connect to dest, which name dest stands for, if
+// any, and whether that may lead to private addresses. The caller holds mu.
+func (p *Proxy) judge(protocol endpoint.Protocol, dest netip.AddrPort) (name string, private, allowed bool) {
+	r := p.rules
+	if dest == endpoint.Resolver() && protocol == endpoint.TCP {
+		return "", false, r.list.HasWildcards()
 	}
-	return "", r.list.AllowsAddr(dest.Addr(), dest.Port())
+	name, ok := r.names[dest.Addr()]
+	if !ok {
+		name = p.dynamic.name(dest.Addr())
+	}
+	if name != "" {
+		allowed, private = r.list.Name(protocol, name, dest.Port())
+		return name, private, allowed
+	}
+	return "", false, r.list.Allows(protocol, dest.Addr(), dest.Port())
 }
 
 // Open makes the endpoints exist in the network namespace netns, which must have
@@ -108,11 +130,14 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	p := &Proxy{
 		opts:      opts.withDefaults(),
 		netns:     os.NewFile(uintptr(fd), netns.Name()),
-		listeners: make(map[socket]net.Listener),
+		listeners: make(map[socket]listener),
 		routes:    make(map[netip.Prefix]bool),
 		conns:     make(map[*conn]bool),
+		flows:     make(map[flow]bool),
 		refused:   make(map[Reason]uint64),
+		steering:  nopCloser{},
 	}
+	p.SetLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	err = inside(p.netns, func() error {
 		n, err := openNetwork()
@@ -184,8 +209,27 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 	if err := p.extend(plan); err != nil {
 		return err
 	}
+	steering, err := p.steer(r)
+	if err != nil {
+		return errors.Join(err, p.withdraw(plan.undo()))
+	}
 	p.use(r)
-	return p.withdraw(plan)
+	old := p.steering
+	p.steering = steering
+	return errors.Join(old.Close(), p.withdraw(plan))
+}
+
+// SetLimits replaces what [Options] says of connections and bytes, from now on; what
+// was moved already counts. 0 means what it means there.
+func (p *Proxy) SetLimits(maxConns int, rate, total int64) {
+	if maxConns == 0 {
+		maxConns = defaultMaxConns
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.maxConns = maxConns
+	p.quota.rate.Store(rate)
+	p.quota.total.Store(total)
 }
 
 // use puts rules in force and cuts what they no longer allow.
@@ -194,7 +238,7 @@ func (p *Proxy) use(r rules) {
 	defer p.mu.Unlock()
 	p.rules = r
 	for c := range p.conns {
-		if _, allowed := r.judge(c.dest); !allowed {
+		if name, private, allowed := p.judge(c.protocol, c.dest); !allowed || name != c.name || c.private && !private {
 			p.cut(c, Revoked)
 		}
 	}
@@ -235,7 +279,7 @@ func (p *Proxy) Close() error {
 	}
 	p.served.Wait()
 	p.pipes.close()
-	if err := p.netns.Close(); err != nil {
+	if err := errors.Join(p.steering.Close(), p.netns.Close()); err != nil {
 		return fmt.Errorf("letting go of the guest's network namespace: %w", err)
 	}
 	return nil

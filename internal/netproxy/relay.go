@@ -6,7 +6,6 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,12 +36,7 @@ func (p *Proxy) relay(c *conn) error {
 // write means that dst was reset; what dst had sent before is still to be
 // delivered, and the other direction, which reads from dst, ends by itself.
 func (p *Proxy) direction(c *conn, dst, src net.Conn, count *atomic.Uint64) error {
-	err := p.pipes.copy(dst, src, func(n int) {
-		count.Add(uint64(n))
-		if p.opts.IdleTimeout > 0 {
-			c.last.Store(time.Now().UnixNano())
-		}
-	})
+	err := p.pipes.copy(dst, src, meter{p, c, count})
 	if err == nil {
 		return closeWrite(dst)
 	}
@@ -67,19 +61,24 @@ func closeWrite(c net.Conn) error {
 }
 
 // copy moves bytes from src to dst until end of file, without looking at them when
-// both are sockets. moved is told of each piece. A failure to write wraps errWrite.
-func (pool *pipePool) copy(dst, src net.Conn, moved func(int)) error {
+// both are sockets. m pays for each piece before it is written and is told of it
+// afterwards. A failure to write wraps errWrite.
+func (pool *pipePool) copy(dst, src net.Conn, m meter) error {
 	from, err := rawConn(src)
 	if err != nil {
-		return copyThrough(dst, src, moved)
+		return copyThrough(dst, src, m)
 	}
 	to, err := rawConn(dst)
 	if err != nil {
-		return copyThrough(dst, src, moved)
+		return copyThrough(dst, src, m)
 	}
 	for {
-		pi, n, err := pool.fill(from)
+		pi, n, err := pool.fill(from, m.p.quota.piece(pipeSize))
 		if err != nil || n == 0 {
+			return err
+		}
+		if err := m.p.quota.spend(n); err != nil {
+			pi.close()
 			return err
 		}
 		if err := pi.drain(to, n); err != nil {
@@ -87,7 +86,7 @@ func (pool *pipePool) copy(dst, src net.Conn, moved func(int)) error {
 			return errors.Join(errWrite, err)
 		}
 		pool.put(pi)
-		moved(n)
+		m.moved(n)
 	}
 }
 
@@ -103,15 +102,18 @@ func rawConn(c net.Conn) (syscall.RawConn, error) {
 }
 
 // copyThrough copies through memory: [Options.Dial] may return any connection.
-func copyThrough(dst, src net.Conn, moved func(int)) error {
+func copyThrough(dst, src net.Conn, m meter) error {
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := src.Read(buf)
+		n, err := src.Read(buf[:m.p.quota.piece(len(buf))])
 		if n > 0 {
+			if err := m.p.quota.spend(n); err != nil {
+				return err
+			}
 			if _, err := dst.Write(buf[:n]); err != nil {
 				return errors.Join(errWrite, err)
 			}
-			moved(n)
+			m.moved(n)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil

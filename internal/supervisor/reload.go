@@ -189,6 +189,12 @@ func checkReload(old, next policy.Policy) error {
 	if (a.Tmp == 0) != (b.Tmp == 0) {
 		return fmt.Errorf("%w: tmp of a running guest cannot change from or to 0: %s", errPolicy, wayOut)
 	}
+	if len(old.UDP()) == 0 && len(next.UDP()) > 0 {
+		return fmt.Errorf("%w: udp of a running guest cannot begin: its seccomp filter knows no datagrams: %s", errPolicy, wayOut)
+	}
+	if attend.AsksForNames(next) && !attend.AsksForNames(old) {
+		return fmt.Errorf("%w: a running guest cannot learn wildcards: its /etc/resolv.conf was written before it started: allow the names themselves, or %s", errPolicy, wayOut)
+	}
 	return nil
 }
 

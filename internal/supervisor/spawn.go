@@ -120,7 +120,7 @@ func (s *Supervisor) create(g *guest, spec *specs.Spec, stdio *os.File, undo *un
 		Root: s.owner.Dir(), ID: g.id, Bundle: spec.Root.Path, Spec: spec, Owner: s.owner,
 		Stdin: stdio, Stdout: stdio, Stderr: g.stderr,
 		ClientUID: int(g.client.peer.uid), ClientGID: int(g.client.peer.gid),
-		RootFiles: map[string][]byte{"/etc/hosts": attend.Hosts(g.policy)}, Layer: g.layer.mount,
+		RootFiles: attend.RootFiles(g.policy), Layer: g.layer.mount,
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{OnEvent: g.attended, Programs: s.programs})

@@ -14,7 +14,10 @@ import (
 // library takes for an older kernel. A call of a foreign architecture (32 bit, x32)
 // kills its thread. The result depends on nothing but the architecture of the
 // build; it is made anew at each call, the caller may change it.
-func Seccomp() *specs.LinuxSeccomp {
+func Seccomp() *specs.LinuxSeccomp { return seccomp(false) }
+
+// seccomp is Seccomp, with UDP sockets or without.
+func seccomp(udp bool) *specs.LinuxSeccomp {
 	unknown := uint(unix.ENOSYS)
 	s := &specs.LinuxSeccomp{
 		DefaultAction:   specs.ActErrno,
@@ -30,7 +33,7 @@ func Seccomp() *specs.LinuxSeccomp {
 	}
 	s.Syscalls = append(s.Syscalls, modeRules()...)
 	s.Syscalls = append(s.Syscalls, cloneRules()...)
-	s.Syscalls = append(s.Syscalls, socketRules()...)
+	s.Syscalls = append(s.Syscalls, socketRules(udp)...)
 	s.Syscalls = append(s.Syscalls, socketpairRules()...)
 	s.Syscalls = append(s.Syscalls, setsockoptRules()...)
 	return s
@@ -203,23 +206,32 @@ func cloneRules() []specs.LinuxSyscall {
 // rest is SOCK_CLOEXEC and SOCK_NONBLOCK.
 const socketTypeMask = 0xf
 
-// socketRules allow TCP over IPv4 and IPv6, the only thing that a policy can
-// open. AF_UNIX reaches out through read-only mounts; netlink, packet, vsock
-// and the many others are kernel interfaces.
-func socketRules() []specs.LinuxSyscall {
+// socketRules allow TCP over IPv4 and IPv6, and UDP to a guest whose policy has an
+// endpoint for it: that is all that a policy can open. AF_UNIX reaches out through
+// read-only mounts; netlink, packet, vsock and the many others are kernel interfaces.
+func socketRules(udp bool) []specs.LinuxSyscall {
+	type kind struct{ number, protocol uint64 }
 	domains := []span{only(unix.AF_INET), only(unix.AF_INET6)}
 	protocols := []span{only(0), only(unix.IPPROTO_TCP)}
+	kinds := []kind{{unix.SOCK_STREAM, unix.IPPROTO_TCP}}
+	// Every type but 1: the lowest bit is clear, or another one is set.
+	otherTypes := []specs.LinuxSeccompArg{masked(1, 1, 0), masked(1, 2, 2), masked(1, 4, 4), masked(1, 8, 8)}
+	if udp {
+		protocols = append(protocols, only(unix.IPPROTO_UDP))
+		kinds = append(kinds, kind{unix.SOCK_DGRAM, unix.IPPROTO_UDP})
+		// Every type but 1 and 2; other protocols of theirs do not exist, or are not listed.
+		otherTypes = []specs.LinuxSeccompArg{masked(1, 3, 0), masked(1, 3, 3), masked(1, 4, 4), masked(1, 8, 8)}
+	}
 	var out []specs.LinuxSyscall
 	for _, domain := range domains {
-		for _, protocol := range protocols {
-			out = append(out, allow("socket", equal(0, domain.low),
-				masked(1, socketTypeMask, unix.SOCK_STREAM), equal(2, protocol.low)))
+		for _, k := range kinds {
+			for _, protocol := range []uint64{0, k.protocol} {
+				out = append(out, allow("socket", equal(0, domain.low),
+					masked(1, socketTypeMask, k.number), equal(2, protocol)))
+			}
 		}
 	}
-	others := append(outside(0, domains), outside(2, protocols)...)
-	// Every type but 1: the lowest bit is clear, or another one is set.
-	others = append(others, masked(1, 1, 0), masked(1, 2, 2), masked(1, 4, 4), masked(1, 8, 8))
-	for _, arg := range others {
+	for _, arg := range append(append(outside(0, domains), outside(2, protocols)...), otherTypes...) {
 		out = append(out, forbid([]string{"socket"}, arg))
 	}
 	return out

@@ -97,7 +97,7 @@ func Compile(p policy.Policy, r RootfsInfo, v View, e Entry) (*specs.Spec, error
 			GIDMappings:   []specs.LinuxIDMapping{{ContainerID: 0, HostID: PlaceholderID, Size: 1}},
 			Namespaces:    namespaces(),
 			Resources:     resources(l),
-			Seccomp:       Seccomp(),
+			Seccomp:       seccomp(len(p.UDP()) > 0),
 			MaskedPaths:   MaskedPaths(),
 			ReadonlyPaths: ReadonlyPaths(),
 		},

@@ -103,47 +103,101 @@ func covered(block netip.Prefix) []netip.Prefix {
 	return subtractAll([]netip.Prefix{block}, holes, maxRules)
 }
 
-// effectiveTCP returns what the allow rules leave open once the deny rules are
-// taken out: the endpoints as they were written where no deny rule touches them,
-// smaller blocks where one does. More than maxRules of them is an error.
-func effectiveTCP(allow, deny []Endpoint) ([]Endpoint, *Error) {
+// remaining returns what the allow rules leave open once the deny rules are taken
+// out: the endpoints as they were written where no deny rule touches them, smaller
+// blocks and ranges of ports where one does. A denied name below an allowed wildcard
+// cannot be taken out; it follows as an endpoint with Deny. More than maxRules of
+// them is an error about key.
+func remaining(key string, allow, deny []Endpoint) ([]Endpoint, *Error) {
 	if len(deny) == 0 {
 		return slices.Clone(allow), nil
 	}
 	var open []Endpoint
-	denied := make(map[uint16][]netip.Prefix, len(deny))
-	for _, d := range deny {
-		if hole, ok := d.Prefix(); ok {
-			denied[d.Port] = append(denied[d.Port], hole)
-		}
-	}
+	below := make(map[Endpoint]bool) // denied names below an allowed wildcard
 	for _, e := range allow {
-		block, isAddress := e.Prefix()
-		if !isAddress {
-			if !slices.Contains(deny, e) {
-				open = append(open, e)
-			}
-			continue
-		}
-		var holes []netip.Prefix
-		for _, hole := range denied[e.Port] {
-			if hole.Overlaps(block) {
-				holes = append(holes, hole)
-			}
-		}
-		if len(holes) == 0 {
-			open = append(open, e)
-		} else {
-			for _, piece := range subtractAll(covered(block), holes, maxRules) {
-				open = append(open, Endpoint{Host: blockHost(piece), Port: e.Port})
-			}
-		}
+		open = append(open, cut(e, deny, below)...)
 		if len(open) > maxRules {
-			return nil, &Error{Key: "tcp", Value: e.String(), Rule: fmt.Sprintf("leaves more than %d blocks once what is denied is taken out", maxRules),
+			return nil, &Error{Key: key, Value: e.String(), Rule: fmt.Sprintf("leaves more than %d blocks once what is denied is taken out", maxRules),
 				WayOut: "deny fewer or larger blocks"}
 		}
 	}
+	for _, d := range deny {
+		if below[d] {
+			open = append(open, d)
+		}
+	}
 	return dedupe(open), nil
+}
+
+// cut takes what deny takes out of one allowed endpoint.
+func cut(e Endpoint, deny []Endpoint, below map[Endpoint]bool) []Endpoint {
+	block, isAddress := e.Prefix()
+	var touching []Endpoint
+	for _, d := range deny {
+		hole, ok := d.Prefix()
+		switch {
+		case !d.overlapsPorts(e) || ok != isAddress:
+		case isAddress && hole.Overlaps(block), !isAddress && d.CoversName(e.Host):
+			touching = append(touching, d)
+		case !isAddress && e.CoversName(d.Host):
+			below[d] = true
+		}
+	}
+	if len(touching) == 0 {
+		return []Endpoint{e}
+	}
+	var open []Endpoint
+	for _, ports := range segments(e, touching) {
+		var holes []netip.Prefix
+		denied := false
+		for _, d := range touching {
+			if first, last := d.Ports(); first > ports[0] || last < ports[1] {
+				continue
+			}
+			hole, _ := d.Prefix()
+			holes, denied = append(holes, hole), true
+		}
+		piece := e
+		if piece.Port, piece.Last = ports[0], 0; ports[1] > ports[0] {
+			piece.Last = ports[1]
+		}
+		switch {
+		case !denied:
+			open = append(open, piece)
+		case isAddress:
+			for _, left := range subtractAll(covered(block), holes, maxRules) {
+				piece.Host = blockHost(left)
+				open = append(open, piece)
+			}
+		}
+	}
+	return open
+}
+
+// segments cuts e's range of ports at the edges of the others', so that each of
+// them covers a segment whole or not at all.
+func segments(e Endpoint, others []Endpoint) [][2]uint16 {
+	first, last := e.Ports()
+	starts := []int{int(first)}
+	for _, d := range others {
+		from, to := d.Ports()
+		for _, at := range []int{int(from), int(to) + 1} {
+			if at > int(first) && at <= int(last) {
+				starts = append(starts, at)
+			}
+		}
+	}
+	slices.Sort(starts)
+	starts = slices.Compact(starts)
+	var all [][2]uint16
+	for i, at := range starts {
+		end := last
+		if i+1 < len(starts) {
+			end = uint16(starts[i+1] - 1)
+		}
+		all = append(all, [2]uint16{uint16(at), end})
+	}
+	return all
 }
 
 // dedupe keeps the first of equal endpoints.
@@ -168,7 +222,7 @@ func blockHost(block netip.Prefix) string {
 // resolved when the guest connects, so nobody knows whether its addresses are
 // those of the other rule.
 func clash(allow, deny Endpoint) *Error {
-	if allow.Port != deny.Port || allow.isName() == deny.isName() {
+	if !allow.overlapsPorts(deny) || allow.isName() == deny.isName() {
 		return nil
 	}
 	rule := fmt.Sprintf("the deny of %s cannot be held beside %s: the addresses of a name are known only when the guest connects", deny, allow)
@@ -176,7 +230,7 @@ func clash(allow, deny Endpoint) *Error {
 		return &Error{Value: deny.String(), Rule: rule, WayOut: "deny addresses instead of the name"}
 	}
 	block, _ := deny.Prefix()
-	if slices.ContainsFunc(privateBlocks(), func(p netip.Prefix) bool { return inside(block, p) }) {
+	if !allow.Private && slices.ContainsFunc(privateBlocks(), func(p netip.Prefix) bool { return inside(block, p) }) {
 		return nil
 	}
 	return &Error{Value: deny.String(), Rule: rule,
@@ -185,5 +239,5 @@ func clash(allow, deny Endpoint) *Error {
 
 // isName reports a host name. The last part of one is never a number.
 func (e Endpoint) isName() bool {
-	return !strings.ContainsAny(e.Host, ":/") && !isDigits(e.Host[strings.LastIndexByte(e.Host, '.')+1:])
+	return e.IsWildcard() || !strings.ContainsAny(e.Host, ":/") && !isDigits(e.Host[strings.LastIndexByte(e.Host, '.')+1:])
 }

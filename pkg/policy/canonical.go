@@ -9,8 +9,10 @@ import (
 
 // document is the canonical form. The fields are in the order of their keys, so
 // that encoding/json writes them sorted; every limit is a number in the unit of
-// its key. imports is missing when every module may be imported,
-// seccomp when only the engine's filter is meant.
+// its key. Those of the network and udp are missing when the policy says nothing of
+// them, so that a policy without them has the digest that it always had. imports is
+// missing when every module may be imported, seccomp when only the engine's filter is
+// meant.
 type document struct {
 	AllowDegraded bool                `json:"allow_degraded"`
 	CPU           float64             `json:"cpu"`
@@ -19,13 +21,17 @@ type document struct {
 	Imports       *[]string           `json:"imports,omitempty"`
 	Mem           int64               `json:"mem"`
 	Message       int64               `json:"message"`
+	NetBytes      int64               `json:"net_bytes,omitempty"`
+	NetConns      int64               `json:"net_conns,omitempty"`
+	NetRate       int64               `json:"net_rate,omitempty"`
 	OpenFiles     int64               `json:"open_files"`
 	Output        int64               `json:"output"`
 	PIDs          int64               `json:"pids"`
 	ReadOnly      bool                `json:"read_only"`
 	Seccomp       Seccomp             `json:"seccomp,omitempty"`
-	TCP           []any               `json:"tcp"` // texts, then {"deny": text}
+	TCP           []any               `json:"tcp"` // texts and {"allow": text, "private": true}, then {"deny": text}
 	Tmp           int64               `json:"tmp"`
+	UDP           []any               `json:"udp,omitempty"` // likewise
 	WallMillis    int64               `json:"wall_ms"`
 }
 
@@ -41,23 +47,21 @@ func (p Policy) Canonical() []byte {
 		FS:            make([]map[FSMode]string, 0, len(p.fs)),
 		Mem:           l.Mem,
 		Message:       l.Message,
+		NetBytes:      l.NetBytes,
+		NetConns:      l.NetConns,
+		NetRate:       l.NetRate,
 		OpenFiles:     l.OpenFiles,
 		Output:        l.Output,
 		PIDs:          l.PIDs,
 		ReadOnly:      p.readOnly,
 		Seccomp:       p.seccomp,
-		TCP:           make([]any, 0, len(p.tcp)+len(p.tcpDeny)),
+		TCP:           p.tcp.document(),
 		Tmp:           l.Tmp,
+		UDP:           p.udp.document(),
 		WallMillis:    l.Wall.Milliseconds(),
 	}
 	for _, r := range p.fs {
 		d.FS = append(d.FS, map[FSMode]string{r.Mode: r.Pattern})
-	}
-	for _, e := range p.tcp {
-		d.TCP = append(d.TCP, e.String())
-	}
-	for _, e := range p.tcpDeny {
-		d.TCP = append(d.TCP, map[string]string{"deny": e.String()})
 	}
 	if p.importsLimited {
 		imports := append([]string{}, p.imports...)
@@ -72,6 +76,28 @@ func (p Policy) Canonical() []byte {
 		return nil
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+// document writes the rules, those that deny after the others.
+func (l endpoints) document() []any {
+	all := make([]any, 0, len(l.allow)+len(l.deny))
+	for _, e := range l.allow {
+		if e.Private {
+			all = append(all, privateEndpoint{e.String(), true})
+		} else {
+			all = append(all, e.String())
+		}
+	}
+	for _, e := range l.deny {
+		all = append(all, map[string]string{"deny": e.String()})
+	}
+	return all
+}
+
+// privateEndpoint is how a name that may lead to private addresses is written.
+type privateEndpoint struct {
+	Allow   string `json:"allow"`
+	Private bool   `json:"private"`
 }
 
 // Digest returns "sha256:" and the hexadecimal digest of [Policy.Canonical].

@@ -43,7 +43,8 @@ func Compare(a, b Policy) ([]Difference, error) {
 		return nil, err
 	}
 	all := append(compareLimits(a.Limits(), b.Limits()), files...)
-	all = append(all, compareTCP(a, b)...)
+	all = append(all, compareEndpoints("tcp", a.tcp, b.tcp)...)
+	all = append(all, compareEndpoints("udp", a.udp, b.udp)...)
 	all = append(all, compareImports(a, b)...)
 	if b.allowDegraded && !a.allowDegraded {
 		all = append(all, Difference{Key: "allow_degraded", Permits: "more", Example: "false → true"})
@@ -61,8 +62,14 @@ func compareLimits(a, b Limits) []Difference {
 	}
 	for _, k := range limitTable() {
 		before, after := k.get(&a), k.get(&b)
+		if k.key == "net_conns" {
+			if a.NetConns == b.NetConns {
+				continue // the difference is that of mem
+			}
+			before, after = a.Connections(), b.Connections()
+		}
 		more := after > before
-		if k.time != nil { // 0 is no limit
+		if k.time != nil || k.unlimited { // 0 is no limit
 			more = before != 0 && (after == 0 || after > before)
 		}
 		if more {
@@ -72,40 +79,59 @@ func compareLimits(a, b Limits) []Difference {
 	return all
 }
 
-func compareTCP(a, b Policy) []Difference {
+// compareEndpoints finds each rule of b that opens something new. A range of ports
+// is cut where any rule of either begins or ends, so that one port of each piece
+// stands for all.
+func compareEndpoints(key string, a, b endpoints) []Difference {
 	var all []Difference
-	closed := make(map[uint16][]netip.Prefix) // to b's rules: what a opens, and what b denies
-	open := a.TCP()
-	for _, e := range open {
-		if block, ok := e.Prefix(); ok {
-			closed[e.Port] = append(closed[e.Port], covered(block)...)
-		}
-	}
-	for _, e := range b.tcpDeny {
-		if block, ok := e.Prefix(); ok {
-			closed[e.Port] = append(closed[e.Port], block)
-		}
-	}
-	for _, e := range b.tcp {
+	others := slices.Concat(a.allow, a.deny, b.deny)
+	open := a.open(key)
+	for _, e := range b.allow {
 		if len(all) >= maxExamples {
 			break
 		}
-		block, isAddress := e.Prefix()
-		if !isAddress {
-			if !slices.Contains(open, e) && !slices.Contains(b.tcpDeny, e) {
-				all = append(all, Difference{Key: "tcp", Permits: "connect", Example: e.String(), Rule: e.String()})
-			}
-			continue
-		}
-		for _, piece := range covered(block) {
-			if left := subtractAll([]netip.Prefix{piece}, closed[e.Port], maxPieces); len(left) > 0 {
-				example := Endpoint{Host: exampleAddress(left[0]).String(), Port: e.Port}
-				all = append(all, Difference{Key: "tcp", Permits: "connect", Example: example.String(), Rule: e.String()})
+		for _, ports := range segments(e, others) {
+			if host, found := newHost(e, ports[0], endpoints{open, a.deny}, b); found {
+				example := Endpoint{Host: host, Port: ports[0]}
+				all = append(all, Difference{Key: key, Permits: "connect", Example: example.String(), Rule: e.describe()})
 				break
 			}
 		}
 	}
 	return all
+}
+
+// newHost returns a host that e, a rule of b, opens at a port, and a, whose allow is
+// what its deny leaves, does not.
+func newHost(e Endpoint, port uint16, a, b endpoints) (host string, found bool) {
+	at := Endpoint{Port: port}
+	block, isAddress := e.Prefix()
+	if !isAddress {
+		// A wildcard is new unless one rule of a covers all of it.
+		covers := func(r Endpoint) bool { return r.overlapsPorts(at) && r.CoversName(e.Host) }
+		open := slices.ContainsFunc(a.allow, func(r Endpoint) bool { return covers(r) && (r.Private || !e.Private) })
+		lost := slices.ContainsFunc(a.deny, func(r Endpoint) bool {
+			return r.overlapsPorts(at) && (r.CoversName(e.Host) || e.CoversName(r.Host) && !slices.Contains(b.deny, r))
+		})
+		return e.Host, (!open || lost) && !slices.ContainsFunc(b.deny, covers)
+	}
+	var closed []netip.Prefix // to e: what a opens, and what b denies
+	for _, r := range a.allow {
+		if prefix, ok := r.Prefix(); ok && r.overlapsPorts(at) {
+			closed = append(closed, covered(prefix)...)
+		}
+	}
+	for _, r := range b.deny {
+		if prefix, ok := r.Prefix(); ok && r.overlapsPorts(at) {
+			closed = append(closed, prefix)
+		}
+	}
+	for _, piece := range covered(block) {
+		if left := subtractAll([]netip.Prefix{piece}, closed, maxPieces); len(left) > 0 {
+			return exampleAddress(left[0]).String(), true
+		}
+	}
+	return "", false
 }
 
 // exampleAddress returns an address of a block that looks like one of a host.

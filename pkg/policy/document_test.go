@@ -214,7 +214,7 @@ func TestVariables(t *testing.T) {
 		{"WORKDIR", "/srv/a\x00", "is empty or not text"}, {"WORKDIR", "/srv/${USER}", `holds "${"`}, {"WORKDIR", "/srv//a", "empty component"},
 		{"USER", "a/b", "holds a /"}, {"USER", "..", `has a ".." component`}, {"USER", ".", `has a "." component`}, {"USER", "*", "holds a wildcard"}, {"USER", "/etc", "holds a /"},
 		{"HOST", "a.b:1", "IPv6 address without brackets"}, {"HOST", "10.0.0.0/8", `holds "/"`}, {"HOST", "*.a", `holds "*"`}, {"HOST", "[::1]", `holds "["`}, {"HOST", "a b", `holds " "`},
-		{"HOST", "localhost", "names this host"}, {"PORT", "1-5", "has a range of ports"}, {"PORT", "0", "has no valid port"},
+		{"HOST", "localhost", "names this host"}, {"PORT", "1-5", "holds a range of ports"}, {"HOST", "a:1-5", "holds a range of ports"}, {"PORT", "0", "has no valid port"},
 	} {
 		values := map[string]string{}
 		for k, v := range good {

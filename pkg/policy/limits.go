@@ -19,6 +19,21 @@ type Limits struct {
 	Tmp       int64         // bytes of the guest's private /tmp; 0: nothing can be written there (key tmp)
 	Message   int64         // bytes of the largest value on the channel (key message)
 	Output    int64         // bytes of stdout and stderr together; what is beyond is cut (key output)
+	NetConns  int64         // connections at once, see Connections (key net_conns)
+	NetRate   int64         // bytes a second of all connections, both ways together; 0: no such limit (key net_rate)
+	NetBytes  int64         // bytes of all connections in total, both ways together; 0: no such limit (key net_bytes)
+}
+
+// Connections is how many connections the guest may have at once: one for each MiB of
+// its memory, from 16 to 1024, and no more than NetConns if that is not 0. What the
+// sockets of a connection hold is the host's memory, up to 1 MiB each, and not always
+// counted as the guest's.
+func (l Limits) Connections() int64 {
+	most := min(max(l.Mem/mib, 16), 1024)
+	if l.NetConns > 0 {
+		return min(l.NetConns, most)
+	}
+	return most
 }
 
 // Units of sizes in documents and messages, in bytes.
@@ -55,8 +70,10 @@ type limit struct {
 	size     bool  // bytes: a document may write a unit
 	min, max int64 // of every value but an allowed zero
 	zero     bool  // 0 is allowed
-	field    func(*Limits) *int64
-	time     func(*Limits) *time.Duration // instead of field, in milliseconds
+	// unlimited: 0 is no limit; so it is with every time.
+	unlimited bool
+	field     func(*Limits) *int64
+	time      func(*Limits) *time.Duration // instead of field, in milliseconds
 }
 
 func limitTable() []limit {
@@ -70,6 +87,9 @@ func limitTable() []limit {
 		{key: "tmp", size: true, min: 64 * kib, max: maxSize, zero: true, field: func(l *Limits) *int64 { return &l.Tmp }},
 		{key: "message", size: true, min: kib, max: gib, field: func(l *Limits) *int64 { return &l.Message }},
 		{key: "output", size: true, min: kib, max: maxSize, zero: true, field: func(l *Limits) *int64 { return &l.Output }},
+		{key: "net_conns", min: 1, max: 1024, zero: true, field: func(l *Limits) *int64 { return &l.NetConns }},
+		{key: "net_rate", size: true, min: kib, max: maxSize, zero: true, unlimited: true, field: func(l *Limits) *int64 { return &l.NetRate }},
+		{key: "net_bytes", size: true, min: 1, max: maxSize, zero: true, unlimited: true, field: func(l *Limits) *int64 { return &l.NetBytes }},
 	}
 }
 

@@ -70,7 +70,8 @@ func keyTable() []documentKey {
 		{"allow_degraded", (*reader).allowDegraded},
 		{"cpu", (*reader).cpu},
 		{"fs", (*reader).fs},
-		{"tcp", (*reader).tcp},
+		{"tcp", (*reader).endpoints},
+		{"udp", (*reader).endpoints},
 		{"imports", (*reader).imports},
 	}
 	for _, k := range limitTable() {
@@ -92,7 +93,7 @@ func keyNames() []string {
 func (r *reader) body(body *node, structure ...string) {
 	keys := keyTable()
 	if r.pyisolate {
-		keys = append(keys, documentKey{"net", (*reader).tcp})
+		keys = append(keys, documentKey{"net", (*reader).endpoints})
 	}
 	known := make(map[string]bool, len(keys))
 	for _, key := range keys {
@@ -120,7 +121,7 @@ func unknownKey(key string) *Error {
 		e.WayOut = "it stands in a sandbox, below sandboxes:"
 	case "net":
 		e.WayOut = `write tcp: ["127.0.0.1:9200"]; net is a key of PyIsolate's documents, which begin with version: 1.0`
-	case "udp", "expose", "unix":
+	case "expose", "unix":
 		e.WayOut = "nothing enforces it yet, and what is not enforced is not accepted: remove it"
 	default:
 		e.Nearest = nearest(key, append(names, "version", "defaults", "sandboxes"))

@@ -66,40 +66,28 @@ func (r *reader) addFS(key string, mode FSMode, n *node) {
 	}
 }
 
-// tcp reads the endpoints, of PyIsolate's key net too.
-func (r *reader) tcp(key string, n *node) {
+// endpoints reads the rules of tcp or udp, of PyIsolate's key net too.
+func (r *reader) endpoints(key string, n *node) {
 	const wayOut = `write a list of endpoints, such as ["127.0.0.1:9200"]; [] opens none`
-	const entry = `write "host:port" in quotes, or {deny: "host:port"}`
+	const entry = `write "host:port" in quotes, {deny: "host:port"}, or {allow: "host:port", private: true}`
 	r.list(key, n, wayOut, func(item *node) {
 		switch item.kind {
 		case textNode:
-			r.addTCP(key, false, item)
+			r.addEndpoint(key, item, Endpoint{UDP: key == "udp"})
 		case mapNode:
-			r.tcpRule(key, item, entry)
+			r.endpointRule(key, item, entry)
 		default:
 			r.wrong(key, item, entry)
 		}
 	})
 }
 
-// tcpRule reads an entry of tcp that is written as {deny: endpoint}, or in a
-// document of PyIsolate as {connect: endpoint or endpoints}.
-func (r *reader) tcpRule(key string, item *node, wayOut string) {
-	if len(item.keys) != 1 {
-		r.fail((&Error{Rule: fmt.Sprintf("one entry has %d rules", len(item.keys)), WayOut: wayOut}).in(r.source, key, item))
-		return
-	}
-	rule, value := item.keys[0], item.items[0]
-	deny := rule.text == "deny"
-	switch {
-	case deny, r.pyisolate && rule.text == "connect":
-	case rule.text == "private":
-		r.fail((&Error{Value: rule.text, Rule: "nothing enforces it yet, and what is not enforced is not accepted",
-			WayOut: "allow the private address itself"}).in(r.source, key, rule))
-		return
-	default:
-		r.fail((&Error{Value: rule.text, Rule: "is not a rule of tcp", WayOut: wayOut,
-			Nearest: nearest(rule.text, []string{"deny"})}).in(r.source, key, rule))
+// endpointRule reads an entry that is written as {deny: endpoint} or {allow:
+// endpoint, private: true}, or in a document of PyIsolate as {connect: endpoint or
+// endpoints}.
+func (r *reader) endpointRule(key string, item *node, wayOut string) {
+	like, value, ok := r.endpointMode(key, item, wayOut)
+	if !ok {
 		return
 	}
 	values := []*node{value}
@@ -112,27 +100,54 @@ func (r *reader) tcpRule(key string, item *node, wayOut string) {
 			continue
 		}
 		if r.pyisolate {
-			r.translateTCP(key, rule.text, n)
+			r.translateTCP(key, item.keys[0].text, n)
 		}
-		r.addTCP(key, deny, n)
+		r.addEndpoint(key, n, like)
 	}
 }
 
-// addTCP adds one endpoint, its variables replaced.
-func (r *reader) addTCP(key string, deny bool, n *node) {
+// endpointMode reads the keys of an entry: what kind of rule it is, and its
+// endpoint.
+func (r *reader) endpointMode(key string, item *node, wayOut string) (like Endpoint, value *node, ok bool) {
+	like.UDP = key == "udp"
+	modes := 0
+	for i, mode := range item.keys {
+		switch {
+		case mode.text == "private":
+			if like.Private, ok = r.flag(key, item.items[i]); !ok {
+				return like, nil, false
+			}
+			continue
+		case mode.text == "allow", mode.text == "deny", r.pyisolate && mode.text == "connect":
+			like.Deny, value = mode.text == "deny", item.items[i]
+			modes++
+		default:
+			r.fail((&Error{Value: mode.text, Rule: "is not a rule of " + key, WayOut: wayOut,
+				Nearest: nearest(mode.text, []string{"deny", "allow", "private"})}).in(r.source, key, mode))
+			return like, nil, false
+		}
+	}
+	switch {
+	case modes != 1:
+		r.fail((&Error{Rule: fmt.Sprintf("one entry has %d rules", modes), WayOut: wayOut}).in(r.source, key, item))
+	case like.Deny && like.Private:
+		r.fail((&Error{Rule: "a deny has no private: it takes away wherever the name leads", WayOut: `write {deny: "host:port"}`}).in(r.source, key, item))
+	default:
+		return like, value, true
+	}
+	return like, nil, false
+}
+
+// addEndpoint adds one endpoint of the kind that like is of, its variables replaced.
+func (r *reader) addEndpoint(key string, n *node, like Endpoint) {
 	text, err := r.variables.inEndpoint(n.text)
 	if r.found(err, key, n) {
 		return
 	}
-	add, prefix := r.policy.addTCP, ""
-	if deny {
-		add, prefix = r.policy.denyTCP, "deny "
+	e, err := r.policy.addEndpoint(text, like)
+	if !r.found(r.asWritten(err, n), key, n) {
+		r.set(e.key(), e.describe(), n)
 	}
-	if r.found(r.asWritten(add(text), n), key, n) {
-		return
-	}
-	e, _ := parseEndpoint(text) // add has just accepted it
-	r.set("tcp", prefix+e.String(), n)
 }
 
 // describe writes the rule as messages do: "read /srv/data/*.csv".

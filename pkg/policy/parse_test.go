@@ -101,8 +101,8 @@ func TestParseErrors(t *testing.T) {
 		{"mem: !!str 1", `p.yml:1:6: has the tag "!!str", which is not supported: remove it; quote a value to make it text`},
 		{"mem: !size 1", `p.yml:1:6: has the tag "!size", which is not supported: remove it; quote a value to make it text`},
 
-		{"memory: 1GiB", `p.yml:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, imports, ` +
-			`mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, seccomp (did you mean "mem"?)`},
+		{"memory: 1GiB", `p.yml:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, imports, ` +
+			`mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp (did you mean "mem"?)`},
 		{"pids: 1\nimport: [a]", `(did you mean "imports"?)`},
 		{"Mem: 1GiB", `(did you mean "mem"?)`},
 		{"cpums: 1", `(did you mean "cpu_ms"?)`},
@@ -155,9 +155,9 @@ func TestParseErrors(t *testing.T) {
 		{"fs: [~]", `p.yml:1:6: fs: "~": is nothing`},
 		{"tcp: 127.0.0.1:80", `p.yml:1:6: tcp: "127.0.0.1:80": is text: write a list of endpoints`},
 		{"tcp: [80]", `p.yml:1:7: tcp: "80": is a number: write "host:port" in quotes`},
-		{"tcp:\n- 127.0.0.1:80\n- '*.example.org:443'",
-			`p.yml:3:3: tcp: "*.example.org:443": has a wildcard in the name, which is not supported: use one rule per name`},
-		{"tcp: ['10.0.0.1:80-90']", `has a range of ports, which is not supported: use one rule per port`},
+		{"tcp:\n- 127.0.0.1:80\n- '*.org:443'",
+			`p.yml:3:3: tcp: "*.org:443": has a wildcard that covers a whole top-level domain or every name: write *.example.org`},
+		{"tcp: ['10.0.0.1:90-80']", `has a range of ports that does not rise: "90-80": write the lower port first`},
 		{"imports: math", `p.yml:1:10: imports: "math": is text: write a list of modules`},
 		{"imports:", `p.yml:1:9: imports: is nothing: write a list of modules`},
 		{"imports: [1]", `p.yml:1:11: imports: "1": is a number: write the name of a module`},

@@ -8,8 +8,8 @@ import (
 // Bounds of one policy. They keep every cost linear and small, and the canonical
 // document within what a supervisor and an annotation carry.
 const (
-	maxRules    = 4096 // of fs, of tcp and of imports, each
-	maxDenied   = 512  // of tcp, denied; each is compared with every allowed one
+	maxRules    = 4096 // of fs, of tcp, of udp and of imports, each
+	maxDenied   = 512  // of tcp and of udp, denied; each is compared with every allowed one
 	maxDocument = MaxDocument
 )
 
@@ -22,13 +22,21 @@ const MaxDocument = 1 << 20
 type Policy struct {
 	limits         Limits // the zero Limits, which is not valid, stands for the defaults
 	fs             []FSRule
-	tcp            []Endpoint // what is allowed, as it was written
-	tcpDeny        []Endpoint
+	tcp, udp       endpoints
 	imports        []string // sorted
 	importsLimited bool
 	allowDegraded  bool
 	readOnly       bool
 	seccomp        Seccomp
+}
+
+// endpoints are the rules of tcp or of udp, as they were written.
+type endpoints struct {
+	allow, deny []Endpoint
+}
+
+func (l endpoints) clone() endpoints {
+	return endpoints{slices.Clone(l.allow), slices.Clone(l.deny)}
 }
 
 // Defaults returns the policy that holds where nothing else is said: the default
@@ -50,11 +58,21 @@ func (p Policy) Limits() Limits {
 // it and no deny rule does.
 func (p Policy) FS() []FSRule { return slices.Clone(p.fs) }
 
-// TCP returns the endpoints that the guest may connect to, in the order in which
-// they were given, each once. What a deny rule takes away is left out: a block
-// with a part denied appears as the smaller blocks that remain.
-func (p Policy) TCP() []Endpoint {
-	open, err := effectiveTCP(p.tcp, p.tcpDeny)
+// TCP returns the endpoints that the guest may connect to by TCP, in the order in
+// which they were given, each once. What a deny rule takes away is left out: a
+// block with a part denied appears as the smaller blocks that remain. Only a denied
+// name below an allowed wildcard cannot be left out; it follows the others, with
+// [Endpoint.Deny], and wins over them.
+func (p Policy) TCP() []Endpoint { return p.tcp.open("tcp") }
+
+// UDP is as TCP, for datagrams.
+func (p Policy) UDP() []Endpoint { return p.udp.open("udp") }
+
+// Endpoints returns those of TCP and of UDP together: all that the guest reaches.
+func (p Policy) Endpoints() []Endpoint { return append(p.TCP(), p.UDP()...) }
+
+func (l endpoints) open(key string) []Endpoint {
+	open, err := remaining(key, l.allow, l.deny)
 	if err != nil {
 		return nil // not reachable: every constructor has checked it
 	}
@@ -64,7 +82,12 @@ func (p Policy) TCP() []Endpoint {
 // TCPRules returns the rules behind [Policy.TCP] as they were written: what is
 // allowed, and what is denied whatever allows it.
 func (p Policy) TCPRules() (allowed, denied []Endpoint) {
-	return slices.Clone(p.tcp), slices.Clone(p.tcpDeny)
+	return slices.Clone(p.tcp.allow), slices.Clone(p.tcp.deny)
+}
+
+// UDPRules is as TCPRules, for datagrams.
+func (p Policy) UDPRules() (allowed, denied []Endpoint) {
+	return slices.Clone(p.udp.allow), slices.Clone(p.udp.deny)
 }
 
 // Imports returns the modules that guest code may import, sorted. A name covers
@@ -96,10 +119,14 @@ func (p Policy) AllowFS(pattern string, mode FSMode) (Policy, error) {
 // AllowTCP returns a copy with one more endpoint, written as [ParseEndpoint]
 // reads it. Errors are [*Error]s with the key "tcp".
 func (p Policy) AllowTCP(endpoint string) (Policy, error) {
-	q := p
-	q.tcp = slices.Clone(p.tcp)
-	err := q.addTCP(endpoint)
-	return checked(p, q, err, "tcp")
+	return p.withEndpoint(endpoint, Endpoint{})
+}
+
+// AllowPrivateTCP is AllowTCP for a name that may lead to addresses of the host's
+// surroundings: private ones, loopback, link-local, a cloud's metadata service.
+// Whoever controls the name then decides which of these the guest reaches.
+func (p Policy) AllowPrivateTCP(endpoint string) (Policy, error) {
+	return p.withEndpoint(endpoint, Endpoint{Private: true})
 }
 
 // DenyTCP returns a copy from which an endpoint, written as for AllowTCP, is
@@ -107,10 +134,39 @@ func (p Policy) AllowTCP(endpoint string) (Policy, error) {
 // told apart before a guest connects, so a deny of one beside an allowed other
 // of the same port is refused. Errors are [*Error]s with the key "tcp".
 func (p Policy) DenyTCP(endpoint string) (Policy, error) {
+	return p.withEndpoint(endpoint, Endpoint{Deny: true})
+}
+
+// AllowUDP, AllowPrivateUDP and DenyUDP are as those of TCP, for datagrams. Errors
+// are [*Error]s with the key "udp".
+func (p Policy) AllowUDP(endpoint string) (Policy, error) {
+	return p.withEndpoint(endpoint, Endpoint{UDP: true})
+}
+
+// AllowPrivateUDP is [Policy.AllowPrivateTCP] for datagrams.
+func (p Policy) AllowPrivateUDP(endpoint string) (Policy, error) {
+	return p.withEndpoint(endpoint, Endpoint{UDP: true, Private: true})
+}
+
+// DenyUDP is [Policy.DenyTCP] for datagrams.
+func (p Policy) DenyUDP(endpoint string) (Policy, error) {
+	return p.withEndpoint(endpoint, Endpoint{UDP: true, Deny: true})
+}
+
+// withEndpoint adds a rule of the kind that like is of.
+func (p Policy) withEndpoint(text string, like Endpoint) (Policy, error) {
 	q := p
-	q.tcpDeny = slices.Clone(p.tcpDeny)
-	err := q.denyTCP(endpoint)
-	return checked(p, q, err, "tcp")
+	q.tcp, q.udp = p.tcp.clone(), p.udp.clone()
+	_, err := q.addEndpoint(text, like)
+	return checked(p, q, err, like.key())
+}
+
+// key is the key of documents under which the endpoint stands.
+func (e Endpoint) key() string {
+	if e.UDP {
+		return "udp"
+	}
+	return "tcp"
 }
 
 // AllowImport returns a copy that lists one more module. The first one turns
@@ -167,8 +223,8 @@ func checked(before, q Policy, err *Error, key string) (Policy, error) {
 
 // checkDocument reports a policy whose canonical document could not be read back.
 func (p Policy) checkDocument() *Error {
-	if len(p.tcpDeny) > 0 {
-		if _, err := effectiveTCP(p.tcp, p.tcpDeny); err != nil {
+	for key, list := range map[string]endpoints{"tcp": p.tcp, "udp": p.udp} {
+		if _, err := remaining(key, list.allow, list.deny); err != nil {
 			return err
 		}
 	}
@@ -177,11 +233,10 @@ func (p Policy) checkDocument() *Error {
 	for _, r := range p.fs {
 		bytes += int64(6*len(r.Pattern) + 32)
 	}
-	for _, e := range p.tcp {
-		bytes += int64(len(e.Host) + 16)
-	}
-	for _, e := range p.tcpDeny {
-		bytes += int64(len(e.Host) + 32)
+	for _, list := range [][]Endpoint{p.tcp.allow, p.tcp.deny, p.udp.allow, p.udp.deny} {
+		for _, e := range list {
+			bytes += int64(len(e.Host) + 48)
+		}
 	}
 	for _, name := range p.imports {
 		bytes += int64(len(name) + 4)
@@ -213,45 +268,44 @@ func (p *Policy) addFS(r FSRule) *Error {
 	return nil
 }
 
-func (p *Policy) addTCP(text string) *Error {
+// addEndpoint adds a rule of the kind that like is of, and returns it.
+func (p *Policy) addEndpoint(text string, like Endpoint) (Endpoint, *Error) {
 	e, err := parseEndpoint(text)
 	if err != nil {
-		return err
+		return e, err
 	}
-	if slices.Contains(p.tcp, e) {
-		return nil
+	e.UDP, e.Private, e.Deny = like.UDP, like.Private, like.Deny
+	if e.Private && !e.isName() {
+		return e, &Error{Value: text, Rule: "is an address, and private is about where a name may lead", WayOut: "allow the address without private"}
 	}
-	if len(p.tcp) >= maxRules {
-		return tooMany(text)
+	list := &p.tcp
+	if e.UDP {
+		list = &p.udp
 	}
-	for _, d := range p.tcpDeny {
-		if err := clash(e, d); err != nil {
-			return err
-		}
+	own, others := &list.allow, list.deny
+	if e.Deny {
+		own, others = &list.deny, list.allow
 	}
-	p.tcp = append(p.tcp, e)
-	return nil
-}
-
-func (p *Policy) denyTCP(text string) *Error {
-	e, err := parseEndpoint(text)
-	if err != nil {
-		return err
-	}
-	if slices.Contains(p.tcpDeny, e) {
-		return nil
-	}
-	if len(p.tcpDeny) >= maxDenied {
-		return &Error{Value: text, Rule: fmt.Sprintf("is one more than the %d endpoints that a policy may deny", maxDenied),
+	switch {
+	case slices.Contains(*own, e):
+		return e, nil
+	case e.Deny && len(*own) >= maxDenied:
+		return e, &Error{Value: text, Rule: fmt.Sprintf("is one more than the %d endpoints that a policy may deny", maxDenied),
 			WayOut: "deny blocks of addresses, or allow less"}
+	case len(*own) >= maxRules:
+		return e, tooMany(text)
 	}
-	for _, a := range p.tcp {
-		if err := clash(a, e); err != nil {
-			return err
+	for _, other := range others {
+		allow, deny := e, other
+		if e.Deny {
+			allow, deny = other, e
+		}
+		if err := clash(allow, deny); err != nil {
+			return e, err
 		}
 	}
-	p.tcpDeny = append(p.tcpDeny, e)
-	return nil
+	*own = append(*own, e)
+	return e, nil
 }
 
 func (p *Policy) addImport(name string) *Error {

@@ -73,7 +73,7 @@ func TestModifiers(t *testing.T) {
 	p = must(t)(p.AllowTCP("B.example:443"))
 	p = must(t)(p.AllowTCP("a.example:443"))
 	p = must(t)(p.AllowTCP("b.example.:443"))
-	if want := []Endpoint{{"b.example", 443}, {"a.example", 443}}; !slices.Equal(p.TCP(), want) {
+	if want := []Endpoint{{Host: "b.example", Port: 443}, {Host: "a.example", Port: 443}}; !slices.Equal(p.TCP(), want) {
 		t.Errorf("tcp is %v", p.TCP())
 	}
 	for _, name := range []string{"math", "json", "math"} {
@@ -248,7 +248,7 @@ func TestPropertyCanonicalParsesToItself(t *testing.T) {
 func normal(p Policy) Policy {
 	p.limits = p.Limits()
 	p.fs = append([]FSRule(nil), p.fs...)
-	p.tcp = append([]Endpoint(nil), p.tcp...)
+	p.tcp, p.udp = endpoints{append([]Endpoint(nil), p.tcp.allow...), append([]Endpoint(nil), p.tcp.deny...)}, endpoints{append([]Endpoint(nil), p.udp.allow...), append([]Endpoint(nil), p.udp.deny...)}
 	p.imports = append([]string(nil), p.imports...)
 	return p
 }

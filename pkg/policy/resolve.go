@@ -107,7 +107,7 @@ func (r *resolver) resolve(s *sandbox) *reader {
 	own := &reader{source: parent.source, pyisolate: parent.pyisolate, variables: r.variables, policy: parent.policy,
 		from: "document", origins: slices.Clip(parent.origins)}
 	// The lists grow in place, and the parent's belong to its other children too.
-	own.policy.fs, own.policy.tcp, own.policy.tcpDeny = slices.Clip(own.policy.fs), slices.Clip(own.policy.tcp), slices.Clip(own.policy.tcpDeny)
+	own.policy.fs, own.policy.tcp, own.policy.udp = slices.Clip(own.policy.fs), own.policy.tcp.clone(), own.policy.udp.clone()
 	own.policy.imports = slices.Clone(own.policy.imports)
 	structure := []string{"version"}
 	if s.name != "" {
@@ -187,7 +187,7 @@ func arrange(p Policy, written []Origin) []Origin {
 			continue
 		}
 		switch key {
-		case "fs", "tcp":
+		case "fs", "tcp", "udp":
 			builtin(key, "none")
 		case "imports":
 			value := "every module"
@@ -211,7 +211,7 @@ func arrange(p Policy, written []Origin) []Origin {
 
 // ofKey returns the origins of one key that count.
 func ofKey(key string, written []Origin) []Origin {
-	list := key == "fs" || key == "tcp" || key == "imports"
+	list := key == "fs" || key == "tcp" || key == "udp" || key == "imports"
 	var own []Origin
 	seen := make(map[string]bool)
 	for _, o := range written {
@@ -234,8 +234,8 @@ const noModule = "no module"
 
 // displayKeys lists the keys in the order in which people read a policy.
 func displayKeys() []string {
-	return []string{"mem", "cpu", "cpu_ms", "wall_ms", "pids", "open_files", "tmp", "message", "output",
-		"read_only", "fs", "tcp", "imports", "seccomp", "allow_degraded"}
+	return []string{"mem", "cpu", "cpu_ms", "wall_ms", "pids", "open_files", "tmp", "message", "output", "net_conns", "net_rate", "net_bytes",
+		"read_only", "fs", "tcp", "udp", "imports", "seccomp", "allow_degraded"}
 }
 
 // sortErrors orders errors by their place.

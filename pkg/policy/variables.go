@@ -71,9 +71,13 @@ func (v *variables) inPattern(pattern string) (string, *Error) {
 }
 
 // inEndpoint replaces the variables of an endpoint: addresses, names and ports,
-// never blocks.
+// never blocks, wildcards or ranges of ports.
 func (v *variables) inEndpoint(endpoint string) (string, *Error) {
-	return v.replace(endpoint, func(_ int, value string) (string, string) {
+	return v.replace(endpoint, func(at int, value string) (string, string) {
+		port := value[strings.LastIndexByte(value, ':')+1:]
+		if strings.Contains(port, "-") && (len(port) < len(value) || at > 0 && strings.IndexByte(":-", endpoint[at-1]) >= 0) {
+			return "holds a range of ports", "write the range in the policy, such as ${FIRST}-${LAST}, and give it single ports"
+		}
 		for _, c := range []byte(value) {
 			letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 			if !letter && strings.IndexByte("._-:", c) < 0 {

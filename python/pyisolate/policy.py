@@ -23,12 +23,13 @@ from .errors import PolicyError
 __all__ = ["Policy", "protect", "refresh"]
 
 FsRule = Union[str, Dict[str, str]]
+NetRule = Union[str, Dict[str, Any]]
 
 # Keys of a policy document: limits (a size may be an int of bytes or a text like "256MiB") …
-_SIZES = ("mem", "tmp", "message", "output")
-_COUNTS = ("cpu_ms", "wall_ms", "pids", "open_files")
+_SIZES = ("mem", "tmp", "message", "output", "net_rate", "net_bytes")
+_COUNTS = ("cpu_ms", "wall_ms", "pids", "open_files", "net_conns")
 # … and the rest.
-_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "imports", "allow_degraded")
+_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "imports", "read_only", "allow_degraded")
 
 _MODES = {"r": "read", "rw": "write"}
 
@@ -39,7 +40,8 @@ class Policy:
     Limits, all optional (the supervisor's defaults apply): ``mem`` bytes or ``"256MiB"``; ``cpu`` cores,
     such as 0.5; ``cpu_ms`` total cpu time in milliseconds; ``wall_ms`` lifetime in milliseconds; ``pids``
     processes and threads; ``open_files``; ``tmp`` size of /tmp; ``message`` largest value on the channel;
-    ``output`` total of stdout and stderr. ``allow_degraded=True`` accepts a host that cannot enforce all.
+    ``output`` total of stdout and stderr; ``net_conns`` connections at once; ``net_rate`` bytes a second and
+    ``net_bytes`` bytes in total of all connections. ``allow_degraded=True`` accepts a host that cannot enforce all.
     """
 
     __slots__ = ("_document",)
@@ -57,11 +59,15 @@ class Policy:
         tmp: Union[int, str, None] = None,
         message: Union[int, str, None] = None,
         output: Union[int, str, None] = None,
+        net_conns: Optional[int] = None,
+        net_rate: Union[int, str, None] = None,
+        net_bytes: Union[int, str, None] = None,
         allow_degraded: Optional[bool] = None,
     ) -> None:
         given = {
             "mem": mem, "cpu": cpu, "cpu_ms": cpu_ms, "wall_ms": wall_ms, "pids": pids, "open_files": open_files,
-            "tmp": tmp, "message": message, "output": output, "allow_degraded": allow_degraded,
+            "tmp": tmp, "message": message, "output": output, "net_conns": net_conns, "net_rate": net_rate,
+            "net_bytes": net_bytes, "allow_degraded": allow_degraded,
         }  # fmt: skip
         self._hold({key: value for key, value in given.items() if value is not None})
 
@@ -93,9 +99,25 @@ class Policy:
         """Take the files that match ``pattern`` out of what other rules allow."""
         return self._with("fs", {"deny": pattern})
 
-    def allow_tcp(self, endpoint: str) -> "Policy":
-        """Allow TCP connections to ``"host:port"``, ``"[v6]:port"`` or ``"10.0.0.0/8:port"``."""
-        return self._with("tcp", endpoint)
+    def allow_tcp(self, endpoint: str, private: bool = False) -> "Policy":
+        """Allow TCP connections to ``"host:port"``, ``"[v6]:port"``, ``"10.0.0.0/8:port"`` or ``"*.example.org:port"``.
+
+        A port may be a range, ``"8000-8100"``. With ``private`` a name may lead to private, loopback,
+        link-local and metadata addresses, which names otherwise never do.
+        """
+        return self._with("tcp", {"allow": endpoint, "private": True} if private else endpoint)
+
+    def deny_tcp(self, endpoint: str) -> "Policy":
+        """Take an endpoint out of what other rules allow."""
+        return self._with("tcp", {"deny": endpoint})
+
+    def allow_udp(self, endpoint: str, private: bool = False) -> "Policy":
+        """Allow datagrams to an endpoint, written as for :meth:`allow_tcp`."""
+        return self._with("udp", {"allow": endpoint, "private": True} if private else endpoint)
+
+    def deny_udp(self, endpoint: str) -> "Policy":
+        """Take an endpoint for datagrams out of what other rules allow."""
+        return self._with("udp", {"deny": endpoint})
 
     def allow_import(self, name: str) -> "Policy":
         """Allow the guest to import the module ``name``; without any such rule every module is allowed."""
@@ -107,9 +129,14 @@ class Policy:
         return [rule if isinstance(rule, str) else dict(rule) for rule in self._document.get("fs", ())]
 
     @property
-    def tcp(self) -> List[str]:
-        """The endpoints that may be connected to, in order."""
-        return list(self._document.get("tcp", ()))
+    def tcp(self) -> List[NetRule]:
+        """The endpoint rules in order: one that may be connected to, ``{"deny": …}``, ``{"allow": …, "private": …}``."""
+        return [rule if isinstance(rule, str) else dict(rule) for rule in self._document.get("tcp", ())]
+
+    @property
+    def udp(self) -> List[NetRule]:
+        """The rules for datagrams, as :attr:`tcp`."""
+        return [rule if isinstance(rule, str) else dict(rule) for rule in self._document.get("udp", ())]
 
     @property
     def imports(self) -> Optional[List[str]]:
@@ -135,7 +162,7 @@ class Policy:
     def __reduce__(self) -> Tuple[Any, ...]:
         return (Policy.from_dict, (self.to_dict(),))
 
-    def _with(self, key: str, item: FsRule) -> "Policy":
+    def _with(self, key: str, item: NetRule) -> "Policy":
         document = self.to_dict()
         document[key] = [*(document.get(key) or ()), item]
         return type(self).from_dict(document)
@@ -179,12 +206,12 @@ def check(document: Mapping[str, Any]) -> None:
     for key, value in document.items():
         if key not in _KEYS:
             raise PolicyError(f"policy key {key!r} is not known; the keys are {', '.join(sorted(_KEYS))}")
-        if key in ("fs", "tcp", "imports"):
+        if key in ("fs", "tcp", "udp", "imports"):
             if not isinstance(value, (list, tuple)):
                 raise PolicyError(f"policy key {key!r} takes a list, not {value!r}")
             for item in value:
-                _CHECKS[key](item)
-        elif key == "allow_degraded":
+                _CHECKS[key](key, item)
+        elif key in ("allow_degraded", "read_only"):
             if not isinstance(value, bool):
                 raise PolicyError(f"policy key {key!r} is true or false, not {value!r}")
         else:
@@ -202,7 +229,7 @@ def _check_limit(key: str, value: object) -> None:
         raise PolicyError(f"policy key {key!r} cannot be negative or without bounds: {value!r}")
 
 
-def _check_fs(rule: object) -> None:
+def _check_fs(key: str, rule: object) -> None:
     pattern = rule
     if isinstance(rule, Mapping):
         if len(rule) != 1 or next(iter(rule)) not in ("read", "write", "deny"):
@@ -216,17 +243,28 @@ def _check_fs(rule: object) -> None:
         raise PolicyError(f'fs rule {pattern!r}: no ".." and no NUL in a pattern; write the path as it is')
 
 
-def _check_tcp(endpoint: object) -> None:
-    host, colon, port = endpoint.rpartition(":") if isinstance(endpoint, str) else ("", "", "")
-    if not host or not colon or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+def _check_endpoint(key: str, rule: object) -> None:
+    endpoint = rule
+    if isinstance(rule, Mapping):
+        keys = set(rule)
+        if keys not in ({"deny"}, {"allow"}, {"allow", "private"}) or not isinstance(rule.get("private", True), bool):
+            raise PolicyError(
+                f'{key} rule {rule!r}: write "host:port", {{"deny": "host:port"}}, or {{"allow": "host:port", "private": True}}'
+            )
+        endpoint = rule["deny"] if "deny" in rule else rule["allow"]
+    host, colon, ports = endpoint.rpartition(":") if isinstance(endpoint, str) else ("", "", "")
+    match = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", ports)
+    first = int(match.group(1)) if match else 0
+    last = int(match.group(2) or first) if match else 0
+    if not host or not colon or not 0 < first <= last < 65536:
         raise PolicyError(
-            f'tcp rule {endpoint!r}: write "host:port" with a port from 1 to 65535, such as "127.0.0.1:9200"'
+            f'{key} rule {rule!r}: write "host:port" with a port from 1 to 65535, such as "127.0.0.1:9200", or a range of them'
         )
 
 
-def _check_import(name: object) -> None:
+def _check_import(key: str, name: object) -> None:
     if not isinstance(name, str) or not name or not all(part.isidentifier() for part in name.split(".")):
         raise PolicyError(f'import rule {name!r}: write a module\'s dotted name, such as "collections.abc"')
 
 
-_CHECKS = {"fs": _check_fs, "tcp": _check_tcp, "imports": _check_import}
+_CHECKS = {"fs": _check_fs, "tcp": _check_endpoint, "udp": _check_endpoint, "imports": _check_import}

@@ -19,6 +19,12 @@ class Builder(unittest.TestCase):
         self.assertEqual(base.to_dict(), {"mem": "256MiB"})
         self.assertEqual(wider.fs, ["/srv/data", {"deny": "/srv/data/key"}])
         self.assertEqual(wider.tcp, ["10.0.0.0/8:5432"])
+        network = wider.deny_tcp("10.9.0.0/16:5432").allow_tcp("*.example.org:8000-8100", private=True)
+        rules = [{"deny": "10.9.0.0/16:5432"}, {"allow": "*.example.org:8000-8100", "private": True}]
+        self.assertEqual(network.tcp, ["10.0.0.0/8:5432", *rules])
+        network = network.allow_udp("10.0.0.53:53").deny_udp("10.0.0.54:53")
+        self.assertEqual(network.udp, ["10.0.0.53:53", {"deny": "10.0.0.54:53"}])
+        self.assertEqual(Policy.from_dict(network.to_dict()), network)
         self.assertEqual(wider.imports, ["math"])
         self.assertIsNone(base.imports)
         wider.fs.append("/etc")
@@ -71,6 +77,10 @@ class Builder(unittest.TestCase):
             ({"tcp": ["localhost:0"]}, "65535"),
             ({"tcp": ["localhost:99999"]}, "65535"),
             ({"tcp": [9200]}, "host:port"),
+            ({"tcp": ["a.example:90-80"]}, "65535"),
+            ({"tcp": [{"deny": "a.example"}]}, "65535"),
+            ({"tcp": [{"allow": "a.example:1", "private": "yes"}]}, "private"),
+            ({"tcp": [{"deny": "a.example:1", "private": True}]}, "private"),
             ({"imports": ["a b"]}, "dotted"),
             ({"imports": [""]}, "dotted"),
             ({"allow_degraded": 1}, "true or false"),

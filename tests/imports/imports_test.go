@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"internal/confine/gen":  {"internal/confine", "pkg/bundle"},
 	"internal/container":    {"internal/confine", "pkg/policy"},
 	"internal/engine":       {"internal/confine", "pkg/bundle", "pkg/policy"},
-	"internal/attend":       {"internal/enforce", "internal/netproxy", "pkg/policy"},
+	"internal/attend":       {"internal/endpoint", "internal/enforce", "internal/netproxy", "pkg/policy"},
 	"internal/control":      {"pkg/policy"},
 	"internal/bridge":       {"internal/control", "pkg/bundle", "pkg/channel", "pkg/policy"},
 	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",

@@ -2,10 +2,12 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -198,6 +200,110 @@ for address in (` + pyString(allowed) + `, ` + pyString(forbidden) + `):
 `
 	got := psi(t, "run", "--bundle", bundleOf(t, "tcp: ["+pyString(allowed)+"]\n", script), newID(t))
 	if got.code != 0 || got.stdout != "hello from the host\nPermissionError\n" {
+		t.Errorf("got exit %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+}
+
+// A range of ports, and a wildcard whose name the guest asks psi for: both lead to the
+// host's port, and the C library finds the name by what /etc/resolv.conf says.
+func TestPolicyOpensRangesAndWildcards(t *testing.T) {
+	watched(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Write([]byte("hello from the host"))
+			conn.Close()
+		}
+	}()
+	port := l.Addr().(*net.TCPAddr).Port
+	policy := fmt.Sprintf("net_bytes: 1000\ntcp: [\"127.0.0.1:%d-%d\", \"*.example.org:443\", {deny: \"secret.example.org:443\"}, {deny: \"127.0.0.1:%d\"}]\n",
+		max(port-100, 1), min(port+100, 65535), port+1)
+	script := `
+import socket
+def show(f):
+    try:
+        print(f())
+    except OSError as error:
+        print(type(error).__name__)
+def reach(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as s:
+        return s.makefile().read()
+port = ` + strconv.Itoa(port) + `
+show(lambda: reach(port))
+show(lambda: reach(port + 1))
+show(lambda: reach(port + 2))
+show(lambda: reach(port + 200 if port < 65000 else port - 200))
+show(lambda: socket.getaddrinfo("A.Example.ORG", 443, type=socket.SOCK_STREAM)[0][4][0].rpartition(".")[0])
+show(lambda: socket.getaddrinfo("secret.example.org", 443))
+show(lambda: socket.getaddrinfo("example.com", 443))
+`
+	got := psi(t, "run", "--bundle", bundleOf(t, policy, script), newID(t))
+	want := "hello from the host\nPermissionError\nConnectionResetError\nPermissionError\n127.65.128\ngaierror\ngaierror\n"
+	if got.code != 0 || got.stdout != want {
+		t.Errorf("got exit %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+}
+
+func TestPolicyOpensDatagrams(t *testing.T) {
+	watched(t)
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			c.WriteTo(append([]byte("you said "), buf[:n]...), from)
+		}
+	}()
+	port := c.LocalAddr().(*net.UDPAddr).Port
+	script := `
+import socket
+def show(f):
+    try:
+        print(f())
+    except OSError as error:
+        print(type(error).__name__)
+def ask(port, connect):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(20)
+        if connect:
+            s.connect(("127.0.0.1", port))
+            s.send(b"hello")
+        else:
+            s.sendto(b"hello", ("127.0.0.1", port))
+        return s.recv(100).decode()
+def bound():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.1", 0))
+        return "bound"
+port = ` + strconv.Itoa(port) + `
+show(lambda: ask(port, True))
+show(lambda: ask(port, False))
+show(lambda: ask(port - 1, True))
+show(lambda: ask(port - 1, False))
+show(bound)
+show(lambda: socket.create_connection(("127.0.0.1", port)))
+show(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 255))
+show(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1))
+show(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+`
+	got := psi(t, "run", "--bundle", bundleOf(t, fmt.Sprintf("udp: [\"127.0.0.1:%d\"]\n", port), script), newID(t))
+	want := "you said hello\nyou said hello\n" + strings.Repeat("PermissionError\n", 7)
+	if got.code != 0 || got.stdout != want {
 		t.Errorf("got exit %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
 	}
 }

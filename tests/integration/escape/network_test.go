@@ -57,7 +57,7 @@ func newHost(t *testing.T) *host {
 	// The allowed port at other addresses, and another port at every address.
 	h.listen(t, "tcp4", "127.1.2.3:"+allowed, true)
 	h.listen(t, "tcp6", "[::1]:"+allowed, true)
-	h.forbidden = []string{"127.0.0.1:" + other, "127.1.2.3:" + other, "127.1.2.3:" + allowed, "0.0.0.0:" + other, "127.65.0.1:" + other, "::ffff:127.0.0.1:" + other,
+	h.forbidden = []string{"127.0.0.1:" + other, "127.1.2.3:" + other, "127.1.2.3:" + allowed, "0.0.0.0:" + other, "127.65.0.1:" + other, "127.65.128.0:" + other, "127.65.128.1:" + other, "127.5.6.7:" + other, "::ffff:127.0.0.1:" + other,
 		"::ffff:127.1.2.3:" + allowed, "::1:" + allowed, strings.ReplaceAll(strings.ReplaceAll(six, "[", ""), "]", ""), "0.0.0.0:" + allowed, ":::" + allowed}
 	for _, address := range ownAddresses(t) {
 		h.forbidden = append(h.forbidden, address+":"+other)
@@ -115,7 +115,7 @@ func TestNetworkOfTheHost(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			watched(t)
 			h = newHost(t)
-			policy := "open_files: 4096\nmem: 512MiB\ntcp: [\"" + h.endpoint + "\"]\n"
+			policy := "open_files: 4096\nmem: 512MiB\ntcp: [\"" + h.endpoint + "\", \"127.5.0.0/16:1-442\", \"*.example.org:443\", {deny: \"secret.example.org:443\"}]\n"
 			bundle := compile(t, policy, script(t, "network"), "endpoint="+h.endpoint, "forbidden="+strings.Join(h.forbidden, ","),
 				"unix="+h.path, "abstract="+h.abstract, "udp="+strconv.Itoa(h.udp))
 			if way == "confined" {

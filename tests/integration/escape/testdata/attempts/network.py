@@ -4,7 +4,8 @@ The Go test listens on the host at several addresses and says a word to whoever 
 on a unix socket by path and one in the abstract namespace, and on UDP. It also looks whether anybody came. Tried: other
 ports and addresses of the same host (0.0.0.0, 127.1.2.3, ::1, IPv4 in IPv6, the machine's own, a cloud's metadata);
 every other family and type of socket; ways around connect (TCP fast open, disconnect and connect again, unix pairs,
-source routes); taking the endpoint's port over; more connections than the proxy serves.
+source routes); names that the name server must not know, and questions that are none; taking the endpoint's port over;
+more connections than the proxy serves.
 """
 
 WORD = b"hello from the host"
@@ -62,6 +63,54 @@ def _():
         if f"{int(port):04X}" in listening and port != ENDPOINT[1]:
             return f"port {port}"
     raise Held("none")
+
+
+def ask(question):
+    """What the name server of the guest says to bytes: its reply, or nothing."""
+    with socket.socket() as s:
+        s.settimeout(5)
+        s.connect(("127.65.128.0", 53))
+        s.sendall(struct.pack(">H", len(question)) + question)
+        return s.recv(4096)
+
+
+def question(name, kind=1, flags=0x0100, count=1):
+    labels = b"".join(bytes([len(label)]) + label for label in name.encode().split(b".")) if name else b""
+    return struct.pack(">6H", 7, flags, count, 0, 0, 0) + labels + struct.pack(">BHH", 0, kind, 1)
+
+
+# The policy has *.example.org:443, and denies secret.example.org.
+for name in ("localhost", "metadata.google.internal", "secret.example.org", "SECRET.example.org", "example.org", "xexample.org", "example.com", "1.0.0.127.in-addr.arpa"):
+
+    @attempt(f"an address for {name}", always=NOWHERE)
+    def _():
+        reply = ask(question(name))
+        if len(reply) > 8 and struct.unpack(">H", reply[8:10])[0]:
+            return repr(reply)
+        raise Held("no such name")
+
+
+MALFORMED = {
+    "nothing": b"", "half a header": b"\0" * 5, "a pointer to itself": struct.pack(">6H", 7, 256, 1, 0, 0, 0) + b"\xc0\x0c\0\x01\0\x01", "a thousand questions": question("a.example.org", count=1000),
+    "an answer": question("a.example.org", flags=0x8180), "a label without an end": struct.pack(">6H", 7, 256, 1, 0, 0, 0) + b"\x3f" + b"a" * 20, "a transfer of the zone": question("example.org", kind=252),
+    "a dot in a label": struct.pack(">6H", 7, 256, 1, 0, 0, 0) + b"\x09a.example\x03org\0\0\x01\0\x01", "512 bytes and more": b"\xff" * 5000,
+}
+for name, bad in MALFORMED.items():
+
+    @attempt(f"a malformed question: {name}", always=NOWHERE)
+    def _():
+        reply = ask(bad)
+        if len(reply) > 8 and struct.unpack(">H", reply[8:10])[0]:
+            return repr(reply)
+        raise Held("no answer")
+
+
+@attempt("the name server still answers", always=NOWHERE)
+def _():
+    reply = ask(question("a.example.org"))
+    if socket.inet_aton("127.65.128.0")[:3] not in reply:
+        raise AssertionError(f"the name server says {reply!r}, so what is above shows nothing")
+    raise Held("it does")
 
 
 names = [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]]
