@@ -19,10 +19,12 @@ var builtinFiles embed.FS
 //	compute-only     modules that compute on values, small limits, nothing can be written
 //	ml-inference     memory, processors and threads for numpy and its like
 //	web-scraper      modules to fetch and take apart web pages; the caller adds the endpoints
+//	pypi-install     memory, time and traffic for pip; the caller adds the index and the directory
+//	agent            a program with commands in a workspace; the caller adds it, and the hosts
 //
 // None of them opens a host file or an endpoint.
 func Names() []string {
-	return []string{"defaults", "stdlib.readonly", "readonly-fs", "compute-only", "ml-inference", "web-scraper"}
+	return []string{"defaults", "stdlib.readonly", "readonly-fs", "compute-only", "ml-inference", "web-scraper", "pypi-install", "agent"}
 }
 
 // Named returns a built-in policy. An unknown name is an [*Error] that lists the
