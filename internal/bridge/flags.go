@@ -53,7 +53,7 @@ func policyFlags(c command, p policy.Policy, splits bool) ([]string, error) {
 	}
 	own = append(own, "--ulimit=nofile="+open+":"+open, "--ulimit=core=0:0")
 	if !slices.ContainsFunc([]string{"--user", "-u", "--userns", "--uidmap"}, func(f string) bool { return given(words, f) }) {
-		own = append(own, "--user="+guestUser)
+		own = append(own, "--user="+guestUser, "--passwd=false") // no files of the engine's for a user that no image knows
 	}
 	if !slices.ContainsFunc([]string{"--network", "--net"}, func(f string) bool { return given(words, f) }) {
 		own = append(own, "--network=none")

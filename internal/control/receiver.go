@@ -68,7 +68,7 @@ func (r *Receiver) fill(into []byte) error {
 		if err == nil && flags&unix.MSG_CTRUNC != 0 {
 			err = fmt.Errorf("%w: more than %d descriptors at once", ErrProtocol, maxFiles)
 		}
-		if err == nil && n == 0 {
+		if n == 0 && (err == nil || errors.Is(err, io.EOF)) {
 			err = io.EOF
 			if filled > 0 {
 				err = io.ErrUnexpectedEOF

@@ -99,8 +99,9 @@ func (c *Client) adopt(name string, r *reply) {
 	}
 	r.made = &Sandbox{
 		client: c, name: name, id: made.Guest, PolicyDigest: made.Digest, Enforced: made.Enforced,
-		message: made.Limits.Message, session: newSession(conn, made.Limits.Message), exited: make(chan struct{}),
+		message: made.Limits.Message, exited: make(chan struct{}),
 	}
+	r.made.session = newSession(conn, made.Limits.Message, r.made.report)
 	c.mu.Lock()
 	c.guests[made.Guest] = r.made
 	c.names[name] = r.made

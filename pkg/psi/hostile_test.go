@@ -206,7 +206,7 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte("not a frame"))
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		host, guest := net.Pipe()
-		s := newSession(host, 1<<10)
+		s := newSession(host, 1<<10, func(string) { host.Close() })
 		go func() {
 			buf := make([]byte, 1<<10)
 			for {

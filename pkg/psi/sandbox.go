@@ -38,7 +38,6 @@ type Sandbox struct {
 	exit    *control.Exit
 	over    bool // exited is closed
 	closed  bool
-	told    bool            // the supervisor knows of the fault
 	classes map[string]bool // opted in to
 }
 
@@ -225,21 +224,21 @@ func (sb *Sandbox) endsWithin(d time.Duration) bool {
 func (sb *Sandbox) death() error {
 	fault := sb.session.faulted()
 	if fault == "" && !sb.endsWithin(exitNotice) {
-		fault = "it closed its end of the channel and went on running"
+		sb.session.breakOff("it closed its end of the channel and went on running")
+		fault = sb.session.faulted()
 	}
-	sb.mu.Lock()
-	report := fault != "" && !sb.closed && !sb.told
-	sb.told = sb.told || report
-	sb.mu.Unlock()
-	if report {
-		sb.session.breakOff(fault)
-		// The supervisor tells every watcher (BROKER_ERROR) and kills the guest.
-		_, _ = sb.client.link.tell(sb.name, "report", sb.about(map[string]any{"error": fault}), nil)
+	if fault != "" {
 		sb.endsWithin(exitNotice)
 	}
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	return death(sb.name, sb.exit, fault)
+}
+
+// report tells the supervisor which rule the guest broke: it tells every watcher
+// (BROKER_ERROR), and kills the guest.
+func (sb *Sandbox) report(fault string) {
+	_, _ = sb.client.link.tell(sb.name, "report", sb.about(map[string]any{"error": fault}), nil)
 }
 
 func isTimeout(err error) bool {

@@ -45,13 +45,14 @@ func (c *call) abandon() { c.once.Do(func() { close(c.abandoned) }) }
 //
 // Every stage is bounded.
 type session struct {
-	conn   net.Conn
-	out    *outbox
-	inbox  chan channel.Frame
-	ready  chan struct{} // closed when the guest has said that it is
-	ended  chan struct{} // closed when no more frames will come
-	closed chan struct{} // closed when nobody wants them
-	shut   sync.Once
+	conn    net.Conn
+	onFault func(string) // is told of the fault, once
+	out     *outbox
+	inbox   chan channel.Frame
+	ready   chan struct{} // closed when the guest has said that it is
+	ended   chan struct{} // closed when no more frames will come
+	closed  chan struct{} // closed when nobody wants them
+	shut    sync.Once
 
 	mu      sync.Mutex // guards the fields below
 	held    int        // bytes in the inbox
@@ -66,9 +67,9 @@ type session struct {
 }
 
 // newSession begins to read.
-func newSession(conn net.Conn, message int64) *session {
+func newSession(conn net.Conn, message int64, onFault func(string)) *session {
 	s := &session{
-		conn: conn, inbox: make(chan channel.Frame, inboxMessages), ready: make(chan struct{}),
+		conn: conn, onFault: onFault, inbox: make(chan channel.Frame, inboxMessages), ready: make(chan struct{}),
 		ended: make(chan struct{}), closed: make(chan struct{}), room: make(chan struct{}), calls: make(map[uint32]*call),
 	}
 	s.out = newOutbox(conn, s.ended)
@@ -288,14 +289,18 @@ func (s *session) output(f channel.Frame) error {
 	return nil
 }
 
-// breakOff says that the guest broke a rule: nothing more is taken from it.
+// breakOff says that the guest broke a rule: nothing more is taken from it. Its channel
+// stays open: its supervisor is to hear of it, and kill it, before it ends by itself.
 func (s *session) breakOff(fault string) {
 	s.mu.Lock()
-	if s.fault == "" {
+	first := s.fault == ""
+	if first {
 		s.fault = fault
 	}
 	s.mu.Unlock()
-	s.hangUp()
+	if first {
+		s.onFault(fault)
+	}
 }
 
 // spoil is breakOff for what was found in a value: what came after it is dropped.
