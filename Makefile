@@ -57,7 +57,7 @@ test-vm: rootfs ## tests on the second kernel only; RUN=TestName, SUITE=internal
 	@go run -tags '$(TAGS)' ./tests/vm $(if $(RUN),-run '$(RUN)') $(SUITE)
 
 lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## gofmt, golangci-lint, mypy --strict, shellcheck
-	@test -z "$$(gofmt -l bpf cmd internal pkg rootfs tests)" || { gofmt -d bpf cmd internal pkg rootfs tests; echo 'lint: run gofmt -w on these files' >&2; exit 1; }
+	@test -z "$$(gofmt -l bpf cmd examples internal pkg rootfs tests)" || { gofmt -d bpf cmd examples internal pkg rootfs tests; echo 'lint: run gofmt -w on these files' >&2; exit 1; }
 	@$(TOOLS)/golangci-lint-$(GOLANGCI) run --build-tags '$(TAGS)' ./...
 	@scripts/lint-python
 	@shellcheck scripts/* .ci/run

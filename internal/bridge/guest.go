@@ -64,7 +64,7 @@ func (g *guest) wait(stderr *os.File) {
 // settle waits for the end of both, and makes sure of the container's.
 func (g *guest) settle() {
 	defer close(g.ended)
-	defer os.Remove(g.cidfile)
+	defer func() { _ = os.Remove(g.cidfile) }()
 	<-g.left
 	<-g.found
 	_ = syscall.Kill(-g.cmd.Process.Pid, unix.SIGKILL) // what it has left in its group

@@ -147,16 +147,14 @@ func (g *guest) stillborn() error {
 	case <-time.After(endPatience):
 		return fmt.Errorf("%s closed the guest's stdout before the guest said a word, and goes on running: is its image one of `psi-runtime rootfs build`? %v", g.b.command.engine(), &g.stderr)
 	}
-	code, what := g.cmd.ProcessState.ExitCode(), ""
-	switch {
-	case code == 125:
+	what := "the guest ended before it said a word: is its image one of `psi-runtime rootfs build`?"
+	switch g.cmd.ProcessState.ExitCode() {
+	case 125:
 		what = "the engine failed"
-	case code == 126:
+	case 126:
 		what = "the image's entry point could not be run"
-	case code == 127:
+	case 127:
 		what = "the image's entry point, or the engine's command, was not found"
-	default:
-		what = "the guest ended before it said a word: is its image one of `psi-runtime rootfs build`?"
 	}
 	return fmt.Errorf("%s: %s (%v): %v", g.b.command.engine(), what, g.cmd.ProcessState, &g.stderr)
 }

@@ -50,9 +50,11 @@ func findRootfs(o Options) (string, error) {
 }
 
 // findSocket says which shared supervisor to use: Options.Socket, $PSI_SOCKET, or, for who
-// is not root, the machine's. "" starts one of our own.
+// is not root, the machine's. "" starts one of our own, or a bridge.
 func findSocket(o Options) (string, error) {
 	switch path := os.Getenv("PSI_SOCKET"); {
+	case len(o.Engine) > 0:
+		return "", nil
 	case o.Socket != "":
 		return o.Socket, nil
 	case path != "":

@@ -40,11 +40,9 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		names: make(map[string]*Sandbox), guests: make(map[string]*Sandbox),
 		handles: make(map[*Sandbox]bool), watchers: make(map[*watcher]bool), read: make(chan struct{}), reaped: make(chan struct{}),
 	}
-	path, err := "", error(nil)
-	if len(o.Engine) == 0 {
-		if path, err = findSocket(o); err != nil {
-			return nil, err
-		}
+	path, err := findSocket(o)
+	if err != nil {
+		return nil, err
 	}
 	var conn *net.UnixConn
 	if path != "" {
