@@ -18,8 +18,9 @@ import (
 
 // engine is a podman with storage of its own and a guest image in it, made once.
 var engine struct {
-	podman []string // with global flags
-	skip   string   // why there is none
+	podman  []string // with global flags
+	runtime string   // psi-runtime
+	skip    string   // why there is none
 }
 
 // The test binary plays the bridge and its keeper, too.
@@ -79,6 +80,7 @@ func testMain(m *testing.M) int {
 		fmt.Println("the tests need the built program: run `make build`:", err)
 		return 1
 	}
+	engine.runtime = runtime
 	engine.podman = []string{"podman", "--root", dir + "/storage", "--runroot", dir + "/run", "--storage-driver", "vfs",
 		"--cgroup-manager", "cgroupfs", "--runtime", runtime}
 	image := filepath.Join(dir, "image.tar")

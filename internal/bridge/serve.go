@@ -249,7 +249,7 @@ func (s *server) handle(r control.Request) (any, error) {
 		return done, g.kill()
 	case "stats":
 		return g.stats()
-	case "reload":
+	case "reload", "protect":
 		return nil, fmt.Errorf("%w: an engine's container keeps the policy that it was started with: spawn a new guest", control.ErrPolicy)
 	case "report":
 		s.send(control.Event{

@@ -21,7 +21,7 @@
 // executed, and it cannot make this process grow without bounds. While nobody receives,
 // it is the guest that waits.
 //
-// Every error is [ErrSandbox]; errors.As tells a [*PolicyError], [*TimeoutError],
-// [*MemoryExceeded], [*CPUExceeded] and [*GuestError] apart, and gives the [*SandboxError]
+// Every error is [ErrSandbox]; errors.As tells a [*PolicyError], [*PolicyAuthError],
+// [*TimeoutError], [*MemoryExceeded], [*CPUExceeded] and [*GuestError] apart, and gives the [*SandboxError]
 // in each.
 package psi

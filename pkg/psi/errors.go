@@ -37,6 +37,13 @@ type PolicyError struct{ SandboxError }
 // Unwrap gives the SandboxError.
 func (e *PolicyError) Unwrap() error { return &e.SandboxError }
 
+// PolicyAuthError is a policy that may not be changed by whoever asked: another user's
+// sandbox, or a token that is missing or wrong.
+type PolicyAuthError struct{ SandboxError }
+
+// Unwrap gives the SandboxError.
+func (e *PolicyAuthError) Unwrap() error { return &e.SandboxError }
+
 // MemoryExceeded says that the guest used more memory than its policy allows, and was killed.
 type MemoryExceeded struct{ SandboxError }
 
@@ -74,8 +81,11 @@ func (e *GuestError) Unwrap() error { return &e.SandboxError }
 // refusal makes an error of what a supervisor answered.
 func refusal(sandbox, kind, text string) error {
 	e := SandboxError{Sandbox: sandbox, Text: text}
-	if kind == control.KindPolicy {
+	switch kind {
+	case control.KindPolicy:
 		return &PolicyError{e}
+	case control.KindAuth:
+		return &PolicyAuthError{e}
 	}
 	return &e
 }
