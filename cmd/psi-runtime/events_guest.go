@@ -14,8 +14,8 @@ import (
 	"github.com/psi-runtime/psi/internal/control"
 )
 
-// eventsOf prints the events of a container of psi-runtime's own, or else of a guest
-// that a supervisor runs.
+// eventsOf prints the events of a container of psi-runtime's own, or else of a guest that
+// a supervisor runs for the same user.
 func eventsOf(g *global) cli.ActionFunc {
 	ofContainer := withContainer(g, func(c *container.Container, ctx *cli.Context) error {
 		o := eventsOptions{interval: ctx.Duration("interval"), once: ctx.Bool("stats")}
@@ -26,7 +26,7 @@ func eventsOf(g *global) cli.ActionFunc {
 		if !errors.Is(err, container.ErrNotExist) || ctx.NArg() != 1 {
 			return err
 		}
-		tool, findErr := control.FindGuest(ctx.Args().First(), "psi-runtime "+version, true)
+		tool, findErr := control.WatchGuest(ctx.Args().First(), "psi-runtime "+version)
 		if errors.Is(findErr, control.ErrNoGuest) {
 			return err
 		}

@@ -55,9 +55,9 @@ func applyPolicy(c *cli.Context, guest, name string) error {
 		}
 		fields["token"] = strings.TrimRight(string(token), "\n")
 	}
-	tool, err := control.FindGuest(guest, "psi-runtime "+version, false)
+	tool, err := control.FindGuest(guest, "psi-runtime "+version)
 	if err != nil {
-		return trouble(wayToGuest(err))
+		return trouble(fmt.Errorf("applying a policy to guest %q: %w", guest, wayToGuest(err)))
 	}
 	defer tool.Close()
 	var answer applied

@@ -36,7 +36,7 @@ func PeerUID(conn *net.UnixConn) (uid uint32, err error) {
 }
 
 // ErrNoGuest means that no supervisor of this host has the guest.
-var ErrNoGuest = errors.New("no supervisor runs it")
+var ErrNoGuest = errors.New("no supervisor of this host runs such a guest")
 
 // Tool is a connection of one of root's tools to the supervisor that has a guest.
 type Tool struct {
@@ -46,8 +46,35 @@ type Tool struct {
 	pushed   []json.RawMessage // came while a reply was awaited
 }
 
-// FindGuest connects to the supervisor that runs the guest. With watch, events are pushed.
-func FindGuest(guest, client string, watch bool) (*Tool, error) {
+// FindGuest connects to the supervisor whose guest this user may reload.
+func FindGuest(guest, client string) (*Tool, error) {
+	return findGuest(client, false, func(t *Tool) (found bool, err error) {
+		var reply struct {
+			Found bool `json:"found"`
+		}
+		err = t.Ask("find", map[string]any{"guest": guest}, &reply)
+		return reply.Found, err
+	})
+}
+
+// WatchGuest connects to the supervisor that runs a guest of this user's own, whose
+// events are then pushed.
+func WatchGuest(guest, client string) (*Tool, error) {
+	return findGuest(client, true, func(t *Tool) (found bool, err error) {
+		var reply struct {
+			Guests []struct {
+				Guest string `json:"guest"`
+			} `json:"guests"`
+		}
+		err = t.Ask("list", nil, &reply)
+		for _, g := range reply.Guests {
+			found = found || g.Guest == guest
+		}
+		return found, err
+	})
+}
+
+func findGuest(client string, watch bool, has func(*Tool) (bool, error)) (*Tool, error) {
 	names, err := listening(supervisors)
 	if err != nil {
 		return nil, err
@@ -57,21 +84,12 @@ func FindGuest(guest, client string, watch bool) (*Tool, error) {
 		if err != nil {
 			continue // it ended just now, or is not what its name says
 		}
-		var reply struct {
-			Guests []struct {
-				Guest string `json:"guest"`
-			} `json:"guests"`
-		}
-		if err := tool.Ask("list", nil, &reply); err == nil {
-			for _, g := range reply.Guests {
-				if g.Guest == guest {
-					return tool, nil
-				}
-			}
+		if found, err := has(tool); err == nil && found {
+			return tool, nil
 		}
 		_ = tool.Close()
 	}
-	return nil, fmt.Errorf("guest %q: %w", guest, ErrNoGuest)
+	return nil, ErrNoGuest
 }
 
 // listening lists the abstract socket names with a prefix.

@@ -59,7 +59,7 @@ func Keys(op string) (keys []string, known bool) {
 		return append(policyKeys, "name", "allowed_imports", "rootfs"), true
 	case "close":
 		return []string{"guest", "timeout"}, true
-	case "kill", "stats":
+	case "kill", "stats", "find":
 		return []string{"guest"}, true
 	case "reload":
 		return append(policyKeys, "guest", "guests", "allowed_imports", "token", "dry_run"), true
@@ -92,7 +92,7 @@ func Decode(data []byte) (Request, error) {
 	}
 	keys, known := Keys(r.Op)
 	if !known {
-		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, protect, report, list", ErrProtocol, r.Op)
+		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, find, protect, report, list", ErrProtocol, r.Op)
 	}
 	for key := range fields {
 		if key != "id" && key != "op" && !slices.Contains(keys, key) {

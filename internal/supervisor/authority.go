@@ -11,16 +11,27 @@ import (
 )
 
 // Who may change what. A guest belongs to the connection that spawned it. Other
-// connections of the same uid may manage it, and root may manage every guest. A client
+// connections of the same uid may manage it; nobody else sees that it is there. Root may
+// also reload it, whoever's it is. A client
 // can protect its guests with a token: then whoever reloads one of them needs the token
 // too, root included, so that code that got hold of a connection cannot widen a policy.
 
 // minToken is the shortest token, in bytes: 16 random ones cannot be guessed.
 const minToken = 16
 
-// mayManage says whether the guest is this client's, or one that it may manage.
-func (c *client) mayManage(g *guest) bool {
-	return c.peer.uid == g.client.peer.uid || c.peer.root()
+// mayReload finds a guest that runs and whose policy the client may change, but for its
+// token.
+func (s *Supervisor) mayReload(c *client, id string) (*guest, error) {
+	g, err := s.find(c, id)
+	if err == nil || !c.peer.root() {
+		return g, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.guests[id]; g != nil && g.running {
+		return g, nil
+	}
+	return nil, err
 }
 
 // protect sets the token of this connection's guests, once.
@@ -69,7 +80,7 @@ func (s *Supervisor) authorised(c *client, r control.Request) ([]*guest, error) 
 	slices.Sort(ids)
 	var guests []*guest
 	for _, id := range slices.Compact(ids) {
-		g, err := s.find(c, id)
+		g, err := s.mayReload(c, id)
 		if err != nil {
 			if c.remembers(id) {
 				return nil, fmt.Errorf("guest %s has ended", id)

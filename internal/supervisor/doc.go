@@ -29,7 +29,7 @@
 //	                                     ◄──  {"exited":{…}}                pushed
 //
 // Events and ends of guests are pushed to the connection that owns the guest, and to
-// those connections of the same user, or of root, whose hello said "watch": true. Denials
+// those connections of the same user whose hello said "watch": true. Denials
 // give way when a client's queue is half full.
 //
 // reload changes the policy of running guests (reload.go), protect guards that with a

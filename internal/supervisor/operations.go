@@ -21,6 +21,9 @@ func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 		return s.list(c), nil
 	case "reload":
 		return s.reload(c, r)
+	case "find":
+		_, err := s.mayReload(c, r.Guest)
+		return map[string]any{"found": err == nil}, nil
 	case "protect":
 		return done, c.protect(r.Token)
 	case "close", "kill", "report":
@@ -49,7 +52,7 @@ func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 	return nil, fmt.Errorf("%w: op %q is not handled", errProtocol, r.Op)
 }
 
-// list tells about the running guests that the client may manage.
+// list tells about the running guests of the client's uid.
 func (s *Supervisor) list(c *client) any {
 	type entry struct {
 		Guest   string  `json:"guest"`
@@ -60,7 +63,7 @@ func (s *Supervisor) list(c *client) any {
 	s.mu.Lock()
 	var mine []*guest
 	for _, g := range s.guests {
-		if g.running && c.mayManage(g) {
+		if g.running && g.client.peer.uid == c.peer.uid {
 			mine = append(mine, g)
 		}
 	}

@@ -212,13 +212,13 @@ func (s *Supervisor) isClosing() bool {
 	return s.closing
 }
 
-// find returns a guest that runs and that the client may manage. The answer for somebody
-// else's guest is the same as for none.
+// find returns a guest of the client's uid that runs. The answer for somebody else's
+// guest is the same as for none.
 func (s *Supervisor) find(c *client, id string) (*guest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.guests[id]
-	if g == nil || !g.running || !c.mayManage(g) {
+	if g == nil || !g.running || g.client.peer.uid != c.peer.uid {
 		return nil, fmt.Errorf("no guest %q runs here", clip(id, 64))
 	}
 	return g, nil
@@ -267,8 +267,8 @@ func (s *Supervisor) remove(g *guest) {
 	}
 }
 
-// push sends a message about a guest to its client, and to those connections that watch
-// and may manage it.
+// push sends a message about a guest to its client, and to those connections of the
+// same uid that watch.
 func (s *Supervisor) push(g *guest, m any) {
 	for _, c := range s.audience(g) {
 		c.send(m, nil)
@@ -290,7 +290,7 @@ func (s *Supervisor) audience(g *guest) (to []*client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.clients {
-		if c == g.client || c.watch.Load() && c.mayManage(g) {
+		if c == g.client || c.watch.Load() && c.peer.uid == g.client.peer.uid {
 			to = append(to, c)
 		}
 	}

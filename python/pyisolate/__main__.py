@@ -22,7 +22,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     events = commands.add_parser(
         "events",
         help="print events as they happen",
-        description="Print the events of this user's guests (root: of all guests) as JSON lines: ts, guest, name, event, "
+        description="Print the events of this user's guests as JSON lines: ts, guest, name, event, "
         "details. Ends with the supervisor, with --count events, or by ^C.",
     )
     events.add_argument("name", nargs="*", help="only of guests with these names or ids")

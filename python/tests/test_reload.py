@@ -271,7 +271,7 @@ class RuntimeCommands(GuestTest):
         for guest in "psi-0000000000000000", "../x", "":
             done = self.run_runtime("policy", "apply", guest, "-", stdin=policy)
             self.assertEqual((done.returncode, done.stdout), (2, ""))
-            self.assertIn("no supervisor runs it", done.stderr)
+            self.assertIn("no supervisor of this host", done.stderr)
 
     def test_an_event_is_what_explain_reads(self) -> None:
         """A denial, the line of policy that explain prints for it, and that line in force: the round trip."""
