@@ -1,18 +1,21 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/enforce"
 )
 
 func gcCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "gc",
-		Usage:       "remove what crashed processes left",
-		Description: "Containers of living processes, and those that create and run -d made, stay.",
+		Name:  "gc",
+		Usage: "remove what crashed processes left",
+		Description: "Containers of living processes, and those that create and run -d made, stay.\n" +
+			"The host's LSM programs are removed when no guest is held by them any more.",
 		Action: func(c *cli.Context) error {
 			if err := needArgs(c, 0, 0); err != nil {
 				return err
@@ -24,7 +27,11 @@ func gcCommand() *cli.Command {
 			for _, path := range report.Strays {
 				fmt.Fprintln(c.App.Writer, "stray", path)
 			}
-			return err
+			programs, filesErr := enforce.CollectFiles()
+			for _, path := range programs {
+				fmt.Fprintln(c.App.Writer, "programs", path)
+			}
+			return errors.Join(err, filesErr)
 		},
 	}
 }

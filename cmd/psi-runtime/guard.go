@@ -13,6 +13,7 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/internal/engine"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -26,6 +27,13 @@ type guard struct {
 	confinement *confine.Confinement
 	// programs are put into the kernel while the container is being made.
 	programs chan *enforce.Programs
+	files    chan loadedFiles
+}
+
+// loadedFiles are the host's LSM programs, or why there are none.
+type loadedFiles struct {
+	programs *enforce.FilePrograms
+	err      error
 }
 
 // guardOf decides which policy the container of a bundle has, and narrows the
@@ -42,7 +50,7 @@ func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
 		return nil, err
 	}
 	p := choice.Policy
-	out := &guard{policy: p, own: choice.Own, programs: make(chan *enforce.Programs, 1)}
+	out := &guard{policy: p, own: choice.Own, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}
 	record := engine.Record{Policy: p}
 	var network error
 	if p.AllowDegraded() {
@@ -104,7 +112,7 @@ func guardAgain(c *container.Container) (*guard, error) {
 	if err != nil || record == nil {
 		return nil, err
 	}
-	return &guard{policy: record.Policy, own: record.Own, programs: make(chan *enforce.Programs, 1)}, nil
+	return &guard{policy: record.Policy, own: record.Own, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}, nil
 }
 
 // guardExec puts the container's policy on one more process.
@@ -129,7 +137,7 @@ func guardUpdate(c *container.Container, r *specs.LinuxResources) (*specs.LinuxR
 	return engine.Update(r, record.Policy)
 }
 
-// load begins to put the network programs into the kernel, for attend in this
+// load begins to put the programs into the kernel, for attend in this
 // process. If it cannot be done attend will find that out again, and decide.
 func (g *guard) load() {
 	if g == nil {
@@ -141,6 +149,10 @@ func (g *guard) load() {
 			programs = nil
 		}
 		g.programs <- programs
+	}()
+	go func() {
+		files, err := enforce.LoadFiles()
+		g.files <- loadedFiles{files, err}
 	}()
 }
 
@@ -158,13 +170,26 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if g.own && !c.PrivateNet() {
 		return &attendance{}, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
 	}
-	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, Filter: !g.own, OnEvent: func(e attend.Event) {
+	files := <-g.files
+	if files.err != nil && !errors.Is(files.err, enforce.ErrNotSupported) {
+		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), files.err)
+	}
+	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, Files: files.programs, OwnFiles: g.ownFiles(), Filter: !g.own, OnEvent: func(e attend.Event) {
 		logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type)
 	}})
 	if err != nil {
 		return &attendance{}, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
 	}
 	return &attendance{a: a, id: c.ID()}, nil
+}
+
+// ownFiles are the rules for the container's own root. What an engine made of it is
+// the container's, but for the places that the policy speaks about.
+func (g *guard) ownFiles() []policy.FSRule {
+	if g.own {
+		return bundle.OwnFiles()
+	}
+	return []policy.FSRule{{Mode: policy.Execute, Pattern: "/**"}, {Mode: policy.Write, Pattern: "/**"}}
 }
 
 // end stops attending and says why the guest was ended, if attend ended it. The
@@ -190,4 +215,4 @@ func (a *attendance) end() error {
 }
 
 // attendPatience is how long `create` waits for its attendant to be ready.
-const attendPatience = 10 * time.Second
+const attendPatience = 30 * time.Second

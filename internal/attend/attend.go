@@ -5,6 +5,8 @@
 //	rule          who holds it                     what attend does
 //	tcp           cgroup/connect* programs and     attaches, listens and splices
 //	              an empty network namespace
+//	fs            LSM programs, where the kernel   attaches
+//	              takes them
 //	mem           the memory cgroup                on the first OOM kill ends the whole
 //	                                               guest, says MEM_KILL
 //	cpu           the cpu cgroup                   says CPU_THROTTLE
@@ -68,6 +70,8 @@ type Container interface {
 	CPU() (time.Duration, error)
 	// Throttled counts the quota periods in which the guest was held back.
 	Throttled() (uint64, error)
+	// MountNamespace is the inode number of the guest's mount namespace.
+	MountNamespace() (uint32, error)
 	// OOMKills counts the guest's processes that the kernel killed for memory.
 	OOMKills() (uint64, error)
 	// OOMEvents delivers that count whenever it grew, until ctx ends.
@@ -86,6 +90,10 @@ type Options struct {
 	// Filter: the container's network is its engine's. The policy's endpoints are held by
 	// the programs alone, names among them not at all, and nothing is opened.
 	Filter bool
+	// Files are the host's LSM programs; nil where the guest's mounts hold its file
+	// rules. OwnFiles are the rules for the guest's own root, beside its policy's.
+	Files    *enforce.FilePrograms
+	OwnFiles []policy.FSRule
 	// Net is passed to the network proxy.
 	Net netproxy.Options
 }
@@ -96,6 +104,7 @@ type Attendant struct {
 	opts    Options
 	started time.Time
 	net     network
+	files   files
 	updates chan policy.Policy
 	stop    context.CancelFunc
 	done    chan struct{}                 // closed when the clock goroutine has ended
@@ -133,6 +142,10 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 		return nil, err
 	}
 	undo = append(undo, func() { _ = a.net.close() })
+	if a.files, err = openFiles(c, p, opts); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { _ = a.files.close() })
 	if err = a.watchDenials(); err != nil {
 		return nil, err
 	}
@@ -152,8 +165,11 @@ func (a *Attendant) Cause() (cause string, limit, observed float64) {
 	return a.cause, a.limit, a.observed
 }
 
-// Enforced tells which mechanism holds the network rules, for people.
-func (a *Attendant) Enforced() []Enforcement { return a.net.enforced }
+// Enforced tells which mechanism holds the network rules, and the file rules where
+// the mounts do not, for people.
+func (a *Attendant) Enforced() []Enforcement {
+	return append(a.files.enforced(), a.net.enforced...)
+}
 
 // ErrClosed means that the guest is no longer attended.
 var ErrClosed = errors.New("attending guest: already closed")
@@ -184,7 +200,7 @@ func (a *Attendant) Close() error {
 		a.stop()
 		<-a.done
 		a.lastLook()
-		a.closed = a.net.close()
+		a.closed = errors.Join(a.net.close(), a.files.close())
 	})
 	return a.closed
 }

@@ -268,6 +268,25 @@ func (c *Container) NetNS() (*os.File, error) {
 	return f, nil
 }
 
+// MountNamespace is the inode number of the container's mount namespace, which
+// names it as long as the first process lives.
+func (c *Container) MountNamespace() (uint32, error) {
+	if c.pidfd == nil {
+		return 0, ErrNotRunning
+	}
+	var own, host unix.Stat_t
+	if err := unix.Stat("/proc/"+strconv.Itoa(c.pid)+"/ns/mnt", &own); err != nil {
+		return 0, fmt.Errorf("looking at the mount namespace of container %s: %w", c.id, err)
+	}
+	if err := unix.Stat("/proc/self/ns/mnt", &host); err != nil {
+		return 0, os.NewSyscallError("stat", err)
+	}
+	if own.Ino == host.Ino {
+		return 0, fmt.Errorf("container %s has no mount namespace of its own", c.id)
+	}
+	return uint32(own.Ino), signalFD(c.pidfd, 0) // the pid may have been reused; the pidfd has not
+}
+
 // PrivateNet reports whether the container has a network namespace made for it
 // by libcontainer, as opposed to the host's or an engine's.
 func (c *Container) PrivateNet() bool {

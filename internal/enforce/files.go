@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -31,29 +32,21 @@ type FilePrograms struct {
 // and stay until [CollectFiles] finds no guest. The error wraps [ErrNotSupported]
 // when the host cannot do it.
 func LoadFiles() (*FilePrograms, error) {
-	object, spec, err := embeddedLSM()
-	if err != nil {
-		return nil, err
+	p := &FilePrograms{dir: pinDir(bpf.LSMObject())}
+	if _, err := os.Stat(p.dir); err != nil {
+		if err := probeLSM(); err != nil {
+			return nil, err
+		}
 	}
-	p := &FilePrograms{dir: pinDir(object)}
 	lock, err := lockPins()
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if err := p.open(spec); err != nil {
+	if err := p.open(); err != nil {
 		return nil, err
 	}
 	return p, nil
-}
-
-// embeddedLSM is the object file that is pinned, and what is in it.
-func embeddedLSM() (object []byte, spec *ebpf.CollectionSpec, err error) {
-	object = bpf.LSMObject()
-	if spec, err = bpf.LoadLSM(); err != nil {
-		return nil, nil, fmt.Errorf("reading the embedded file programs: %w", err)
-	}
-	return object, spec, nil
 }
 
 // Close gives up this process's hold on the maps; what is attached stays.
@@ -68,25 +61,21 @@ func (p *FilePrograms) Close() error {
 
 // open finds the pinned programs, or loads, attaches and pins them. The caller
 // holds the lock.
-func (p *FilePrograms) open(spec *ebpf.CollectionSpec) error {
-	whole, err := p.whole(spec)
-	if err != nil {
-		return err
-	}
-	if !whole {
-		// What a killed process left of its loading never had a guest.
-		if err := errors.Join(unpin(p.dir), p.load(spec)); err != nil {
+func (p *FilePrograms) open() error {
+	if _, err := os.Stat(p.dir); errors.Is(err, os.ErrNotExist) {
+		if err := p.load(); err != nil {
 			return err
 		}
 	}
 	var maps bpf.LSMMaps
 	for name, m := range mapsByName(&maps) {
+		var err error
 		if *m, err = ebpf.LoadPinnedMap(filepath.Join(p.dir, name), nil); err != nil {
 			return errors.Join(fmt.Errorf("opening pinned map %s: %w", name, err), maps.Close())
 		}
 	}
 	p.maps = maps
-	return nil
+	return p.forgetGone()
 }
 
 func mapsByName(m *bpf.LSMMaps) map[string]**ebpf.Map {
@@ -96,59 +85,74 @@ func mapsByName(m *bpf.LSMMaps) map[string]**ebpf.Map {
 	}
 }
 
-// whole reports whether everything of the programs is pinned.
-func (p *FilePrograms) whole(spec *ebpf.CollectionSpec) (bool, error) {
-	entries, err := os.ReadDir(p.dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
+// load attaches and pins everything, in a directory that gets its name only when
+// it is complete.
+func (p *FilePrograms) load() (err error) {
+	spec, err := bpf.LoadLSM()
 	if err != nil {
-		return false, fmt.Errorf("looking for pinned programs: %w", err)
+		return fmt.Errorf("reading the embedded file programs: %w", err)
 	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	for name := range spec.Programs {
-		if !slices.Contains(names, linkPrefix+name) {
-			return false, nil
-		}
-	}
-	for name := range spec.Maps {
-		if !slices.Contains(names, name) {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// load attaches and pins everything: links last, so that whoever finds all of
-// them finds all.
-func (p *FilePrograms) load(spec *ebpf.CollectionSpec) (err error) {
 	collection, err := ebpf.NewCollection(spec)
 	if err != nil {
 		return fmt.Errorf("loading the file programs: %w", explainLSM(err))
 	}
 	defer collection.Close()
-	if err := os.Mkdir(p.dir, 0o700); err != nil {
+	incomplete := filepath.Join(pinRoot, "loading-"+filepath.Base(p.dir)) // no name here may have a dot
+	// What a killed process left of its loading never had a guest.
+	if err := unpin(incomplete); err != nil {
+		return err
+	}
+	if err := os.Mkdir(incomplete, 0o700); err != nil {
 		return fmt.Errorf("pinning the file programs: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, unpin(p.dir))
+			err = errors.Join(err, unpin(incomplete))
 		}
 	}()
 	for name, m := range collection.Maps {
-		if err := m.Pin(filepath.Join(p.dir, name)); err != nil {
+		if err := m.Pin(filepath.Join(incomplete, name)); err != nil {
 			return fmt.Errorf("pinning map %s: %w", name, err)
 		}
 	}
 	for name, program := range collection.Programs {
-		if err := pinLink(program, filepath.Join(p.dir, linkPrefix+name)); err != nil {
+		if err := pinLink(program, filepath.Join(incomplete, linkPrefix+name)); err != nil {
 			return fmt.Errorf("attaching program %s: %w", name, explainLSM(err))
 		}
 	}
-	return selfTest()
+	if err := selfTest(); err != nil {
+		return err
+	}
+	if err := os.Rename(incomplete, p.dir); err != nil {
+		return fmt.Errorf("pinning the file programs: %w", err)
+	}
+	return nil
+}
+
+// probeLSM asks for an impossible LSM program. The kernel's answer says at once
+// whether it takes any, which reading its type information would take 100 ms for.
+func probeLSM() error {
+	active, err := os.ReadFile("/sys/kernel/security/lsm")
+	if err == nil && !slices.Contains(strings.Split(strings.TrimSpace(string(active)), ","), "bpf") {
+		return filesUnsupported("BPF among the active security modules", "add bpf to lsm= on the kernel's command line", nil)
+	}
+	instructions := [2]uint64{0xb7, 0x95} // r0 = 0; exit
+	license := [4]byte{'G', 'P', 'L'}
+	const progLoad, typeLSM, attachLSM = 5, 29, 27
+	attr := struct { // of union bpf_attr
+		kind, count           uint32
+		instructions, license unsafe.Pointer
+		level, size           uint32
+		log                   uint64
+		version, flags        uint32
+		name                  [16]byte
+		ifindex, attach       uint32
+	}{kind: typeLSM, count: 2, instructions: unsafe.Pointer(&instructions), license: unsafe.Pointer(&license), attach: attachLSM}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, progLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno == unix.EPERM {
+		return explainLSM(errno)
+	}
+	return nil // EINVAL: it names no hook
 }
 
 func pinLink(program *ebpf.Program, path string) error {

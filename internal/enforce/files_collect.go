@@ -68,10 +68,21 @@ func keys[K any](m *ebpf.Map) []K {
 
 func countKeys[K any](m *ebpf.Map) int { return len(keys[K](m)) }
 
-// CollectFiles removes what killed processes left: guests whose cgroup is gone, and
-// every version of the programs that has no guest. It returns what it removed.
-// cgroup2 is any directory of that hierarchy.
-func CollectFiles(cgroup2 string) (removed []string, err error) {
+// forgetGone removes the guests whose cgroup is gone. The caller holds the lock.
+func (p *FilePrograms) forgetGone() error {
+	gone, _, err := goneGuests(p.maps.Guests)
+	for _, id := range gone {
+		err = errors.Join(err, p.forget(id))
+	}
+	if err != nil {
+		return fmt.Errorf("removing guests that are gone: %w", err)
+	}
+	return nil
+}
+
+// CollectFiles removes what killed processes left: every version of the programs
+// that has no guest any more. It returns what it removed.
+func CollectFiles() (removed []string, err error) {
 	if _, err := os.Stat(pinRoot); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -87,7 +98,7 @@ func CollectFiles(cgroup2 string) (removed []string, err error) {
 	left := 0
 	for _, v := range versions {
 		dir := filepath.Join(pinRoot, v.Name())
-		live, err := liveGuests(dir, cgroup2)
+		live, err := liveGuests(dir)
 		if err != nil {
 			return removed, err
 		}
@@ -106,9 +117,9 @@ func CollectFiles(cgroup2 string) (removed []string, err error) {
 	return removed, err
 }
 
-// liveGuests removes the guests of one version whose cgroup is gone, and counts
-// the others. Every version has a map "guests" with cgroup ids as keys.
-func liveGuests(dir, cgroup2 string) (int, error) {
+// liveGuests counts the guests of one version. Every version has a map "guests"
+// whose keys are cgroup ids.
+func liveGuests(dir string) (int, error) {
 	guests, err := ebpf.LoadPinnedMap(filepath.Join(dir, "guests"), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil // somebody was killed while pinning
@@ -117,24 +128,40 @@ func liveGuests(dir, cgroup2 string) (int, error) {
 		return 0, fmt.Errorf("opening %s: %w", dir, err)
 	}
 	defer guests.Close()
-	hierarchy, err := os.Open(cgroup2)
+	_, live, err := goneGuests(guests)
+	return live, err
+}
+
+// goneGuests lists the guests whose cgroup is gone, and counts the others.
+func goneGuests(guests *ebpf.Map) (gone []uint64, live int, err error) {
+	ids := keys[uint64](guests)
+	if len(ids) == 0 {
+		return nil, 0, nil
+	}
+	hierarchy, err := os.Open(cgroup2Root())
 	if err != nil {
-		return 0, fmt.Errorf("opening the cgroup2 hierarchy: %w", err)
+		return nil, 0, fmt.Errorf("opening the cgroup2 hierarchy: %w", err)
 	}
 	defer hierarchy.Close()
-	live := 0
-	for _, id := range keys[uint64](guests) {
+	for _, id := range ids {
 		there, err := cgroupExists(hierarchy, id)
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
 		if there {
 			live++
-			continue
-		}
-		if err := ignoreMissing(guests.Delete(id)); err != nil {
-			return 0, fmt.Errorf("removing a guest that is gone from %s: %w", dir, err)
+		} else {
+			gone = append(gone, id)
 		}
 	}
-	return live, nil
+	return gone, live, nil
+}
+
+// cgroup2Root is where the hierarchy is mounted.
+func cgroup2Root() string {
+	const hybrid = "/sys/fs/cgroup/unified"
+	if _, err := os.Stat(hybrid + "/cgroup.procs"); err == nil {
+		return hybrid
+	}
+	return "/sys/fs/cgroup"
 }

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/bpf"
 	"github.com/psi-runtime/psi/pkg/policy"
@@ -26,9 +28,10 @@ type FileGuest struct {
 	cgroup   string
 	id       uint64
 
-	mu     sync.Mutex
-	past   uint64 // denials; kept for after Close
-	closed bool
+	mu        sync.Mutex
+	namespace uint32
+	past      uint64 // denials; kept for after Close
+	closed    bool
 }
 
 // Attach holds every process of the cgroup2 directory cgroupDir, and of those below
@@ -36,6 +39,9 @@ type FileGuest struct {
 // (the runtime that makes a guest, or enters one) are held when they execute the
 // guest's program; so Attach may be called at any time before that.
 func (p *FilePrograms) Attach(cgroupDir string, files Files) (*FileGuest, error) {
+	if files.MountNamespace == 0 {
+		return nil, fmt.Errorf("attaching the file rules of cgroup %s: no mount namespace: whatever ran there would pass for the runtime", cgroupDir)
+	}
 	dir, id, err := openCgroup2(cgroupDir)
 	if err != nil {
 		return nil, err
@@ -71,17 +77,11 @@ func (p *FilePrograms) change(do func() error) error {
 	defer lock.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, spec, err := embeddedLSM()
-	if err != nil {
-		return err
-	}
-	whole, err := p.whole(spec)
-	if err == nil && (!whole || !p.same()) {
+	if !p.same() {
 		// A collection has removed them since; perhaps somebody has loaded them again.
-		err = errors.Join(p.maps.Close(), p.open(spec))
-	}
-	if err != nil {
-		return err
+		if err := errors.Join(p.maps.Close(), p.open()); err != nil {
+			return err
+		}
 	}
 	return do()
 }
@@ -118,6 +118,7 @@ func (p *FilePrograms) addLevels(mask uint32) error {
 
 // put makes files what the guest is held to, with one write. The caller holds the lock.
 func (g *FileGuest) put(files Files) error {
+	g.namespace = files.MountNamespace
 	a, err := policy.CompileGuest(files.Own, files.Rules)
 	if err != nil {
 		return err
@@ -166,8 +167,9 @@ func (g *FileGuest) denied() (uint64, error) {
 	return n, nil
 }
 
-// Close forgets the guest: what still runs in its cgroup is held to nothing, so
-// nothing may. Closing again does nothing.
+// Close forgets the guest. A process that still runs in its cgroup is denied every
+// file from then on, until [CollectFiles] or the next [LoadFiles] finds the cgroup
+// gone. Closing again does nothing.
 func (g *FileGuest) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -176,7 +178,23 @@ func (g *FileGuest) Close() error {
 	}
 	g.past, _ = g.denied()
 	g.closed = true
-	return errors.Join(ignoreMissing(g.programs.maps.Guests.Delete(g.id)), ignoreMissing(g.programs.maps.Denied.Delete(g.id)))
+	if populated(g.cgroup) {
+		return g.programs.maps.Guests.Put(g.id, bpf.LSMGuest{MountNamespace: g.namespace}) // without a table
+	}
+	return g.programs.forget(g.id)
+}
+
+// populated reports whether a process may be in the cgroup or below.
+func populated(cgroup string) bool {
+	events, err := os.ReadFile(cgroup + "/cgroup.events")
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return false
+	}
+	return err != nil || !strings.Contains(string(events), "populated 0")
+}
+
+func (p *FilePrograms) forget(id uint64) error {
+	return errors.Join(ignoreMissing(p.maps.Guests.Delete(id)), ignoreMissing(p.maps.Denied.Delete(id)))
 }
 
 func ignoreMissing(err error) error {

@@ -26,7 +26,7 @@ func loadFiles(t *testing.T) *FilePrograms {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
-		removed, err := CollectFiles("/sys/fs/cgroup")
+		removed, err := CollectFiles()
 		if err != nil {
 			t.Error(err)
 		}

@@ -72,3 +72,37 @@ func attached(dir string, kind uint32) []uint32 {
 	}
 	return ids[:attr.count]
 }
+
+// keysOfPin lists the keys, eight bytes each, of a pinned map.
+func keysOfPin(path string) []uint64 {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return nil
+	}
+	const objGet, mapGetNextKey = 7, 4
+	get := struct {
+		path unsafe.Pointer
+		_, _ uint32
+	}{path: unsafe.Pointer(name)}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, objGet, uintptr(unsafe.Pointer(&get)), unsafe.Sizeof(get))
+	if errno != 0 {
+		return nil
+	}
+	defer unix.Close(int(fd))
+	var out []uint64
+	var key, next uint64
+	step := struct {
+		fd        uint32
+		_         uint32
+		key, next unsafe.Pointer
+	}{fd: uint32(fd), next: unsafe.Pointer(&next)}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_BPF, mapGetNextKey, uintptr(unsafe.Pointer(&step)), unsafe.Sizeof(step))
+		if errno != 0 || len(out) > 1<<13 {
+			return out
+		}
+		out = append(out, next)
+		key = next
+		step.key = unsafe.Pointer(&key)
+	}
+}

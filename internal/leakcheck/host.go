@@ -2,6 +2,7 @@ package leakcheck
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -180,19 +181,21 @@ func holdsForeign(group string, all map[int]proc) bool {
 	return false
 }
 
-// pins lists what is below /sys/fs/bpf/psi.
+// pins lists the guests that the host's LSM programs hold. The programs themselves,
+// below /sys/fs/bpf/psi, stay until `psi-runtime gc` finds no guest.
 func pins(foreign) (map[string]string, error) {
 	out := map[string]string{}
-	err := filepath.WalkDir("/sys/fs/bpf/psi", func(path string, _ fs.DirEntry, err error) error {
-		if err == nil {
-			out[path] = path
+	maps, err := filepath.Glob("/sys/fs/bpf/psi/*/guests")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range maps {
+		for _, cgroup := range keysOfPin(path) {
+			name := fmt.Sprintf("file rules of cgroup %d in %s", cgroup, path)
+			out[name] = name
 		}
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
-	return out, err
+	}
+	return out, nil
 }
 
 // tempFiles lists temporary files of psi's that no process of somebody else's

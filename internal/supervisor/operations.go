@@ -122,7 +122,11 @@ func (g *guest) enforced() []attend.Enforcement {
 		{Rule: "system calls", By: "seccomp"},
 	}
 	if len(g.policy.FS()) > 0 {
-		list = append(list, attend.Enforcement{Rule: "fs", By: "mounts"})
+		by := "mounts"
+		if g.s.files != nil {
+			by += ", BPF-LSM"
+		}
+		list = append(list, attend.Enforcement{Rule: "fs", By: by})
 	}
 	for _, note := range g.view {
 		list = append(list, attend.Enforcement{Rule: "fs", By: note})

@@ -20,7 +20,7 @@ import (
 func (r *reloading) files() error {
 	g := r.g
 	var err error
-	if r.view, err = openView(r.next, g.client.peer); err != nil {
+	if r.view, err = openView(r.next, g.client.peer, g.s.plan); err != nil {
 		return err
 	}
 	r.end = append(r.end, r.view.close)
@@ -75,12 +75,12 @@ func (v openedView) close() {
 
 // openView plans what the policy shows of the host and opens it, with the peer's own
 // permissions.
-func openView(p policy.Policy, who peer) (view openedView, err error) {
+func openView(p policy.Policy, who peer, planned func(policy.Policy) (bundle.View, error)) (view openedView, err error) {
 	if len(p.FS()) == 0 {
 		return view, nil
 	}
 	err = as(who, func() error {
-		plan, err := bundle.PlanView(p)
+		plan, err := planned(p)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errPolicy, err)
 		}

@@ -48,7 +48,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	undo.add(func() error { s.forget(g); return nil })
 
 	// view: the host's files, opened as the client
-	view, err := pinView(p, c.peer, filepath.Join(s.place, g.id))
+	view, err := pinView(p, c.peer, filepath.Join(s.place, g.id), s.plan)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -123,7 +123,9 @@ func (s *Supervisor) create(g *guest, spec *specs.Spec, stdio *os.File, undo *un
 		RootFiles: attend.RootFiles(g.policy), Layer: g.layer.mount,
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
-			g.attendant, err = attend.Start(c, g.policy, attend.Options{OnEvent: g.attended, Programs: s.programs})
+			g.attendant, err = attend.Start(c, g.policy, attend.Options{
+				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: bundle.OwnFiles(),
+			})
 			return err
 		},
 	})

@@ -35,6 +35,7 @@ type Supervisor struct {
 	owner    *container.Owner
 	place    string            // private directory for the mounts of views
 	programs *enforce.Programs // shared by all guests; nil if this host has no eBPF
+	files    *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
 	root     bundle.RootfsInfo // of Options.Rootfs; zero if it names none
 	layers   layers            // that hold import lists
 	removing chan struct{}     // a slot per guest being taken away
@@ -97,6 +98,9 @@ func New(opts Options) (_ *Supervisor, err error) {
 	var unsupported error
 	if s.programs, unsupported = enforce.Load(); unsupported != nil {
 		opts.Log.WithError(unsupported).Warn("loading the network programs")
+	}
+	if s.files, unsupported = enforce.LoadFiles(); unsupported != nil {
+		opts.Log.WithError(unsupported).Info("file rules are held by mounts")
 	}
 	return s, nil
 }
@@ -175,6 +179,9 @@ func (s *Supervisor) Close(patience time.Duration) error {
 	}
 	if s.programs != nil {
 		err = errors.Join(err, s.programs.Close())
+	}
+	if s.files != nil {
+		err = errors.Join(err, s.files.Close())
 	}
 	return errors.Join(err, unmountPlace(s.owner.Dir()), s.owner.Close())
 }

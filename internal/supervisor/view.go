@@ -34,10 +34,19 @@ type shown struct {
 	dev, ino         uint64 // of what was found there
 }
 
+// plan finds out what a policy's file rules show: whole directories where the kernel
+// decides about each path in them.
+func (s *Supervisor) plan(p policy.Policy) (bundle.View, error) {
+	if s.files != nil {
+		return bundle.PlanLive(p)
+	}
+	return bundle.PlanView(p)
+}
+
 // pinView plans what the policy shows of the host with the peer's own permissions and
 // pins it below dir, which must not exist. Release it once the container is created:
 // the guest has its own mounts then.
-func pinView(p policy.Policy, who peer, dir string) (_ pinnedView, err error) {
+func pinView(p policy.Policy, who peer, dir string, plan func(policy.Policy) (bundle.View, error)) (_ pinnedView, err error) {
 	view := pinnedView{}
 	if len(p.FS()) == 0 {
 		return view, nil
@@ -51,7 +60,7 @@ func pinView(p policy.Policy, who peer, dir string) (_ pinnedView, err error) {
 		defer close(opened)
 		planned <- as(who, func() error {
 			var err error
-			if view.View, err = bundle.PlanView(p); err != nil {
+			if view.View, err = plan(p); err != nil {
 				return fmt.Errorf("%w: %w", errPolicy, err)
 			}
 			for _, m := range view.Mounts {

@@ -106,7 +106,9 @@ func sortedKeys[V any](m map[string]V) []string {
 // note says how the rule is shown, for people.
 func (p *plan) note() string {
 	var b strings.Builder
-	if len(p.shown.mounts) == 1 && (p.shown.whole || p.rule.pattern().literal() && !p.shown.mounts[0].Dir) {
+	if p.live {
+		fmt.Fprintf(&b, "fs: held live: %s %s", p.rule.Mode, p.rule.Pattern)
+	} else if len(p.shown.mounts) == 1 && (p.shown.whole || p.rule.pattern().literal() && !p.shown.mounts[0].Dir) {
 		fmt.Fprintf(&b, "fs: mounted: %s %s", p.rule.Mode, p.rule.Pattern)
 	} else {
 		fmt.Fprintf(&b, "fs: materialised: %s %s: %s", p.rule.Mode, p.rule.Pattern, counted(len(p.shown.mounts), "mount"))

@@ -25,6 +25,7 @@ type plan struct {
 	entries   *int // directory entries that may still be read, by all rules together
 	limit     int  // mounts and directories that the rule may take
 
+	live   bool     // shown whole, because the kernel decides about each path in it
 	root   *os.File // the literal directory; the walk opens beneath it, never by path
 	shown  part
 	hidden hidden

@@ -1,0 +1,53 @@
+package attend
+
+import (
+	"fmt"
+
+	"github.com/psi-runtime/psi/internal/enforce"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// files is the guest's file rules, where the kernel holds them (BPF-LSM). Elsewhere
+// the guest's mounts do, which were made before.
+type files struct {
+	guest *enforce.FileGuest // nil where the mounts do it
+	rules enforce.Files
+}
+
+// openFiles holds the guest to its file rules from its first instruction on, and
+// to what no guest may do.
+func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
+	if opts.Files == nil {
+		return files{}, nil
+	}
+	dir, err := c.UnifiedCgroup()
+	if err != nil {
+		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
+	}
+	f := files{rules: enforce.Files{Own: opts.OwnFiles, Rules: p.FS()}}
+	if f.rules.MountNamespace, err = c.MountNamespace(); err != nil {
+		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
+	}
+	if f.guest, err = opts.Files.Attach(dir, f.rules); err != nil {
+		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
+	}
+	return f, nil
+}
+
+func (f files) enforced() []Enforcement {
+	if f.guest == nil {
+		return nil
+	}
+	list := []Enforcement{{"mount, chroot, ptrace, bpf, modules", "BPF-LSM"}}
+	for _, r := range f.rules.Rules {
+		list = append(list, Enforcement{fmt.Sprintf("fs %s %s", r.Mode, r.Pattern), "BPF-LSM"})
+	}
+	return list
+}
+
+func (f files) close() error {
+	if f.guest == nil {
+		return nil
+	}
+	return f.guest.Close()
+}

@@ -1,0 +1,145 @@
+"""Runs in a guest: answers the questions of cases.yml."""
+import ctypes
+import errno
+import mmap
+import os
+import socket
+import time
+
+def opened(path, flags, mode=0o644, **more):
+    os.close(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode, **more))
+
+def checked(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+def libc():
+    return ctypes.CDLL(None, use_errno=True)
+
+def read(path):
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        os.read(fd, 1)
+    finally:
+        os.close(fd)
+
+def exchange(path, to):
+    checked(libc().syscall(316, -100, path, -100, to, 2))
+
+def tmpfile(path):
+    opened(path, os.O_TMPFILE | os.O_RDWR)
+
+def under(directory, name):
+    fd = os.open(directory, os.O_PATH)
+    try:
+        opened(name, os.O_RDONLY, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+def from_cwd(directory, name):
+    os.chdir(directory)
+    try:
+        read(b"/proc/self/cwd/" + name)
+    finally:
+        os.chdir("/")
+
+def from_path_fd(path):
+    fd = os.open(path, os.O_PATH)
+    try:
+        read(b"/proc/self/fd/%d" % fd)
+    finally:
+        os.close(fd)
+
+def execute(path, argv=("x",)):
+    pid = os.fork()
+    if pid == 0:
+        code = 0
+        try:
+            os.execve(path, list(argv), {})
+        except OSError as error:
+            code = error.errno
+        os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if os.WEXITSTATUS(status):
+        raise OSError(os.WEXITSTATUS(status), "")
+
+def map_execute(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        mmap.mmap(fd, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+    finally:
+        os.close(fd)
+
+def memfd():
+    fd = os.memfd_create("x")
+    os.write(fd, b"x")
+    read(b"/proc/self/fd/%d" % fd)
+    os.close(fd)
+
+def execute_memfd():
+    fd = os.memfd_create("x", 0)
+    with open("/usr/bin/python3", "rb") as file:
+        os.sendfile(fd, file.fileno(), 0, 1 << 26)
+    try:
+        execute(b"/proc/self/fd/%d" % fd, ("python3", "-I", "-S", "-c", "pass"))
+    finally:
+        os.close(fd)
+
+def deleted_reopen(path):
+    fd = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.unlink(path)
+    opened(b"/proc/self/fd/%d" % fd, os.O_RDWR)
+    os.close(fd)
+
+def connect(path):
+    s = socket.socket(socket.AF_UNIX)
+    try:
+        s.connect(path)
+    finally:
+        s.close()
+
+def pair():
+    a, b = socket.socketpair()
+    a.send(b"x")
+    assert b.recv(1) == b"x"
+    a.close()
+    b.close()
+
+ASK = {
+    "read": read,
+    "list": os.listdir,
+    "write": lambda path: opened(path, os.O_WRONLY),
+    "open-truncate": lambda path: opened(path, os.O_RDONLY | os.O_TRUNC),
+    "truncate": lambda path: os.truncate(path, 0),
+    "create": lambda path: opened(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY),
+    "left-behind": os.stat,
+    "mkdir": os.mkdir, "rmdir": os.rmdir, "unlink": os.unlink,
+    "rename": os.rename, "exchange": exchange, "link": os.link,
+    "symlink": lambda path: os.symlink("x", path),
+    "chmod": lambda path: os.chmod(path, 0o644),
+    "tmpfile": tmpfile,
+    "dirfd-read": under,
+    "proc-root-read": lambda path: read(b"/proc/self/root" + path),
+    "proc-cwd-read": from_cwd,
+    "path-fd-read": from_path_fd,
+    "execute": execute,
+    "execute-self": lambda path: execute(path, ("python3", "-I", "-S", "-c", "pass")),
+    "map-execute": map_execute,
+    "connect": connect,
+    "socketpair": lambda path: pair(),
+    "memfd": lambda path: memfd(),
+    "execute-memfd": lambda path: execute_memfd(),
+    "deleted-reopen": deleted_reopen,
+    "mount": lambda path: checked(libc().mount(b"none", path, b"tmpfs", 0, None)),
+    "chroot": os.chroot,
+    "appears": read,
+}
+
+def ask(do, *paths):
+    try:
+        ASK[do](*paths)
+        return "ok"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error.errno))
+    except Exception as error:
+        return repr(error)
