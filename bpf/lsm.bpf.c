@@ -29,6 +29,7 @@
 
 #define EPERM 1
 #define EACCES 13
+#define ENOSYS 38
 #define SELF_TEST_COMMAND 0x707369 // of bpf(), which has no such command
 #define SELF_TEST_ANSWER 76        // ENOTUNIQ, which nothing else returns
 
@@ -38,7 +39,7 @@
 #define O_TRUNC 01000
 #define PROT_EXEC 4
 #define PTRACE_MODE_ATTACH 2
-#define RENAME_EXCHANGE 2
+#define PR_SET_MM 35
 #define SB_KERNMOUNT (1 << 22)
 
 #define S_IFMT 0170000
@@ -79,13 +80,18 @@ struct {
 	__type(value, __u64);
 } denied SEC(".maps");
 
-// levels[0] has a bit for each depth at which a guest's cgroup may be.
+// The depths at which a guest's cgroup may be, innermost first, then zeroes.
+#define DEPTHS 16
+struct depth_list {
+	__u32 depth[DEPTHS];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
-} levels SEC(".maps");
+	__type(value, struct depth_list);
+} depths SEC(".maps");
 
 // A program can be interrupted by another task's on the same cpu, so a buffer is taken.
 #define BUFFERS 7
@@ -107,14 +113,15 @@ struct subject {
 static __noinline bool find_guest(struct subject *subject)
 {
 	__u32 zero = 0;
-	__u32 *mask = bpf_map_lookup_elem(&levels, &zero);
+	struct depth_list *list = bpf_map_lookup_elem(&depths, &zero);
 
-	if (!mask || !*mask)
+	if (!list)
 		return false;
-	for (int level = 31; level > 0; level--) {
-		if (!(*mask & (1U << level)))
-			continue;
-		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+	for (int i = 0; i < DEPTHS; i++) {
+		__u32 depth = list->depth[i];
+		if (!depth)
+			return false;
+		__u64 id = bpf_get_current_ancestor_cgroup_id(depth);
 		if (!id)
 			continue;
 		struct guest *guest = bpf_map_lookup_elem(&guests, &id);
@@ -149,12 +156,14 @@ static __always_inline enum place place_of(struct vfsmount *mnt, __u32 guest)
 // is_runtime says whether the current task runs a program from outside of the guest.
 static __always_inline bool is_runtime(struct subject *subject)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mm_struct *mm = task->mm;
+	if (!mm)
+		return false;
+	struct file *exe = mm->exe_file;
 	if (!exe)
 		return false;
-	return place_of(BPF_CORE_READ(exe, f_path.mnt), subject->guest.mount_namespace) != GUEST;
+	return place_of(exe->f_path.mnt, subject->guest.mount_namespace) != GUEST;
 }
 
 // enter says whether the current task is held to anything.
@@ -181,18 +190,40 @@ struct walk {
 	struct path_buffer *path;
 	struct dentry *dentry;
 	struct vfsmount *mnt;
-	__u32 at; // where the path begins
+	struct dentry *root; // of mnt
+	__u32 at;            // where the path begins
 	__u32 done;
 };
+
+// link is what a step reads of an entry, which lies together in every kernel so far.
+struct link {
+	struct dentry *parent;
+	__u32 hash, length;
+	const unsigned char *name;
+};
+
+static __always_inline bool read_link(struct link *link, struct dentry *dentry)
+{
+	const __u32 at = bpf_core_field_offset(struct dentry, d_parent);
+
+	if (bpf_core_field_offset(struct dentry, d_name) == at + 8 && bpf_core_field_offset(struct qstr, len) == 4 &&
+	    bpf_core_field_offset(struct qstr, name) == 8)
+		return !bpf_probe_read_kernel(link, sizeof(*link), (void *)dentry + at);
+	link->parent = BPF_CORE_READ(dentry, d_parent);
+	link->length = BPF_CORE_READ(dentry, d_name.len);
+	link->name = BPF_CORE_READ(dentry, d_name.name);
+	return link->parent;
+}
 
 static long walk_step(__u32 i, struct walk *walk)
 {
 	struct dentry *dentry = walk->dentry;
 	struct vfsmount *mnt = walk->mnt;
 	struct path_buffer *path = walk->path;
+	struct link link;
 
 	(void)i;
-	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
+	if (dentry == walk->root) {
 		struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 		struct mount *parent = BPF_CORE_READ(mount, mnt_parent);
 		if (parent == mount) {
@@ -200,32 +231,34 @@ static long walk_step(__u32 i, struct walk *walk)
 			return 1;
 		}
 		walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->root = BPF_CORE_READ(parent, mnt.mnt_root);
 		walk->mnt = (void *)parent + bpf_core_field_offset(struct mount, mnt);
 		return 0;
 	}
-	struct dentry *above = BPF_CORE_READ(dentry, d_parent);
-	if (above == dentry)
+	if (!read_link(&link, dentry) || link.parent == dentry)
 		return 1; // not below its mount: done stays 0
-	__u32 length = BPF_CORE_READ(dentry, d_name.len), at = walk->at;
+	__u32 length = link.length, at = walk->at;
 	if (length > 255 || length == 0)
 		return 1;
 	at -= length;
 	if (at > PATH_END || at <= PATH_STEP)
 		return 1;
 	length &= 255;
-	if (bpf_probe_read_kernel(&path->bytes[at], length, BPF_CORE_READ(dentry, d_name.name)))
+	if (bpf_probe_read_kernel(&path->bytes[at], length, link.name))
 		return 1;
 	at--;
 	path->bytes[at] = '/';
 	walk->at = at;
-	walk->dentry = above;
+	walk->dentry = link.parent;
 	return 0;
 }
 
 // write_path puts the path of an entry into the buffer; false if it has none there.
 static __noinline bool write_path(struct path_buffer *path, struct vfsmount *mnt, struct dentry *dentry)
 {
-	struct walk walk = {.path = path, .dentry = dentry, .mnt = mnt, .at = PATH_END};
+	struct walk walk = {
+		.path = path, .dentry = dentry, .mnt = mnt, .root = BPF_CORE_READ(mnt, mnt_root), .at = PATH_END,
+	};
 
 	bpf_loop(PATH_LONGEST, walk_step, &walk, 0);
 	__u32 at = walk.at;
@@ -271,8 +304,8 @@ static __always_inline bool allows(__u32 verdict, __u32 want, bool directory)
 // decide_file is about an open file, or one that is being opened.
 static __noinline int decide_file(struct subject *subject, struct file *file, __u32 want)
 {
-	struct vfsmount *mnt = BPF_CORE_READ(file, f_path.mnt);
-	__u16 mode = BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT;
+	struct vfsmount *mnt = file->f_path.mnt;
+	__u16 mode = file->f_inode->i_mode & S_IFMT;
 
 	switch (place_of(mnt, subject->guest.mount_namespace)) {
 	case LAYER:
@@ -290,7 +323,7 @@ static __noinline int decide_file(struct subject *subject, struct file *file, __
 		want |= OWN;
 	if (!want)
 		return 0;
-	__u32 verdict = verdict_of(&subject->guest, mnt, BPF_CORE_READ(file, f_path.dentry));
+	__u32 verdict = verdict_of(&subject->guest, mnt, file->f_path.dentry);
 	return allows(verdict, want, mode == S_IFDIR) ? 0 : refuse(subject, EACCES);
 }
 
@@ -327,7 +360,7 @@ SEC("lsm/file_open")
 int BPF_PROG(psi_file_open, struct file *file)
 {
 	ENTER;
-	__u32 flags = BPF_CORE_READ(file, f_flags), mode = BPF_CORE_READ(file, f_mode), want = 0;
+	__u32 flags = file->f_flags, mode = file->f_mode, want = 0;
 	if (flags & FMODE_EXEC)
 		want |= MAY_EXECUTE;
 	if (mode & FMODE_READ)
@@ -341,7 +374,7 @@ SEC("lsm/file_receive")
 int BPF_PROG(psi_file_receive, struct file *file)
 {
 	ENTER;
-	__u32 mode = BPF_CORE_READ(file, f_mode), want = 0;
+	__u32 mode = file->f_mode, want = 0;
 	if (mode & FMODE_READ)
 		want |= MAY_READ;
 	if (mode & FMODE_WRITE)
@@ -361,7 +394,7 @@ int BPF_PROG(psi_mmap_file, struct file *file, unsigned long asked, unsigned lon
 SEC("lsm/file_mprotect")
 int BPF_PROG(psi_file_mprotect, struct vm_area_struct *vma, unsigned long asked, unsigned long prot)
 {
-	struct file *file = BPF_CORE_READ(vma, vm_file);
+	struct file *file = vma->vm_file;
 
 	if (!file || !(prot & PROT_EXEC))
 		return 0;
@@ -373,28 +406,28 @@ SEC("lsm/bprm_check_security")
 int BPF_PROG(psi_bprm_check, struct linux_binprm *bprm)
 {
 	ENTER;
-	return decide_file(&subject, BPF_CORE_READ(bprm, file), MAY_EXECUTE);
+	return decide_file(&subject, bprm->file, MAY_EXECUTE);
 }
 
 SEC("lsm/path_truncate")
 int BPF_PROG(psi_path_truncate, const struct path *path)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(path, mnt), BPF_CORE_READ(path, dentry), MAY_WRITE);
+	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE);
 }
 
 SEC("lsm/path_chmod")
 int BPF_PROG(psi_path_chmod, const struct path *path)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(path, mnt), BPF_CORE_READ(path, dentry), MAY_WRITE);
+	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE);
 }
 
 SEC("lsm/path_chown")
 int BPF_PROG(psi_path_chown, const struct path *path)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(path, mnt), BPF_CORE_READ(path, dentry), MAY_WRITE);
+	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE);
 }
 
 SEC("lsm/path_mknod")
@@ -404,7 +437,7 @@ int BPF_PROG(psi_path_mknod, const struct path *dir, struct dentry *dentry, __u1
 	__u32 kind = mode & S_IFMT;
 	if (!subject.runtime && (kind == S_IFCHR || kind == S_IFBLK))
 		return refuse(&subject, EPERM);
-	return decide_entry(&subject, BPF_CORE_READ(dir, mnt), dentry,
+	return decide_entry(&subject, dir->mnt, dentry,
 			    kind == S_IFIFO || kind == S_IFSOCK ? MAY_WRITE | OWN : MAY_WRITE);
 }
 
@@ -412,28 +445,28 @@ SEC("lsm/path_mkdir")
 int BPF_PROG(psi_path_mkdir, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(dir, mnt), dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
 }
 
 SEC("lsm/path_rmdir")
 int BPF_PROG(psi_path_rmdir, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(dir, mnt), dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
 }
 
 SEC("lsm/path_unlink")
 int BPF_PROG(psi_path_unlink, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(dir, mnt), dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
 }
 
 SEC("lsm/path_symlink")
 int BPF_PROG(psi_path_symlink, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, BPF_CORE_READ(dir, mnt), dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
 }
 
 // A link gives the file a second name: only what may be written may get one that may.
@@ -441,7 +474,7 @@ SEC("lsm/path_link")
 int BPF_PROG(psi_path_link, struct dentry *old, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	struct vfsmount *mnt = BPF_CORE_READ(dir, mnt); // of both: no link crosses mounts
+	struct vfsmount *mnt = dir->mnt; // of both: no link crosses mounts
 	int error = decide_entry(&subject, mnt, old, MAY_WRITE);
 	return error ? error : decide_entry(&subject, mnt, dentry, MAY_WRITE);
 }
@@ -449,7 +482,7 @@ int BPF_PROG(psi_path_link, struct dentry *old, const struct path *dir, struct d
 // A directory takes what is below to other names, so all of that must be the guest's to write.
 static __noinline int decide_rename(struct subject *subject, const struct path *dir, struct dentry *dentry)
 {
-	return decide_entry(subject, BPF_CORE_READ(dir, mnt), dentry,
+	return decide_entry(subject, dir->mnt, dentry,
 			    is_directory(dentry) ? MAY_WRITE | MAY_MOVE : MAY_WRITE);
 }
 
@@ -459,22 +492,6 @@ int BPF_PROG(psi_path_rename, const struct path *old_dir, struct dentry *old, co
 	ENTER;
 	int error = decide_rename(&subject, old_dir, old);
 	return error ? error : decide_rename(&subject, new_dir, new); // a directory there is empty, or exchanged
-}
-
-// Attributes have no path here, only an entry: none of a file system that is not the guest's.
-
-SEC("lsm/inode_setxattr")
-int BPF_PROG(psi_inode_setxattr)
-{
-	ENTER;
-	return subject.runtime ? 0 : refuse(&subject, EPERM);
-}
-
-SEC("lsm/inode_removexattr")
-int BPF_PROG(psi_inode_removexattr)
-{
-	ENTER;
-	return subject.runtime ? 0 : refuse(&subject, EPERM);
 }
 
 // What no guest may do.
@@ -501,6 +518,10 @@ NEVER(perf_event_open)
 NEVER(kernel_load_data)
 NEVER(kernel_read_file)
 NEVER(kernel_module_request)
+NEVER(inode_setxattr) // attributes have no path here, only an entry: none at all
+NEVER(inode_removexattr)
+NEVER(inode_set_acl) // Linux 6.2
+NEVER(inode_remove_acl)
 
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(psi_ptrace_access_check, struct task_struct *child, unsigned int mode)
@@ -518,6 +539,19 @@ int BPF_PROG(psi_bpf, int command)
 		return -SELF_TEST_ANSWER;
 	ENTER;
 	return subject.runtime ? 0 : refuse(&subject, EPERM);
+}
+
+// What runs a program tells the runtime from a guest, so no guest may change it. Any other call is
+// left to the kernel by this hook's own answer.
+SEC("lsm/task_prctl")
+int BPF_PROG(psi_task_prctl, int option)
+{
+	if (option != PR_SET_MM)
+		return -ENOSYS;
+	struct subject subject = {};
+	if (!enter(&subject) || subject.runtime)
+		return -ENOSYS;
+	return refuse(&subject, EPERM);
 }
 
 // Sockets. Where a TCP or UDP socket may connect to is net.bpf.c's business.

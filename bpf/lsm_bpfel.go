@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type LSMDepthList struct {
+	_     structs.HostLayout
+	Depth [16]uint32
+}
+
 type LSMGuest struct {
 	_              structs.HostLayout
 	Table          LSMTableId
@@ -38,8 +43,8 @@ type LSMTableId struct {
 const (
 	LSMMapBuffers                 = "buffers"
 	LSMMapDenied                  = "denied"
+	LSMMapDepths                  = "depths"
 	LSMMapGuests                  = "guests"
-	LSMMapLevels                  = "levels"
 	LSMMapTablesHuge              = "tables_huge"
 	LSMMapTablesLarge             = "tables_large"
 	LSMMapTablesMedium            = "tables_medium"
@@ -51,7 +56,9 @@ const (
 	LSMProgPsiFileMprotect        = "psi_file_mprotect"
 	LSMProgPsiFileOpen            = "psi_file_open"
 	LSMProgPsiFileReceive         = "psi_file_receive"
+	LSMProgPsiInodeRemoveAcl      = "psi_inode_remove_acl"
 	LSMProgPsiInodeRemovexattr    = "psi_inode_removexattr"
+	LSMProgPsiInodeSetAcl         = "psi_inode_set_acl"
 	LSMProgPsiInodeSetxattr       = "psi_inode_setxattr"
 	LSMProgPsiKernelLoadData      = "psi_kernel_load_data"
 	LSMProgPsiKernelModuleRequest = "psi_kernel_module_request"
@@ -78,6 +85,7 @@ const (
 	LSMProgPsiSbUmount            = "psi_sb_umount"
 	LSMProgPsiSocketCreate        = "psi_socket_create"
 	LSMProgPsiSocketListen        = "psi_socket_listen"
+	LSMProgPsiTaskPrctl           = "psi_task_prctl"
 	LSMProgPsiUnixMaySend         = "psi_unix_may_send"
 	LSMProgPsiUnixStreamConnect   = "psi_unix_stream_connect"
 	LSMProgPsiUsernsCreate        = "psi_userns_create"
@@ -132,7 +140,9 @@ type LSMProgramSpecs struct {
 	PsiFileMprotect        *ebpf.ProgramSpec `ebpf:"psi_file_mprotect"`
 	PsiFileOpen            *ebpf.ProgramSpec `ebpf:"psi_file_open"`
 	PsiFileReceive         *ebpf.ProgramSpec `ebpf:"psi_file_receive"`
+	PsiInodeRemoveAcl      *ebpf.ProgramSpec `ebpf:"psi_inode_remove_acl"`
 	PsiInodeRemovexattr    *ebpf.ProgramSpec `ebpf:"psi_inode_removexattr"`
+	PsiInodeSetAcl         *ebpf.ProgramSpec `ebpf:"psi_inode_set_acl"`
 	PsiInodeSetxattr       *ebpf.ProgramSpec `ebpf:"psi_inode_setxattr"`
 	PsiKernelLoadData      *ebpf.ProgramSpec `ebpf:"psi_kernel_load_data"`
 	PsiKernelModuleRequest *ebpf.ProgramSpec `ebpf:"psi_kernel_module_request"`
@@ -159,6 +169,7 @@ type LSMProgramSpecs struct {
 	PsiSbUmount            *ebpf.ProgramSpec `ebpf:"psi_sb_umount"`
 	PsiSocketCreate        *ebpf.ProgramSpec `ebpf:"psi_socket_create"`
 	PsiSocketListen        *ebpf.ProgramSpec `ebpf:"psi_socket_listen"`
+	PsiTaskPrctl           *ebpf.ProgramSpec `ebpf:"psi_task_prctl"`
 	PsiUnixMaySend         *ebpf.ProgramSpec `ebpf:"psi_unix_may_send"`
 	PsiUnixStreamConnect   *ebpf.ProgramSpec `ebpf:"psi_unix_stream_connect"`
 	PsiUsernsCreate        *ebpf.ProgramSpec `ebpf:"psi_userns_create"`
@@ -170,8 +181,8 @@ type LSMProgramSpecs struct {
 type LSMMapSpecs struct {
 	Buffers      *ebpf.MapSpec `ebpf:"buffers"`
 	Denied       *ebpf.MapSpec `ebpf:"denied"`
+	Depths       *ebpf.MapSpec `ebpf:"depths"`
 	Guests       *ebpf.MapSpec `ebpf:"guests"`
-	Levels       *ebpf.MapSpec `ebpf:"levels"`
 	TablesHuge   *ebpf.MapSpec `ebpf:"tables_huge"`
 	TablesLarge  *ebpf.MapSpec `ebpf:"tables_large"`
 	TablesMedium *ebpf.MapSpec `ebpf:"tables_medium"`
@@ -206,8 +217,8 @@ func (o *LSMObjects) Close() error {
 type LSMMaps struct {
 	Buffers      *ebpf.Map `ebpf:"buffers"`
 	Denied       *ebpf.Map `ebpf:"denied"`
+	Depths       *ebpf.Map `ebpf:"depths"`
 	Guests       *ebpf.Map `ebpf:"guests"`
-	Levels       *ebpf.Map `ebpf:"levels"`
 	TablesHuge   *ebpf.Map `ebpf:"tables_huge"`
 	TablesLarge  *ebpf.Map `ebpf:"tables_large"`
 	TablesMedium *ebpf.Map `ebpf:"tables_medium"`
@@ -218,8 +229,8 @@ func (m *LSMMaps) Close() error {
 	return _LSMClose(
 		m.Buffers,
 		m.Denied,
+		m.Depths,
 		m.Guests,
-		m.Levels,
 		m.TablesHuge,
 		m.TablesLarge,
 		m.TablesMedium,
@@ -244,7 +255,9 @@ type LSMPrograms struct {
 	PsiFileMprotect        *ebpf.Program `ebpf:"psi_file_mprotect"`
 	PsiFileOpen            *ebpf.Program `ebpf:"psi_file_open"`
 	PsiFileReceive         *ebpf.Program `ebpf:"psi_file_receive"`
+	PsiInodeRemoveAcl      *ebpf.Program `ebpf:"psi_inode_remove_acl"`
 	PsiInodeRemovexattr    *ebpf.Program `ebpf:"psi_inode_removexattr"`
+	PsiInodeSetAcl         *ebpf.Program `ebpf:"psi_inode_set_acl"`
 	PsiInodeSetxattr       *ebpf.Program `ebpf:"psi_inode_setxattr"`
 	PsiKernelLoadData      *ebpf.Program `ebpf:"psi_kernel_load_data"`
 	PsiKernelModuleRequest *ebpf.Program `ebpf:"psi_kernel_module_request"`
@@ -271,6 +284,7 @@ type LSMPrograms struct {
 	PsiSbUmount            *ebpf.Program `ebpf:"psi_sb_umount"`
 	PsiSocketCreate        *ebpf.Program `ebpf:"psi_socket_create"`
 	PsiSocketListen        *ebpf.Program `ebpf:"psi_socket_listen"`
+	PsiTaskPrctl           *ebpf.Program `ebpf:"psi_task_prctl"`
 	PsiUnixMaySend         *ebpf.Program `ebpf:"psi_unix_may_send"`
 	PsiUnixStreamConnect   *ebpf.Program `ebpf:"psi_unix_stream_connect"`
 	PsiUsernsCreate        *ebpf.Program `ebpf:"psi_userns_create"`
@@ -285,7 +299,9 @@ func (p *LSMPrograms) Close() error {
 		p.PsiFileMprotect,
 		p.PsiFileOpen,
 		p.PsiFileReceive,
+		p.PsiInodeRemoveAcl,
 		p.PsiInodeRemovexattr,
+		p.PsiInodeSetAcl,
 		p.PsiInodeSetxattr,
 		p.PsiKernelLoadData,
 		p.PsiKernelModuleRequest,
@@ -312,6 +328,7 @@ func (p *LSMPrograms) Close() error {
 		p.PsiSbUmount,
 		p.PsiSocketCreate,
 		p.PsiSocketListen,
+		p.PsiTaskPrctl,
 		p.PsiUnixMaySend,
 		p.PsiUnixStreamConnect,
 		p.PsiUsernsCreate,

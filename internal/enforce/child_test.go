@@ -46,6 +46,8 @@ func TestMain(m *testing.M) {
 		os.Exit(childMain())
 	case "attach":
 		os.Exit(attachMain())
+	case "attach-files":
+		os.Exit(attachFilesMain())
 	}
 }
 
@@ -64,6 +66,9 @@ func childMain() int {
 }
 
 func serve(req request, early map[string]int) reply {
+	if answer, mine := serveFile(req); mine {
+		return answer
+	}
 	switch req.Op {
 	case "setup":
 		return setup()
@@ -219,16 +224,27 @@ type child struct {
 
 func startChild(t testing.TB, cgroup string) *child {
 	t.Helper()
+	c := startChildIn(t, cgroup, "/proc/self/exe", unix.CLONE_NEWNET)
+	if r := c.do(request{Op: "setup"}); r.Errno != 0 {
+		t.Fatalf("setting the child's network up: %s: %v", r.Call, r.Errno)
+	}
+	return c
+}
+
+// startChildIn starts this program, found at path, in a cgroup and new namespaces.
+func startChildIn(t testing.TB, cgroup, path string, namespaces uintptr, files ...*os.File) *child {
+	t.Helper()
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command(path)
 	cmd.Env = append(os.Environ(), childEnv+"=guest")
 	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET, UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL,
+		Cloneflags: namespaces, UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL,
 	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -247,11 +263,7 @@ func startChild(t testing.TB, cgroup string) *child {
 			t.Errorf("the child ended with %v", err)
 		}
 	})
-	c := &child{t, cmd, json.NewEncoder(stdin), json.NewDecoder(stdout)}
-	if r := c.do(request{Op: "setup"}); r.Errno != 0 {
-		t.Fatalf("setting the child's network up: %s: %v", r.Call, r.Errno)
-	}
-	return c
+	return &child{t, cmd, json.NewEncoder(stdin), json.NewDecoder(stdout)}
 }
 
 func (c *child) send(req request) {

@@ -42,4 +42,10 @@
 //
 // Loading and attaching cost about 2 ms in a fresh process, attaching one more
 // guest 0.1 ms. A caller in a hurry runs [Load] while the container is made.
+//
+// # Files
+//
+// Where the kernel takes LSM programs, [LoadFiles] attaches those of lsm.bpf.c to the
+// whole host, once, and pins them; [FilePrograms.Attach] then holds one guest. See
+// lsm.bpf.c for what is decided, path.h for how, and pins.go for how long.
 package enforce

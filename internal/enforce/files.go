@@ -11,6 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -23,8 +24,9 @@ import (
 type FilePrograms struct {
 	dir string // where they are pinned
 
-	mu   sync.Mutex // guards maps
-	maps bpf.LSMMaps
+	mu    sync.Mutex // guards the fields below
+	maps  bpf.LSMMaps
+	known map[[32]byte]tableName // of rules that were compiled, by their digest
 }
 
 // LoadFiles attaches the programs to the host's LSM hooks and pins them, or finds
@@ -80,7 +82,7 @@ func (p *FilePrograms) open() error {
 
 func mapsByName(m *bpf.LSMMaps) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
-		"guests": &m.Guests, "denied": &m.Denied, "levels": &m.Levels, "buffers": &m.Buffers,
+		"guests": &m.Guests, "denied": &m.Denied, "depths": &m.Depths, "buffers": &m.Buffers,
 		"tables_small": &m.TablesSmall, "tables_medium": &m.TablesMedium, "tables_large": &m.TablesLarge, "tables_huge": &m.TablesHuge,
 	}
 }
@@ -91,6 +93,9 @@ func (p *FilePrograms) load() (err error) {
 	spec, err := bpf.LoadLSM()
 	if err != nil {
 		return fmt.Errorf("reading the embedded file programs: %w", err)
+	}
+	if err := dropNewHooks(spec); err != nil {
+		return err
 	}
 	collection, err := ebpf.NewCollection(spec)
 	if err != nil {
@@ -125,6 +130,22 @@ func (p *FilePrograms) load() (err error) {
 	}
 	if err := os.Rename(incomplete, p.dir); err != nil {
 		return fmt.Errorf("pinning the file programs: %w", err)
+	}
+	return nil
+}
+
+// dropNewHooks removes the programs of hooks that this kernel does not have yet,
+// where older ones have the same effect: on Linux 6.1 an ACL is an xattr.
+func dropNewHooks(spec *ebpf.CollectionSpec) error {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return filesUnsupported("the kernel's type information", "run a kernel with CONFIG_DEBUG_INFO_BTF", err)
+	}
+	for _, hook := range []string{"inode_set_acl", "inode_remove_acl"} {
+		var function *btf.Func
+		if err := kernel.TypeByName("bpf_lsm_"+hook, &function); errors.Is(err, btf.ErrNotFound) {
+			delete(spec.Programs, "psi_"+hook)
+		}
 	}
 	return nil
 }

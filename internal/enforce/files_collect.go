@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -9,11 +10,52 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/psi-runtime/psi/bpf"
+	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // manyTables is how many tables there may be before those that no guest uses are
 // removed: each removal waits for the programs that run now.
 const manyTables = 64
+
+// maxKnown bounds how many compiled lists of rules are remembered.
+const maxKnown = 1024
+
+// tableOf returns the table of the rules, which is then in the kernel. Rules are
+// compiled once; guests of one policy cost a look. The caller holds the lock.
+func (p *FilePrograms) tableOf(files Files) (tableName, error) {
+	digest := files.digest()
+	if name, ok := p.known[digest]; ok {
+		var inner *ebpf.Map
+		if err := p.outerMaps()[name.size].Lookup(name.id, &inner); err == nil {
+			return name, inner.Close()
+		}
+	}
+	a, err := policy.CompileGuest(files.Own, files.Rules)
+	if err != nil {
+		return tableName{}, err
+	}
+	table, err := newPathTable(a)
+	if err != nil {
+		return tableName{}, err
+	}
+	if len(p.known) >= maxKnown || p.known == nil {
+		p.known = make(map[[32]byte]tableName)
+	}
+	p.known[digest] = table.tableName
+	return table.tableName, p.addTable(table)
+}
+
+// digest names the rules; the namespace is not one of them.
+func (f Files) digest() [32]byte {
+	h := sha256.New()
+	for _, rules := range [][]policy.FSRule{f.Own, f.Rules} {
+		for _, r := range rules {
+			fmt.Fprintf(h, "%s %q\n", r.Mode, r.Pattern)
+		}
+		h.Write([]byte{0})
+	}
+	return [32]byte(h.Sum(nil))
+}
 
 // addTable puts a table into the kernel unless it is there. The caller holds the lock.
 func (p *FilePrograms) addTable(t pathTable) error {

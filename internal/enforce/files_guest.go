@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -47,13 +48,13 @@ func (p *FilePrograms) Attach(cgroupDir string, files Files) (*FileGuest, error)
 		return nil, err
 	}
 	defer dir.Close()
-	levels, err := cgroupLevels(cgroupDir)
+	depths, err := cgroupDepths(cgroupDir)
 	if err != nil {
 		return nil, err
 	}
 	g := &FileGuest{programs: p, cgroup: cgroupDir, id: id}
 	err = p.change(func() error {
-		if err := errors.Join(p.addLevels(levels), p.maps.Denied.Put(id, uint64(0))); err != nil {
+		if err := errors.Join(p.addDepths(depths), p.maps.Denied.Put(id, uint64(0))); err != nil {
 			return fmt.Errorf("attaching the file rules of cgroup %s: %w", cgroupDir, full(err, p.maps.Denied, "guests"))
 		}
 		if err := g.put(files); err != nil {
@@ -105,29 +106,28 @@ func mapID(m *ebpf.Map) ebpf.MapID {
 	return id
 }
 
-func (p *FilePrograms) addLevels(mask uint32) error {
-	var now uint32
-	if err := p.maps.Levels.Lookup(uint32(0), &now); err != nil {
+// addDepths adds to the depths at which the programs look for guests.
+func (p *FilePrograms) addDepths(depths []uint32) error {
+	var list bpf.LSMDepthList
+	if err := p.maps.Depths.Lookup(uint32(0), &list); err != nil {
 		return err
 	}
-	if now|mask == now {
-		return nil
+	all := append(slices.DeleteFunc(list.Depth[:], func(d uint32) bool { return d == 0 }), depths...)
+	slices.Sort(all)
+	all = slices.Compact(all)
+	slices.Reverse(all) // innermost first
+	var next bpf.LSMDepthList
+	if copy(next.Depth[:], all) < len(all) {
+		return fmt.Errorf("guests at more than %d depths of the cgroup hierarchy: put them at the same", len(next.Depth))
 	}
-	return p.maps.Levels.Put(uint32(0), now|mask)
+	return p.maps.Depths.Put(uint32(0), next)
 }
 
 // put makes files what the guest is held to, with one write. The caller holds the lock.
 func (g *FileGuest) put(files Files) error {
 	g.namespace = files.MountNamespace
-	a, err := policy.CompileGuest(files.Own, files.Rules)
+	table, err := g.programs.tableOf(files)
 	if err != nil {
-		return err
-	}
-	table, err := newPathTable(a)
-	if err != nil {
-		return err
-	}
-	if err := g.programs.addTable(table); err != nil {
 		return err
 	}
 	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace}

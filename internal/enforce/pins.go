@@ -112,28 +112,33 @@ func cgroupExists(dir *os.File, id uint64) (bool, error) {
 	return false, fmt.Errorf("looking for cgroup %d: %w", id, err)
 }
 
-// cgroupLevels is a mask of the depths at which the cgroup directory may be in the
-// kernel's count: one, or all when the top of the hierarchy cannot be seen from
-// here (a cgroup namespace).
-func cgroupLevels(dir string) (uint32, error) {
-	level := 0
-	for {
+// maxDepth is how deep a guest's cgroup may be.
+const maxDepth = 16
+
+// cgroupDepths are the depths at which the cgroup directory may be in the kernel's
+// count: one, or all when the top of the hierarchy cannot be seen from here (a cgroup
+// namespace).
+func cgroupDepths(dir string) ([]uint32, error) {
+	for depth := uint32(0); depth <= maxDepth; depth++ {
 		var fs unix.Statfs_t
 		var st unix.Stat_t
 		above := filepath.Dir(dir)
 		if err := errors.Join(unix.Stat(dir, &st), unix.Statfs(above, &fs)); err != nil {
-			return 0, fmt.Errorf("finding the depth of cgroup %s: %w", dir, err)
+			return nil, fmt.Errorf("finding the depth of cgroup %s: %w", dir, err)
 		}
-		if st.Ino == 1 { // the root of the hierarchy
-			break
+		switch {
+		case st.Ino == 1 && depth == 0:
+			return nil, fmt.Errorf("cgroup %s is the root of the hierarchy, not a guest's", dir)
+		case st.Ino == 1:
+			return []uint32{depth}, nil
+		case fs.Type != unix.CGROUP2_SUPER_MAGIC:
+			all := make([]uint32, maxDepth)
+			for i := range all {
+				all[i] = uint32(i + 1)
+			}
+			return all, nil
 		}
-		if fs.Type != unix.CGROUP2_SUPER_MAGIC {
-			return ^uint32(1), nil
-		}
-		dir, level = above, level+1
+		dir = above
 	}
-	if level < 1 || level > 31 {
-		return 0, fmt.Errorf("the guest's cgroup is %d levels deep: 1 to 31 can be looked at", level)
-	}
-	return 1 << level, nil
+	return nil, fmt.Errorf("cgroup %s is more than %d levels deep: guests cannot be held there", dir, maxDepth)
 }

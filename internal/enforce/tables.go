@@ -20,10 +20,15 @@ const headSize = 8 + 256
 // tableSizes are the entries that a table of path.h can have, by its size number.
 func tableSizes() []int { return []int{1 << 13, 1 << 16, 1 << 19, 1 << 23} }
 
+// tableName is how a guest's entry names its table.
+type tableName struct {
+	id   [16]byte // digest of the table: equal rules have one
+	size uint32   // index in tableSizes
+}
+
 // pathTable is an automaton in the layout of path.h.
 type pathTable struct {
-	id   [16]byte // digest of what follows: equal rules have one table
-	size uint32   // index in tableSizes
+	tableName
 	data []byte
 }
 

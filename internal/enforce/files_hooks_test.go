@@ -1,0 +1,271 @@
+package enforce_test
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/enforce"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// loadFiles loads the LSM programs, or skips where the kernel refuses them.
+func loadFiles(t *testing.T) *enforce.FilePrograms {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: CAP_BPF")
+	}
+	p, err := enforce.LoadFiles()
+	if errors.Is(err, enforce.ErrNotSupported) {
+		if os.Getenv("PSI_TEST_VM") != "" {
+			t.Fatalf("the second kernel has BPF-LSM: %v", err)
+		}
+		t.Skipf("needs BPF-LSM: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// fileGuest is a privileged process in a cgroup and a mount namespace of its own.
+type fileGuest struct {
+	*child
+	*enforce.FileGuest
+	cgroup, own, host string // directories: what it may write, and the policy's
+	files             enforce.Files
+	channel           int // to its fd 3
+}
+
+func startFileGuest(t *testing.T, p *enforce.FilePrograms) *fileGuest {
+	t.Helper()
+	base := publicTemp(t)
+	g := &fileGuest{cgroup: newCgroup(t), own: base + "/own", host: base + "/host"}
+	for path, mode := range map[string]os.FileMode{"own": 0, "host": 0, "host/a.csv": 0o644, "host/a.txt": 0o755, "host/sub/b.csv": 0o644} {
+		full := filepath.Join(base, path)
+		err := os.MkdirAll(filepath.Dir(full), 0o755)
+		if err == nil && mode == 0 {
+			err = os.Mkdir(full, 0o755)
+		} else if err == nil {
+			err = os.WriteFile(full, []byte("x"), mode)
+		}
+		if err != nil && !os.IsExist(err) {
+			t.Fatal(err)
+		}
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "channel")
+	g.channel = pair[0]
+	g.child = startChildIn(t, g.cgroup, exe, unix.CLONE_NEWNS, theirs)
+	theirs.Close()
+	t.Cleanup(func() { unix.Close(g.channel) })
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/"+itoa(g.cmd.Process.Pid)+"/ns/mnt", &st); err != nil {
+		t.Fatal(err)
+	}
+	g.files = enforce.Files{
+		MountNamespace: uint32(st.Ino),
+		Own: []policy.FSRule{
+			{Mode: policy.Read, Pattern: "/**"}, {Mode: policy.Execute, Pattern: "/usr"}, {Mode: policy.Execute, Pattern: exe},
+			{Mode: policy.Write, Pattern: g.own}, {Mode: policy.Write, Pattern: "/proc"}, {Mode: policy.Write, Pattern: "/sys/fs/cgroup"}, {Mode: policy.Write, Pattern: "/dev"},
+		},
+		Rules: []policy.FSRule{{Mode: policy.Write, Pattern: g.host + "/*.csv"}},
+	}
+	if g.FileGuest, err = p.Attach(g.cgroup, g.files); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.FileGuest.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// publicTemp is a directory outside of /tmp, which policies cannot name.
+func publicTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/srv", "psi-enforce-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// ask checks one operation; want 0 means that it succeeds.
+func (g *fileGuest) ask(op, path string, want syscall.Errno) {
+	g.t.Helper()
+	if r := g.child.do(request{Op: op, Addr: path}); r.Errno != want {
+		g.t.Errorf("%s %q: %v, want %v", op, path, r.Errno, want)
+	}
+}
+
+// TestFileHooks has a guest with every capability and no seccomp filter try what no
+// guest may do.
+func TestFileHooks(t *testing.T) {
+	g := startFileGuest(t, loadFiles(t))
+	const no, never, ok = syscall.EACCES, syscall.EPERM, syscall.Errno(0)
+	listen(t, "unix", g.host+"/socket.csv")
+	listen(t, "unix", "@psi-abstract")
+	listen(t, "unixgram", g.host+"/datagrams.csv")
+	for _, try := range []struct {
+		op, path string
+		want     syscall.Errno
+	}{
+		{"open", g.host + "/a.csv", ok}, {"open", g.host + "/a.txt", no}, {"open", g.host + "/sub/b.csv", no}, {"open", g.host, ok}, {"open", g.host + "/sub", no},
+		{"create", g.host + "/new.csv", ok}, {"create", g.host + "/new.txt", no}, {"open", "/etc/passwd", ok}, {"create", "/etc/psi-test", no}, {"create", g.own + "/x", ok},
+		{"execute", g.host + "/a.txt", no}, {"execute", "/bin/true", ok}, {"execute-memfd", "", no},
+		{"mknod", g.own + "/null", never}, {"mkfifo", g.own + "/fifo", ok}, {"mkfifo", g.host + "/fifo.csv", no}, {"setxattr", g.own + "/x", never},
+		{"mount", g.own, never}, {"umount", "/dev", never}, {"remount", g.own, never}, {"pivot_root", g.own, never}, {"move_mount", g.own, never}, {"chroot", g.own, never},
+		{"new-mount-namespace", "/etc/passwd", no}, {"host-mount-namespace", "/etc/passwd", no}, {"open", "/proc/1/root/etc/passwd", no},
+		{"child-cgroup-open", g.host + "/a.txt", no}, {"child-cgroup-open", g.host + "/a.csv", ok},
+		{"user-namespace", "", never}, {"ptrace", "", never}, {"traceme", "", never}, {"bpf", "", never}, {"perf", "", never},
+		{"init_module", "", never}, {"finit_module", "", never}, {"kexec", "", never}, {"set-mm", "", never}, {"prctl", "", ok},
+		{"socket", "2 1 0", ok}, {"socket", "10 1 6", ok}, {"socket", "1 2 0", ok}, {"socket", "17 3 0", never}, {"socket", "16 3 0", never}, {"socket", "40 1 0", never}, {"socket", "2 3 1", never}, {"socket", "2 1 262", never},
+		{"listen", "", never}, {"pairs", "", ok}, {"unix-connect", g.host + "/socket.csv", no}, {"unix-connect", "@psi-abstract", never}, {"unix-send", g.host + "/datagrams.csv", no},
+	} {
+		g.ask(try.op, try.path, try.want)
+	}
+	for path, want := range map[string]syscall.Errno{"/etc/passwd": no, g.host + "/a.csv": no} { // opened in this namespace
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Sendmsg(g.channel, []byte("x"), unix.UnixRights(int(file.Fd())), nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		g.ask("receive", path, want)
+		file.Close()
+	}
+	if n, err := g.Denied(); err != nil || n < 30 {
+		t.Errorf("%d denials were counted, %v", n, err)
+	}
+}
+
+func listen(t *testing.T, network, path string) {
+	t.Helper()
+	if network == "unixgram" {
+		conn, err := net.ListenUnixgram(network, &net.UnixAddr{Name: path, Net: network})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return
+	}
+	l, err := net.Listen(network, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+}
+
+// TestFileUpdate changes the rules of a guest, and forgets it.
+func TestFileUpdate(t *testing.T) {
+	p := loadFiles(t)
+	g := startFileGuest(t, p)
+	g.ask("open", g.host+"/a.txt", syscall.EACCES)
+	next := g.files
+	next.Rules = []policy.FSRule{{Mode: policy.Read, Pattern: g.host + "/*.txt"}}
+	if err := g.Update(next); err != nil {
+		t.Fatal(err)
+	}
+	g.ask("open", g.host+"/a.txt", 0)
+	g.ask("open", g.host+"/a.csv", syscall.EACCES)
+	if err := g.FileGuest.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.ask("open", g.host+"/a.txt", syscall.EACCES) // it still runs: nothing may
+	g.ask("open", "/etc/passwd", syscall.EACCES)
+	if err := g.Update(next); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("updating a closed guest: %v", err)
+	}
+}
+
+// TestFilesOutliveLoader kills the process that attached; the guest stays held, and
+// nothing is left when it has gone and the programs are collected.
+func TestFilesOutliveLoader(t *testing.T) {
+	p := loadFiles(t)
+	g := startFileGuest(t, p)
+	other := startFileGuest(t, p)
+	cmd := exec.Command("/proc/self/exe", other.cgroup)
+	cmd.Env = append(os.Environ(), childEnv+"=attach-files", "PSI_MNT="+itoa(int(other.files.MountNamespace)), "PSI_READ="+other.host+"/*.txt")
+	if out, err := cmd.CombinedOutput(); err == nil {
+		t.Fatalf("the attaching process was to be killed: %s", out)
+	}
+	other.ask("open", other.host+"/a.txt", 0) // its rules, not the first ones
+	other.ask("open", other.host+"/a.csv", syscall.EACCES)
+	if removed, err := enforce.CollectFiles(); err != nil || len(removed) != 0 {
+		t.Errorf("with guests, %q were collected: %v", removed, err)
+	}
+	g.ask("open", g.host+"/a.txt", syscall.EACCES)
+	if err := errors.Join(g.FileGuest.Close(), other.FileGuest.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFilesCollected is last of a guest: the programs go, and come back.
+func TestFilesCollected(t *testing.T) {
+	p := loadFiles(t)
+	removed, err := enforce.CollectFiles()
+	if err != nil || len(removed) != 1 {
+		t.Fatalf("collected %q, %v", removed, err)
+	}
+	if _, err := os.Stat("/sys/fs/bpf/psi"); !os.IsNotExist(err) {
+		t.Errorf("/sys/fs/bpf/psi: %v", err)
+	}
+	// A guest attached through what is no longer pinned must be held all the same.
+	g := startFileGuest(t, p)
+	g.ask("open", g.host+"/a.txt", syscall.EACCES)
+	if entries, err := os.ReadDir("/sys/fs/bpf/psi"); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+// TestFilesNeedNamespace refuses what would pass every process for the runtime.
+func TestFilesNeedNamespace(t *testing.T) {
+	p := loadFiles(t)
+	if _, err := p.Attach(newCgroup(t), enforce.Files{}); err == nil {
+		t.Error("attached without a mount namespace")
+	}
+}
+
+// attachFilesMain attaches to the cgroup of the first argument and is killed.
+func attachFilesMain() int {
+	p, err := enforce.LoadFiles()
+	if err != nil {
+		return 0
+	}
+	var namespace uint32
+	for _, c := range os.Getenv("PSI_MNT") {
+		namespace = 10*namespace + uint32(c-'0')
+	}
+	files := enforce.Files{MountNamespace: namespace, Own: []policy.FSRule{{Mode: policy.Read, Pattern: "/**"}},
+		Rules: []policy.FSRule{{Mode: policy.Read, Pattern: os.Getenv("PSI_READ")}}}
+	if _, err := p.Attach(os.Args[1], files); err != nil {
+		return 0
+	}
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
