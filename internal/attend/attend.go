@@ -168,7 +168,7 @@ func (a *Attendant) Cause() (cause string, limit, observed float64) {
 // Enforced tells which mechanism holds the network rules, and the file rules where
 // the mounts do not, for people.
 func (a *Attendant) Enforced() []Enforcement {
-	return append(a.files.enforced(), a.net.enforced...)
+	return append(a.files.enforced(*a.policy.Load()), a.net.enforced...)
 }
 
 // ErrClosed means that the guest is no longer attended.
@@ -180,8 +180,13 @@ var ErrClosed = errors.New("attending guest: already closed")
 // guest must not overlap.
 func (a *Attendant) Update(p policy.Policy) error {
 	old := a.policy.Load()
+	if !slices.Equal(old.FS(), p.FS()) {
+		if err := a.files.update(p); err != nil {
+			return err
+		}
+	}
 	if err := a.net.update(*old, p); err != nil {
-		return err
+		return errors.Join(err, a.files.update(*old))
 	}
 	a.policy.Store(&p)
 	select {

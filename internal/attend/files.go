@@ -34,18 +34,32 @@ func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
 	return f, nil
 }
 
-func (f files) enforced() []Enforcement {
+// update puts another policy's rules into force, with one write.
+func (f *files) update(p policy.Policy) error {
+	if f.guest == nil {
+		return nil
+	}
+	next := f.rules
+	next.Rules = p.FS()
+	if err := f.guest.Update(next); err != nil {
+		return fmt.Errorf("updating the guest's file rules: %w", err)
+	}
+	f.rules = next
+	return nil
+}
+
+func (f *files) enforced(p policy.Policy) []Enforcement {
 	if f.guest == nil {
 		return nil
 	}
 	list := []Enforcement{{"mount, chroot, ptrace, bpf, modules", "BPF-LSM"}}
-	for _, r := range f.rules.Rules {
+	for _, r := range p.FS() {
 		list = append(list, Enforcement{fmt.Sprintf("fs %s %s", r.Mode, r.Pattern), "BPF-LSM"})
 	}
 	return list
 }
 
-func (f files) close() error {
+func (f *files) close() error {
 	if f.guest == nil {
 		return nil
 	}
