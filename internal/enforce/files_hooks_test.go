@@ -162,6 +162,27 @@ func TestFileHooks(t *testing.T) {
 	}
 }
 
+// TestFileHooksControl has the same guest, held to nothing, do what the programs
+// refuse: nobody else would have. What would reach the machine is left out.
+func TestFileHooksControl(t *testing.T) {
+	g := startFileGuest(t, loadFiles(t))
+	if err := g.FileGuest.Close(); err != nil {
+		t.Fatal(err)
+	}
+	forget(t, g)
+	listen(t, "unix", g.host+"/socket.csv")
+	for _, try := range []struct{ op, path string }{
+		{"open", g.host + "/a.txt"}, {"create", g.host + "/new.txt"}, {"execute", "/bin/true"}, {"execute-memfd", ""}, {"mkfifo", g.host + "/fifo.csv"}, {"chroot", g.own},
+		{"mknod", g.own + "/null"}, {"new-mount-namespace", "/etc/passwd"}, {"host-mount-namespace", "/etc/passwd"}, {"user-namespace", ""}, {"traceme", ""}, {"perf", ""},
+		{"socket", "17 3 0"}, {"socket", "16 3 0"}, {"socket", "2 3 1"}, {"listen", ""}, {"unix-connect", g.host + "/socket.csv"},
+	} {
+		g.ask(try.op, try.path, 0)
+	}
+	for op, want := range map[string]syscall.Errno{"bpf": syscall.EINVAL, "init_module": syscall.ENOEXEC, "finit_module": syscall.ENOEXEC} {
+		g.ask(op, "", want)
+	}
+}
+
 func listen(t *testing.T, network, path string) {
 	t.Helper()
 	if network == "unixgram" {
