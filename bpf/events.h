@@ -37,6 +37,7 @@ enum event_kind {
 	EVENT_CHANGE = 20, // of mode, owner, times or attributes
 	EVENT_MOUNT = 21,
 	EVENT_UNIX = 22, // connecting or sending to a unix socket, opening a FIFO
+	EVENT_FORBIDDEN = 23, // what no guest may do and has no kind of its own: ptrace, bpf, modules; no path
 };
 
 #define EVENT_NO_RULE (-1) // nothing allowed it, which is what denied it

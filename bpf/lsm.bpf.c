@@ -25,6 +25,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "kernel.h"
+#include "events.h"
 #include "path.h"
 
 #define EPERM 1
@@ -62,6 +63,7 @@ struct guest {
 	struct table_id table;
 	__u32 size;            // of the table
 	__u32 mount_namespace; // its inode number
+	__u64 owner;           // of the ring for its denials
 };
 
 struct {
@@ -72,13 +74,17 @@ struct {
 	__type(value, struct guest);
 } guests SEC(".maps");
 
+// The rings of those processes that want to hear of denials, each of its own guests.
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 13);
-	__type(key, __u64); // cgroup id
-	__type(value, __u64);
-} denied SEC(".maps");
+	__uint(max_entries, 1 << 10);
+	__type(key, __u64); // owner
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_RINGBUF);
+		__uint(max_entries, 1 << 18);
+	});
+} rings SEC(".maps");
 
 // The depths at which a guest's cgroup may be, innermost first, then zeroes.
 #define DEPTHS 16
@@ -175,13 +181,46 @@ static __noinline bool enter(struct subject *subject)
 	return true;
 }
 
-static __noinline int refuse(struct subject *subject, int error)
+// count_denial is for a guest whose denials nobody wants to hear of.
+static __always_inline void count_denial(__u64 cgroup)
 {
-	__u64 id = subject->cgroup;
-	__u64 *count = bpf_map_lookup_elem(&denied, &id);
+	struct account *account = bpf_map_lookup_elem(&accounts, &cgroup);
 
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	if (account)
+		__sync_fetch_and_add(&account->denied, 1);
+}
+
+// refuse denies something that has no path.
+static __noinline int refuse(struct subject *subject, __u32 kind, int error)
+{
+	struct event event = {.kind = kind, .rule = EVENT_NO_RULE, .error = error};
+	__u64 owner = subject->guest.owner;
+	void *ring = bpf_map_lookup_elem(&rings, &owner);
+
+	if (ring)
+		report_denial(ring, subject->cgroup, &event, 0);
+	else
+		count_denial(subject->cgroup);
+	return -error;
+}
+
+// refuse_path denies what is at the path in the buffer.
+static __noinline int refuse_path(struct subject *subject, struct path_buffer *path, __u32 kind, int error)
+{
+	__u64 owner = subject->guest.owner;
+	void *ring = bpf_map_lookup_elem(&rings, &owner);
+	__u32 start = path->start;
+
+	if (!ring || start < PATH_FRONT || start >= PATH_END) {
+		count_denial(subject->cgroup);
+		return -error;
+	}
+	struct event *event = (void *)&path->bytes[start - sizeof(*event)];
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = kind;
+	event->rule = EVENT_NO_RULE;
+	event->error = error;
+	report_denial(ring, subject->cgroup, event, PATH_END - start);
 	return -error;
 }
 
@@ -241,7 +280,7 @@ static long walk_step(__u32 i, struct walk *walk)
 	if (length > 255 || length == 0)
 		return 1;
 	at -= length;
-	if (at > PATH_END || at <= PATH_STEP)
+	if (at > PATH_END || at <= PATH_FRONT)
 		return 1;
 	length &= 255;
 	if (bpf_probe_read_kernel(&path->bytes[at], length, link.name))
@@ -262,36 +301,18 @@ static __noinline bool write_path(struct path_buffer *path, struct vfsmount *mnt
 
 	bpf_loop(PATH_LONGEST, walk_step, &walk, 0);
 	__u32 at = walk.at;
-	if (!walk.done || at > PATH_END || at < PATH_STEP)
+	if (!walk.done || at > PATH_END || at < PATH_FRONT)
 		return false;
 	if (at == PATH_END) {
 		at--;
 		path->bytes[at] = '/';
 	}
 	at &= 0x1fff;
-	if (at > PATH_END || at < PATH_STEP)
+	if (at > PATH_END || at < PATH_FRONT)
 		return false;
 	*(__u64 *)&path->bytes[at - PATH_STEP] = 0;
 	path->start = at;
 	return true;
-}
-
-// verdict_of is what the guest's rules say about an entry of its mount namespace.
-static __noinline __u32 verdict_of(struct guest *guest, struct vfsmount *mnt, struct dentry *dentry)
-{
-	__u32 verdict = 0;
-
-	for (__u32 i = 0; i < BUFFERS; i++) {
-		__u32 number = i;
-		struct path_buffer *path = bpf_map_lookup_elem(&buffers, &number);
-		if (!path || __sync_val_compare_and_swap(&path->busy, 0, 1) != 0)
-			continue;
-		if (write_path(path, mnt, dentry))
-			verdict = path_verdict(path, &guest->table, guest->size);
-		__sync_lock_test_and_set(&path->busy, 0);
-		break;
-	}
-	return verdict;
 }
 
 static __always_inline bool allows(__u32 verdict, __u32 want, bool directory)
@@ -301,35 +322,66 @@ static __always_inline bool allows(__u32 verdict, __u32 want, bool directory)
 	return (verdict & want) == want;
 }
 
+// request is what somebody wants with an entry.
+struct request {
+	__u32 want;
+	__u32 kind; // of the event if it is refused
+	bool directory;
+};
+
+// decide_path asks the guest's rules about an entry of its mount namespace.
+static __noinline int decide_path(struct subject *subject, struct vfsmount *mnt, struct dentry *dentry, struct request *request)
+{
+	for (__u32 i = 0; i < BUFFERS; i++) {
+		__u32 number = i;
+		struct path_buffer *path = bpf_map_lookup_elem(&buffers, &number);
+		if (!path || __sync_val_compare_and_swap(&path->busy, 0, 1) != 0)
+			continue;
+		int error = 0;
+		if (!write_path(path, mnt, dentry))
+			error = refuse(subject, request->kind, EACCES);
+		else if (!allows(path_verdict(path, &subject->guest.table, subject->guest.size), request->want, request->directory))
+			error = refuse_path(subject, path, request->kind, EACCES);
+		__sync_lock_test_and_set(&path->busy, 0);
+		return error;
+	}
+	return refuse(subject, request->kind, EACCES);
+}
+
 // decide_file is about an open file, or one that is being opened.
 static __noinline int decide_file(struct subject *subject, struct file *file, __u32 want)
 {
 	struct vfsmount *mnt = file->f_path.mnt;
 	__u16 mode = file->f_inode->i_mode & S_IFMT;
+	struct request request = {
+		.want = want, .directory = mode == S_IFDIR,
+		.kind = want & MAY_EXECUTE ? EVENT_EXEC : want & MAY_WRITE ? EVENT_WRITE : EVENT_READ,
+	};
 
 	switch (place_of(mnt, subject->guest.mount_namespace)) {
 	case LAYER:
 		return 0;
 	case INTERNAL:
-		return want & MAY_EXECUTE && !subject->runtime ? refuse(subject, EACCES) : 0;
+		return want & MAY_EXECUTE && !subject->runtime ? refuse(subject, EVENT_EXEC, EACCES) : 0;
 	case FOREIGN:
-		return subject->runtime ? 0 : refuse(subject, EACCES);
+		return subject->runtime ? 0 : refuse(subject, request.kind, EACCES);
 	case GUEST:
 		break;
 	}
 	if (subject->runtime && !(want & MAY_EXECUTE))
 		return 0;
-	if (mode != S_IFREG && mode != S_IFDIR)
-		want |= OWN;
-	if (!want)
-		return 0;
-	__u32 verdict = verdict_of(&subject->guest, mnt, file->f_path.dentry);
-	return allows(verdict, want, mode == S_IFDIR) ? 0 : refuse(subject, EACCES);
+	if (mode != S_IFREG && mode != S_IFDIR) {
+		request.want |= OWN;
+		request.kind = EVENT_UNIX;
+	}
+	return request.want ? decide_path(subject, mnt, file->f_path.dentry, &request) : 0;
 }
 
 // decide_entry is about a name in a directory, existing or not.
-static __noinline int decide_entry(struct subject *subject, struct vfsmount *mnt, struct dentry *dentry, __u32 want)
+static __noinline int decide_entry(struct subject *subject, struct vfsmount *mnt, struct dentry *dentry, __u32 want, __u32 kind)
 {
+	struct request request = {.want = want, .kind = kind};
+
 	if (subject->runtime)
 		return 0;
 	switch (place_of(mnt, subject->guest.mount_namespace)) {
@@ -337,11 +389,11 @@ static __noinline int decide_entry(struct subject *subject, struct vfsmount *mnt
 	case INTERNAL:
 		return 0;
 	case FOREIGN:
-		return refuse(subject, EACCES);
+		return refuse(subject, kind, EACCES);
 	case GUEST:
 		break;
 	}
-	return allows(verdict_of(&subject->guest, mnt, dentry), want, false) ? 0 : refuse(subject, EACCES);
+	return decide_path(subject, mnt, dentry, &request);
 }
 
 static __always_inline bool is_directory(struct dentry *dentry)
@@ -413,21 +465,21 @@ SEC("lsm/path_truncate")
 int BPF_PROG(psi_path_truncate, const struct path *path)
 {
 	ENTER;
-	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE);
+	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE, EVENT_WRITE);
 }
 
 SEC("lsm/path_chmod")
 int BPF_PROG(psi_path_chmod, const struct path *path)
 {
 	ENTER;
-	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE);
+	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE, EVENT_CHANGE);
 }
 
 SEC("lsm/path_chown")
 int BPF_PROG(psi_path_chown, const struct path *path)
 {
 	ENTER;
-	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE);
+	return decide_entry(&subject, path->mnt, path->dentry, MAY_WRITE, EVENT_CHANGE);
 }
 
 SEC("lsm/path_mknod")
@@ -436,37 +488,37 @@ int BPF_PROG(psi_path_mknod, const struct path *dir, struct dentry *dentry, __u1
 	ENTER;
 	__u32 kind = mode & S_IFMT;
 	if (!subject.runtime && (kind == S_IFCHR || kind == S_IFBLK))
-		return refuse(&subject, EPERM);
+		return refuse(&subject, EVENT_CREATE, EPERM);
 	return decide_entry(&subject, dir->mnt, dentry,
-			    kind == S_IFIFO || kind == S_IFSOCK ? MAY_WRITE | OWN : MAY_WRITE);
+			    kind == S_IFIFO || kind == S_IFSOCK ? MAY_WRITE | OWN : MAY_WRITE, EVENT_CREATE);
 }
 
 SEC("lsm/path_mkdir")
 int BPF_PROG(psi_path_mkdir, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE, EVENT_CREATE);
 }
 
 SEC("lsm/path_rmdir")
 int BPF_PROG(psi_path_rmdir, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE, EVENT_CREATE);
 }
 
 SEC("lsm/path_unlink")
 int BPF_PROG(psi_path_unlink, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE, EVENT_CREATE);
 }
 
 SEC("lsm/path_symlink")
 int BPF_PROG(psi_path_symlink, const struct path *dir, struct dentry *dentry)
 {
 	ENTER;
-	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE);
+	return decide_entry(&subject, dir->mnt, dentry, MAY_WRITE, EVENT_CREATE);
 }
 
 // A link gives the file a second name: only what may be written may get one that may.
@@ -475,15 +527,15 @@ int BPF_PROG(psi_path_link, struct dentry *old, const struct path *dir, struct d
 {
 	ENTER;
 	struct vfsmount *mnt = dir->mnt; // of both: no link crosses mounts
-	int error = decide_entry(&subject, mnt, old, MAY_WRITE);
-	return error ? error : decide_entry(&subject, mnt, dentry, MAY_WRITE);
+	int error = decide_entry(&subject, mnt, old, MAY_WRITE, EVENT_CREATE);
+	return error ? error : decide_entry(&subject, mnt, dentry, MAY_WRITE, EVENT_CREATE);
 }
 
 // A directory takes what is below to other names, so all of that must be the guest's to write.
 static __noinline int decide_rename(struct subject *subject, const struct path *dir, struct dentry *dentry)
 {
 	return decide_entry(subject, dir->mnt, dentry,
-			    is_directory(dentry) ? MAY_WRITE | MAY_MOVE : MAY_WRITE);
+			    is_directory(dentry) ? MAY_WRITE | MAY_MOVE : MAY_WRITE, EVENT_CREATE);
 }
 
 SEC("lsm/path_rename")
@@ -496,32 +548,32 @@ int BPF_PROG(psi_path_rename, const struct path *old_dir, struct dentry *old, co
 
 // What no guest may do.
 
-#define NEVER(hook)                                                                              \
+#define NEVER(hook, event)                                                                           \
 	SEC("lsm/" #hook)                                                                        \
 	int BPF_PROG(psi_##hook)                                                                 \
 	{                                                                                        \
 		ENTER;                                                                           \
-		return subject.runtime ? 0 : refuse(&subject, EPERM);                            \
+		return subject.runtime ? 0 : refuse(&subject, event, EPERM);                     \
 	}
 
-NEVER(sb_mount)
-NEVER(sb_umount)
-NEVER(sb_remount)
-NEVER(sb_pivotroot)
-NEVER(move_mount)
-NEVER(path_chroot)
-NEVER(userns_create)
-NEVER(ptrace_traceme)
-NEVER(bpf_map)
-NEVER(bpf_prog)
-NEVER(perf_event_open)
-NEVER(kernel_load_data)
-NEVER(kernel_read_file)
-NEVER(kernel_module_request)
-NEVER(inode_setxattr) // attributes have no path here, only an entry: none at all
-NEVER(inode_removexattr)
-NEVER(inode_set_acl) // Linux 6.2
-NEVER(inode_remove_acl)
+NEVER(sb_mount, EVENT_MOUNT)
+NEVER(sb_umount, EVENT_MOUNT)
+NEVER(sb_remount, EVENT_MOUNT)
+NEVER(sb_pivotroot, EVENT_MOUNT)
+NEVER(move_mount, EVENT_MOUNT)
+NEVER(path_chroot, EVENT_MOUNT)
+NEVER(userns_create, EVENT_FORBIDDEN)
+NEVER(ptrace_traceme, EVENT_FORBIDDEN)
+NEVER(bpf_map, EVENT_FORBIDDEN)
+NEVER(bpf_prog, EVENT_FORBIDDEN)
+NEVER(perf_event_open, EVENT_FORBIDDEN)
+NEVER(kernel_load_data, EVENT_FORBIDDEN)
+NEVER(kernel_read_file, EVENT_FORBIDDEN)
+NEVER(kernel_module_request, EVENT_FORBIDDEN)
+NEVER(inode_setxattr, EVENT_CHANGE) // attributes have no path here, only an entry: none at all
+NEVER(inode_removexattr, EVENT_CHANGE)
+NEVER(inode_set_acl, EVENT_CHANGE) // Linux 6.2
+NEVER(inode_remove_acl, EVENT_CHANGE)
 
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(psi_ptrace_access_check, struct task_struct *child, unsigned int mode)
@@ -529,7 +581,7 @@ int BPF_PROG(psi_ptrace_access_check, struct task_struct *child, unsigned int mo
 	if (!(mode & PTRACE_MODE_ATTACH))
 		return 0;
 	ENTER;
-	return subject.runtime ? 0 : refuse(&subject, EPERM);
+	return subject.runtime ? 0 : refuse(&subject, EVENT_FORBIDDEN, EPERM);
 }
 
 SEC("lsm/bpf")
@@ -538,7 +590,7 @@ int BPF_PROG(psi_bpf, int command)
 	if (command == SELF_TEST_COMMAND)
 		return -SELF_TEST_ANSWER;
 	ENTER;
-	return subject.runtime ? 0 : refuse(&subject, EPERM);
+	return subject.runtime ? 0 : refuse(&subject, EVENT_FORBIDDEN, EPERM);
 }
 
 // What runs a program tells the runtime from a guest, so no guest may change it. Any other call is
@@ -551,10 +603,23 @@ int BPF_PROG(psi_task_prctl, int option)
 	struct subject subject = {};
 	if (!enter(&subject) || subject.runtime)
 		return -ENOSYS;
-	return refuse(&subject, EPERM);
+	return refuse(&subject, EVENT_FORBIDDEN, EPERM);
 }
 
 // Sockets. Where a TCP or UDP socket may connect to is net.bpf.c's business.
+
+static __noinline int refuse_socket(struct subject *subject, __u32 family, __u32 type, __u32 protocol)
+{
+	struct event event = {.kind = EVENT_SOCKET, .rule = EVENT_NO_RULE, .error = EPERM, .address = {family, type, protocol}};
+	__u64 owner = subject->guest.owner;
+	void *ring = bpf_map_lookup_elem(&rings, &owner);
+
+	if (ring)
+		report_denial(ring, subject->cgroup, &event, 0);
+	else
+		count_denial(subject->cgroup);
+	return -EPERM;
+}
 
 SEC("lsm/socket_create")
 int BPF_PROG(psi_socket_create, int family, int type, int protocol, int kernel)
@@ -568,7 +633,7 @@ int BPF_PROG(psi_socket_create, int family, int type, int protocol, int kernel)
 	    ((type == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP)) ||
 	     (type == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP))))
 		return 0;
-	return refuse(&subject, EPERM);
+	return refuse_socket(&subject, family, type, protocol);
 }
 
 SEC("lsm/socket_listen")
@@ -579,7 +644,7 @@ int BPF_PROG(psi_socket_listen, struct socket *sock)
 	// Who listens without having bound gets a port that no bind hook has seen.
 	if (subject.runtime || BPF_CORE_READ(common, skc_family) == AF_UNIX || BPF_CORE_READ(common, skc_num))
 		return 0;
-	return refuse(&subject, EPERM);
+	return refuse(&subject, EVENT_LISTEN, EPERM);
 }
 
 // decide_peer is about the other end of an AF_UNIX socket.
@@ -591,8 +656,8 @@ static __noinline int decide_peer(struct subject *subject, struct sock *other)
 		return 0; // without a name: the other end of a pair
 	struct dentry *dentry = BPF_CORE_READ(peer, path.dentry);
 	if (!dentry)
-		return refuse(subject, EPERM); // an abstract name
-	return decide_entry(subject, BPF_CORE_READ(peer, path.mnt), dentry, MAY_WRITE | OWN);
+		return refuse(subject, EVENT_UNIX, EPERM); // an abstract name
+	return decide_entry(subject, BPF_CORE_READ(peer, path.mnt), dentry, MAY_WRITE | OWN, EVENT_UNIX);
 }
 
 SEC("lsm/unix_stream_connect")

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type LSMAccount struct {
+	_          structs.HostLayout
+	Next       uint64
+	Denied     uint64
+	Suppressed uint64
+}
+
 type LSMDepthList struct {
 	_     structs.HostLayout
 	Depth [16]uint32
@@ -23,13 +30,14 @@ type LSMGuest struct {
 	Table          LSMTableId
 	Size           uint32
 	MountNamespace uint32
+	Owner          uint64
 }
 
 type LSMPathBuffer struct {
 	_     structs.HostLayout
 	Busy  uint32
 	Start uint32
-	Bytes [4360]uint8
+	Bytes [8528]uint8
 }
 
 type LSMTableId struct {
@@ -41,10 +49,11 @@ type LSMTableId struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	LSMMapAccounts                = "accounts"
 	LSMMapBuffers                 = "buffers"
-	LSMMapDenied                  = "denied"
 	LSMMapDepths                  = "depths"
 	LSMMapGuests                  = "guests"
+	LSMMapRings                   = "rings"
 	LSMMapTablesHuge              = "tables_huge"
 	LSMMapTablesLarge             = "tables_large"
 	LSMMapTablesMedium            = "tables_medium"
@@ -179,10 +188,11 @@ type LSMProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LSMMapSpecs struct {
+	Accounts     *ebpf.MapSpec `ebpf:"accounts"`
 	Buffers      *ebpf.MapSpec `ebpf:"buffers"`
-	Denied       *ebpf.MapSpec `ebpf:"denied"`
 	Depths       *ebpf.MapSpec `ebpf:"depths"`
 	Guests       *ebpf.MapSpec `ebpf:"guests"`
+	Rings        *ebpf.MapSpec `ebpf:"rings"`
 	TablesHuge   *ebpf.MapSpec `ebpf:"tables_huge"`
 	TablesLarge  *ebpf.MapSpec `ebpf:"tables_large"`
 	TablesMedium *ebpf.MapSpec `ebpf:"tables_medium"`
@@ -215,10 +225,11 @@ func (o *LSMObjects) Close() error {
 //
 // It can be passed to LoadLSMObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LSMMaps struct {
+	Accounts     *ebpf.Map `ebpf:"accounts"`
 	Buffers      *ebpf.Map `ebpf:"buffers"`
-	Denied       *ebpf.Map `ebpf:"denied"`
 	Depths       *ebpf.Map `ebpf:"depths"`
 	Guests       *ebpf.Map `ebpf:"guests"`
+	Rings        *ebpf.Map `ebpf:"rings"`
 	TablesHuge   *ebpf.Map `ebpf:"tables_huge"`
 	TablesLarge  *ebpf.Map `ebpf:"tables_large"`
 	TablesMedium *ebpf.Map `ebpf:"tables_medium"`
@@ -227,10 +238,11 @@ type LSMMaps struct {
 
 func (m *LSMMaps) Close() error {
 	return _LSMClose(
+		m.Accounts,
 		m.Buffers,
-		m.Denied,
 		m.Depths,
 		m.Guests,
+		m.Rings,
 		m.TablesHuge,
 		m.TablesLarge,
 		m.TablesMedium,

@@ -22,7 +22,7 @@ type MatchPathQuestion struct {
 		_     structs.HostLayout
 		Busy  uint32
 		Start uint32
-		Bytes [4360]uint8
+		Bytes [8528]uint8
 	}
 }
 

@@ -14,12 +14,15 @@
 
 #define PATH_LONGEST 4096
 #define PATH_STEP 8
-#define PATH_END (PATH_STEP + PATH_LONGEST)
+#define PATH_FRONT 80 // room for an event in front of the path, so that both are sent as they lie
+#define PATH_END (PATH_FRONT + PATH_LONGEST)
 
 struct path_buffer {
 	__u32 busy;  // see path_acquire
 	__u32 start; // where the path begins in bytes
-	__u8 bytes[PATH_END + 256]; // the tail lets a name of any length be written at any start
+	// The tail lets a name, or an event, of any length begin anywhere: the verifier does not know
+	// that those which begin late are short.
+	__u8 bytes[PATH_END + PATH_LONGEST + 256];
 };
 
 // What a path may be used for. internal/enforce has the same.
@@ -78,7 +81,7 @@ struct path_run {
 	static __noinline __u32 match_##name(struct path_buffer *path, struct table_##name *table) \
 	{                                                                                        \
 		__u32 start = path->start;                                                       \
-		if (start < PATH_STEP || start >= PATH_END)                                      \
+		if (start < PATH_FRONT || start >= PATH_END)                                      \
 			return 0;                                                                \
 		if (start == PATH_END - 1)                                                       \
 			return table->head.root;                                                 \

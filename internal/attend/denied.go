@@ -2,6 +2,7 @@ package attend
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,10 +16,17 @@ import (
 
 // watchDenials has the guest's owner told of what the kernel refuses.
 func (a *Attendant) watchDenials() error {
-	if a.net.guest == nil || a.opts.OnEvent == nil {
+	if a.opts.OnEvent == nil {
 		return nil
 	}
-	if err := a.net.guest.OnDenied(a.tellDenied); err != nil {
+	var errs []error
+	if a.net.guest != nil {
+		errs = append(errs, a.net.guest.OnDenied(a.tellDenied))
+	}
+	if a.files.guest != nil {
+		errs = append(errs, a.files.guest.OnDenied(a.tellDenied))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("watching the guest's denials: %w", err)
 	}
 	return nil

@@ -24,18 +24,19 @@ type DenialKind uint16
 
 // The kinds. Those of files have a Path, the others but DeniedSocket an Address.
 const (
-	DeniedConnect DenialKind = 1
-	DeniedSend    DenialKind = 2
-	DeniedBind    DenialKind = 3
-	DeniedListen  DenialKind = 4
-	DeniedSocket  DenialKind = 5
-	DeniedRead    DenialKind = 16
-	DeniedWrite   DenialKind = 17
-	DeniedExec    DenialKind = 18
-	DeniedCreate  DenialKind = 19
-	DeniedChange  DenialKind = 20
-	DeniedMount   DenialKind = 21
-	DeniedUnix    DenialKind = 22
+	DeniedConnect   DenialKind = 1
+	DeniedSend      DenialKind = 2
+	DeniedBind      DenialKind = 3
+	DeniedListen    DenialKind = 4
+	DeniedSocket    DenialKind = 5
+	DeniedRead      DenialKind = 16
+	DeniedWrite     DenialKind = 17
+	DeniedExec      DenialKind = 18
+	DeniedCreate    DenialKind = 19
+	DeniedChange    DenialKind = 20
+	DeniedMount     DenialKind = 21
+	DeniedUnix      DenialKind = 22
+	DeniedForbidden DenialKind = 23
 )
 
 // String is the name of the operation: "connect", "read" …
@@ -43,7 +44,7 @@ func (k DenialKind) String() string {
 	names := map[DenialKind]string{
 		0: "", DeniedConnect: "connect", DeniedSend: "send", DeniedBind: "bind", DeniedListen: "listen", DeniedSocket: "socket",
 		DeniedRead: "read", DeniedWrite: "write", DeniedExec: "exec", DeniedCreate: "create", DeniedChange: "change",
-		DeniedMount: "mount", DeniedUnix: "unix",
+		DeniedMount: "mount", DeniedUnix: "unix", DeniedForbidden: "forbidden",
 	}
 	if name, known := names[k]; known {
 		return name

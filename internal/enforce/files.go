@@ -3,6 +3,7 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,11 +23,13 @@ import (
 // of the host share. It is safe for use by several goroutines, and of no use
 // without the kernel feature BPF-LSM: see [LoadFiles].
 type FilePrograms struct {
-	dir string // where they are pinned
+	dir   string // where they are pinned
+	owner uint64 // names the ring for the denials of this process's guests
 
-	mu    sync.Mutex // guards the fields below
-	maps  bpf.LSMMaps
-	known map[[32]byte]tableName // of rules that were compiled, by their digest
+	mu      sync.Mutex // guards the fields below
+	maps    bpf.LSMMaps
+	denials *denials               // of the guests attached through maps
+	known   map[[32]byte]tableName // of rules that were compiled, by their digest
 }
 
 // LoadFiles attaches the programs to the host's LSM hooks and pins them, or finds
@@ -34,7 +37,7 @@ type FilePrograms struct {
 // and stay until [CollectFiles] finds no guest. The error wraps [ErrNotSupported]
 // when the host cannot do it.
 func LoadFiles() (*FilePrograms, error) {
-	p := &FilePrograms{dir: pinDir(bpf.LSMObject())}
+	p := &FilePrograms{dir: pinDir(bpf.LSMObject()), owner: rand.Uint64()}
 	if _, err := os.Stat(p.dir); err != nil {
 		if err := probeLSM(); err != nil {
 			return nil, err
@@ -55,10 +58,21 @@ func LoadFiles() (*FilePrograms, error) {
 func (p *FilePrograms) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.maps.Close(); err != nil {
+	if err := p.closeMaps(); err != nil {
 		return fmt.Errorf("closing the file programs: %w", err)
 	}
 	return nil
+}
+
+func (p *FilePrograms) closeMaps() error {
+	var err error
+	if p.denials != nil {
+		p.denials.close()
+		if p.denials.ring != nil {
+			err = p.denials.ring.Close()
+		}
+	}
+	return errors.Join(err, p.maps.Close())
 }
 
 // open finds the pinned programs, or loads, attaches and pins them. The caller
@@ -76,13 +90,13 @@ func (p *FilePrograms) open() error {
 			return errors.Join(fmt.Errorf("opening pinned map %s: %w", name, err), maps.Close())
 		}
 	}
-	p.maps = maps
+	p.maps, p.denials = maps, &denials{accounts: maps.Accounts}
 	return p.forgetGone()
 }
 
 func mapsByName(m *bpf.LSMMaps) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
-		"guests": &m.Guests, "denied": &m.Denied, "depths": &m.Depths, "buffers": &m.Buffers,
+		"guests": &m.Guests, "accounts": &m.Accounts, "rings": &m.Rings, "depths": &m.Depths, "buffers": &m.Buffers,
 		"tables_small": &m.TablesSmall, "tables_medium": &m.TablesMedium, "tables_large": &m.TablesLarge, "tables_huge": &m.TablesHuge,
 	}
 }

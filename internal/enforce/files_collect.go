@@ -116,10 +116,27 @@ func (p *FilePrograms) forgetGone() error {
 	for _, id := range gone {
 		err = errors.Join(err, p.forget(id))
 	}
-	if err != nil {
+	if err = errors.Join(err, p.sweepRings()); err != nil {
 		return fmt.Errorf("removing guests that are gone: %w", err)
 	}
 	return nil
+}
+
+// sweepRings removes the rings that belong to no guest. The caller holds the lock.
+func (p *FilePrograms) sweepRings() error {
+	used := make(map[uint64]bool)
+	var id uint64
+	var guest bpf.LSMGuest
+	for guests := p.maps.Guests.Iterate(); guests.Next(&id, &guest); {
+		used[guest.Owner] = true
+	}
+	var errs []error
+	for _, owner := range keys[uint64](p.maps.Rings) {
+		if !used[owner] {
+			errs = append(errs, ignoreMissing(p.maps.Rings.Delete(owner)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // CollectFiles removes what killed processes left: every version of the programs

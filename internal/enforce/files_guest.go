@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -26,8 +27,10 @@ type Files struct {
 // guest may do. It is safe for use by several goroutines.
 type FileGuest struct {
 	programs *FilePrograms
+	denials  *denials
 	cgroup   string
 	id       uint64
+	rules    atomic.Pointer[[]policy.FSRule] // in force
 
 	mu        sync.Mutex
 	namespace uint32
@@ -54,11 +57,12 @@ func (p *FilePrograms) Attach(cgroupDir string, files Files) (*FileGuest, error)
 	}
 	g := &FileGuest{programs: p, cgroup: cgroupDir, id: id}
 	err = p.change(func() error {
-		if err := errors.Join(p.addDepths(depths), p.maps.Denied.Put(id, uint64(0))); err != nil {
-			return fmt.Errorf("attaching the file rules of cgroup %s: %w", cgroupDir, full(err, p.maps.Denied, "guests"))
+		g.denials = p.denials
+		if err := errors.Join(p.addDepths(depths), p.denials.open(id)); err != nil {
+			return fmt.Errorf("attaching the file rules of cgroup %s: %w", cgroupDir, err)
 		}
 		if err := g.put(files); err != nil {
-			return errors.Join(err, p.maps.Denied.Delete(id))
+			return errors.Join(err, p.maps.Accounts.Delete(id))
 		}
 		return nil
 	})
@@ -80,7 +84,7 @@ func (p *FilePrograms) change(do func() error) error {
 	defer p.mu.Unlock()
 	if !p.same() {
 		// A collection has removed them since; perhaps somebody has loaded them again.
-		if err := errors.Join(p.maps.Close(), p.open()); err != nil {
+		if err := errors.Join(p.closeMaps(), p.open()); err != nil {
 			return err
 		}
 	}
@@ -130,11 +134,15 @@ func (g *FileGuest) put(files Files) error {
 	if err != nil {
 		return err
 	}
-	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace}
+	if err := g.programs.keepRing(); err != nil {
+		return err
+	}
+	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace, Owner: g.programs.owner}
 	entry.Table.Digest = table.id
 	if err := g.programs.maps.Guests.Put(g.id, entry); err != nil {
 		return fmt.Errorf("setting the file rules of cgroup %s: %w", g.cgroup, full(err, g.programs.maps.Guests, "guests"))
 	}
+	g.rules.Store(&files.Rules)
 	return nil
 }
 
@@ -160,11 +168,60 @@ func (g *FileGuest) denied() (uint64, error) {
 	if g.closed {
 		return g.past, nil
 	}
-	var n uint64
-	if err := g.programs.maps.Denied.Lookup(g.id, &n); err != nil {
-		return 0, fmt.Errorf("reading the denials of cgroup %s: %w", g.cgroup, err)
+	account, err := g.denials.account(g.id)
+	return account.Denied, err
+}
+
+// OnDenied has told called with each refused operation of the guest from now on, as far
+// as its rate allows (see [Denial]), on a goroutine of its own.
+func (g *FileGuest) OnDenied(told func(Denial)) error {
+	p := g.programs
+	err := p.change(func() error {
+		if g.denials != p.denials {
+			return fmt.Errorf("watching the denials of cgroup %s: %w", g.cgroup, os.ErrClosed)
+		}
+		if p.denials.ring != nil {
+			return nil
+		}
+		ring, err := ebpf.NewMap(&ebpf.MapSpec{Name: "denials", Type: ebpf.RingBuf, MaxEntries: 1 << 18})
+		if err != nil {
+			return fmt.Errorf("making a ring for denials: %w", explainLSM(err))
+		}
+		p.denials.ring = ring
+		return p.keepRing()
+	})
+	if err != nil {
+		return err
 	}
-	return n, nil
+	return g.denials.watch(g.id, func(d Denial) {
+		d.Rule = denyingRule(*g.rules.Load(), d)
+		told(d)
+	})
+}
+
+// keepRing makes the ring of this process, if it has one, that of its guests. Whoever
+// removed what nobody used may have removed it. The caller holds the lock.
+func (p *FilePrograms) keepRing() error {
+	if p.denials.ring == nil {
+		return nil
+	}
+	var there *ebpf.Map
+	if err := p.maps.Rings.Lookup(p.owner, &there); err == nil {
+		return there.Close()
+	}
+	if err := p.maps.Rings.Put(p.owner, p.denials.ring); err != nil {
+		return fmt.Errorf("adding a ring for denials: %w", full(err, p.maps.Rings, "processes that watch guests"))
+	}
+	return nil
+}
+
+// denyingRule is the rule that denies a path, in the place of the kernel, whose table
+// no longer knows rules.
+func denyingRule(rules []policy.FSRule, d Denial) int {
+	if !d.Kind.IsFile() || d.Path == "" {
+		return NoRule
+	}
+	return slices.IndexFunc(rules, func(r policy.FSRule) bool { return r.Mode == policy.Deny && r.Matches(d.Path) })
 }
 
 // Close forgets the guest. A process that still runs in its cgroup is denied every
@@ -176,12 +233,18 @@ func (g *FileGuest) Close() error {
 	if g.closed {
 		return nil
 	}
-	g.past, _ = g.denied()
 	g.closed = true
+	p := g.programs
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var err error
 	if populated(g.cgroup) {
-		return g.programs.maps.Guests.Put(g.id, bpf.LSMGuest{MountNamespace: g.namespace}) // without a table
+		err = p.maps.Guests.Put(g.id, bpf.LSMGuest{MountNamespace: g.namespace}) // without a table
+	} else {
+		err = ignoreMissing(p.maps.Guests.Delete(g.id))
 	}
-	return g.programs.forget(g.id)
+	g.past = g.denials.end(g.id).Denied
+	return err
 }
 
 // populated reports whether a process may be in the cgroup or below.
@@ -194,7 +257,7 @@ func populated(cgroup string) bool {
 }
 
 func (p *FilePrograms) forget(id uint64) error {
-	return errors.Join(ignoreMissing(p.maps.Guests.Delete(id)), ignoreMissing(p.maps.Denied.Delete(id)))
+	return errors.Join(ignoreMissing(p.maps.Guests.Delete(id)), ignoreMissing(p.maps.Accounts.Delete(id)))
 }
 
 func ignoreMissing(err error) error {

@@ -6,9 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -198,6 +200,44 @@ func listen(t *testing.T, network, path string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
+}
+
+// TestFileDenials hears of denials, with the path and the rule.
+func TestFileDenials(t *testing.T) {
+	g := startFileGuest(t, loadFiles(t))
+	files := g.files
+	files.Rules = append(slices.Clone(files.Rules), policy.FSRule{Mode: policy.Deny, Pattern: g.host + "/a.csv"})
+	if err := g.Update(files); err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan enforce.Denial, 100)
+	if err := g.OnDenied(func(d enforce.Denial) { heard <- d }); err != nil {
+		t.Fatal(err)
+	}
+	g.ask("open", g.host+"/a.csv", syscall.EACCES)
+	g.ask("create", g.host+"/new.txt", syscall.EACCES)
+	g.ask("execute", g.host+"/a.txt", syscall.EACCES)
+	g.ask("mount", g.own, syscall.EPERM)
+	g.ask("socket", "17 3 0", syscall.EPERM)
+	for _, want := range []enforce.Denial{
+		{Kind: enforce.DeniedRead, Path: g.host + "/a.csv", Rule: 1, Errno: syscall.EACCES},
+		{Kind: enforce.DeniedCreate, Path: g.host + "/new.txt", Rule: enforce.NoRule, Errno: syscall.EACCES},
+		{Kind: enforce.DeniedExec, Path: g.host + "/a.txt", Rule: enforce.NoRule, Errno: syscall.EACCES},
+		{Kind: enforce.DeniedMount, Rule: enforce.NoRule, Errno: syscall.EPERM},
+		{Kind: enforce.DeniedSocket, Rule: enforce.NoRule, Errno: syscall.EPERM, Socket: [3]uint32{17, 3, 0}},
+	} {
+		got := <-heard
+		if got.PID == 0 || got.Command == "" || time.Since(got.Time).Abs() > time.Minute {
+			t.Errorf("%+v", got)
+		}
+		got.PID, got.Command, got.Time = 0, "", time.Time{}
+		if got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	if n, err := g.Denied(); err != nil || n != 5 {
+		t.Errorf("%d denials, %v", n, err)
+	}
 }
 
 // TestFileUpdate changes the rules of a guest, and forgets it.

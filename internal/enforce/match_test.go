@@ -16,7 +16,7 @@ import (
 )
 
 // pathEnd is PATH_END of path.h.
-const pathEnd = 8 + 4096
+const pathEnd = 80 + 4096
 
 // matcher is match.bpf.c in the kernel: the matcher of the LSM programs, run on
 // paths that the test chooses.

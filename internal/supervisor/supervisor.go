@@ -33,14 +33,14 @@ type Supervisor struct {
 	opts     Options
 	warmth   cgroupWarmth
 	owner    *container.Owner
-	place    string            // private directory for the mounts of views
-	programs *enforce.Programs // shared by all guests; nil if this host has no eBPF
+	place    string                // private directory for the mounts of views
+	programs *enforce.Programs     // shared by all guests; nil if this host has no eBPF
 	files    *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
-	root     bundle.RootfsInfo // of Options.Rootfs; zero if it names none
-	layers   layers            // that hold import lists
-	removing chan struct{}     // a slot per guest being taken away
-	running  sync.WaitGroup    // guests whose removal has not ended
-	serving  sync.WaitGroup    // connections
+	root     bundle.RootfsInfo     // of Options.Rootfs; zero if it names none
+	layers   layers                // that hold import lists
+	removing chan struct{}         // a slot per guest being taken away
+	running  sync.WaitGroup        // guests whose removal has not ended
+	serving  sync.WaitGroup        // connections
 
 	mu       sync.Mutex // guards the fields below
 	guests   map[string]*guest
