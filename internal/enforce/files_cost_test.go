@@ -40,7 +40,7 @@ func TestFileCost(t *testing.T) {
 			t.Fatal(err)
 		}
 		with, without := time.Hour, time.Hour
-		for range 15 {
+		for range 8 {
 			with, without = min(with, held.opens(path)), min(without, free.opens(path))
 		}
 		ratio := float64(with) / float64(without)
