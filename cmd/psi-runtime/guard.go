@@ -20,9 +20,9 @@ import (
 // guard is the policy of a container, ready to be enforced. A nil *guard is a
 // container without one; its methods then do nothing.
 type guard struct {
-	policy policy.Policy
-	own    bool              // a bundle of psi's own, with a root and a network of its own
-	files  map[string][]byte // of the guest's root: how it finds names, if it is
+	policy    policy.Policy
+	own       bool              // a bundle of psi's own, with a root and a network of its own
+	rootFiles map[string][]byte // of the guest's root: how it finds names, if it is
 	// confinement is what psi-init puts on; nil is nothing.
 	confinement *confine.Confinement
 	// programs are put into the kernel while the container is being made.
@@ -57,7 +57,7 @@ func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
 		network = probeNetwork()
 	}
 	if out.own {
-		out.files = attend.RootFiles(p)
+		out.rootFiles = attend.RootFiles(p)
 		record.Enforced = engine.Own(p, network)
 		return out, record.Write(spec)
 	}
@@ -102,7 +102,7 @@ func (g *guard) prepare(o *container.CreateOptions) {
 	}
 	o.Confine = g.confinement
 	if g.own {
-		o.RootFiles = g.files
+		o.RootFiles = g.rootFiles
 	}
 }
 
