@@ -105,31 +105,51 @@ func denial(suppressed uint64) attend.Event {
 	return attend.Event{Time: time.Now(), Type: attend.Denied, Details: map[string]any{"kind": "net", "suppressed": suppressed}}
 }
 
-// A client whose queue is full goes without denials, and is told how many.
+// A client whose queue is full goes without denials, and is told how many: by the next
+// one, after a while, or at the guest's end.
 func TestDenialsGiveWay(t *testing.T) {
-	c := &client{out: make(chan message, queueLength)}
-	s := &Supervisor{clients: map[*client]struct{}{c: {}}}
-	g := &guest{s: s, id: "psi-x", client: c, announced: true}
-	for range queueLength {
-		g.denied(denial(1))
-	}
-	if len(c.out) != queueLength/2 || c.dropped {
-		t.Fatalf("%d messages wait, dropped %v", len(c.out), c.dropped)
-	}
-	total := 0
-	drained := func(m message) {
-		var ev pushedEvent
-		if err := json.Unmarshal(m.body, &ev); err != nil {
-			t.Fatal(err)
+	for _, how := range []string{"next", "wait", "end"} {
+		c := &client{out: make(chan message, queueLength)}
+		s := &Supervisor{clients: map[*client]struct{}{c: {}}}
+		g := &guest{s: s, id: "psi-x", client: c, announced: true, ended: make(chan struct{})}
+		for range queueLength {
+			g.denied(denial(1))
 		}
-		total += 1 + int(ev.Details["suppressed"].(float64))
-	}
-	drained(<-c.out)
-	g.denied(denial(0))
-	for len(c.out) > 0 {
-		drained(<-c.out)
-	}
-	if want := 2*queueLength + 1; total != want {
-		t.Errorf("told of %d denials, want %d", total, want)
+		if len(c.out) != queueLength/2 || c.dropped {
+			t.Fatalf("%d messages wait, dropped %v", len(c.out), c.dropped)
+		}
+		total := 0
+		told := func(m message) {
+			var ev pushedEvent
+			if err := json.Unmarshal(m.body, &ev); err != nil {
+				t.Fatal(err)
+			}
+			if total += int(ev.Details["suppressed"].(float64)); ev.Details["kind"] != "suppressed" {
+				total++
+			}
+		}
+		for range 10 {
+			told(<-c.out)
+		}
+		want := 2 * queueLength
+		switch how {
+		case "next":
+			g.denied(denial(0))
+			want++
+		case "end":
+			close(g.ended)
+			g.retell()
+		}
+		for end := time.After(scaled(20 * time.Second)); total < want; {
+			select {
+			case m := <-c.out:
+				told(m)
+			case <-end:
+				t.Fatalf("%s: told of %d denials, want %d", how, total, want)
+			}
+		}
+		if total != want {
+			t.Errorf("%s: told of %d denials, want %d", how, total, want)
+		}
 	}
 }

@@ -54,6 +54,7 @@ type guest struct {
 	ended     chan struct{} // closed when no process of the guest runs
 	running   bool          // it was started; guarded by Supervisor.mu
 
+	spawnImports policy.Policy                              // that its root was made for
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
 	root         bundle.RootfsInfo
 	layer        layer // over the root; a reload changes it
@@ -70,6 +71,7 @@ type guest struct {
 	announced bool
 	held      []any  // pushed messages of a guest that its client does not know yet
 	untold    uint64 // denials whose events the client's queue had no room for
+	retelling bool   // retell will run
 	reloading sync.Mutex
 }
 
@@ -174,6 +176,31 @@ func (g *guest) denied(ev attend.Event) {
 	if ev.Details["kind"] != "suppressed" {
 		g.untold++
 	}
+	if !g.retelling {
+		g.retelling = true
+		time.AfterFunc(retellEvery, g.retell)
+	}
+}
+
+// retellEvery is how often a client that had no room for denials is offered their number.
+const retellEvery = time.Second
+
+// retell offers the number of untold denials until it is taken, or the guest has ended.
+func (g *guest) retell() {
+	g.mu.Lock()
+	g.retelling = false
+	untold, last := g.untold, g.hasEnded()
+	g.untold = 0
+	g.mu.Unlock()
+	if untold == 0 {
+		return
+	}
+	ev := attend.Event{Time: time.Now(), Type: attend.Denied, Details: map[string]any{"kind": "suppressed", "suppressed": untold}}
+	if last {
+		g.event(ev) // there is one, and then the end
+		return
+	}
+	g.denied(ev)
 }
 
 // ask notes why the supervisor is about to end the guest; the first reason counts.
@@ -266,6 +293,7 @@ func (g *guest) wait() {
 	if err := g.attendant.Close(); err != nil {
 		g.s.opts.Log.WithError(err).WithField("guest", g.id).Warn("closing the guest's network")
 	}
+	g.retell()
 	g.push(pushedExit{g.exit(status)})
 	g.s.forget(g)
 	g.s.remove(g)

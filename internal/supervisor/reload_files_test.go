@@ -101,8 +101,10 @@ func TestReloadOfWhatIsHeld(t *testing.T) {
 				t.Errorf("%s: after a reload that failed: %s", hold, got)
 			}
 		}
-		if len(c.pushed) > 0 {
-			t.Errorf("%s: told of a reload that failed: %v", hold, <-c.pushed)
+		for len(c.pushed) > 0 {
+			if ev := <-c.pushed; ev["event"] == eventHotload {
+				t.Errorf("%s: told of a reload that failed: %v", hold, ev)
+			}
 		}
 		holder.run(t, release)
 	}
@@ -132,10 +134,12 @@ func TestReloadCutsConnections(t *testing.T) {
 	}
 }
 
+// A list becomes narrower and as wide as it was. What is not in the guest's root, because
+// the list of its spawn left it out, cannot come into it.
 func TestReloadImports(t *testing.T) {
 	_, c := embedded(t)
 	a := c.must(t, map[string]any{
-		"op": "spawn", "name": "importer", "policy": map[string]any{"imports": []any{"math"}}, "allowed_imports": []any{"math", "json", "csv"},
+		"op": "spawn", "name": "importer", "policy": map[string]any{"imports": []any{"math", "json", "csv", "string"}}, "allowed_imports": []any{"math", "json", "csv"},
 	})
 	g, err := newTestGuest(a)
 	if err != nil {
@@ -149,13 +153,21 @@ func TestReloadImports(t *testing.T) {
 	}{
 		{[]any{"math"}, "math"},
 		{[]any{"json", "string"}, "json"}, // what spawn's allowed_imports left out stays out
-		{[]any{"math", "json", "csv"}, "math json csv"},
 		{[]any{}, ""},
+		{[]any{"math", "json", "csv"}, "math json csv"},
 	} {
 		c.reload(t, g, map[string]any{"imports": step.imports})
 		if got := g.run(t, importing); got != step.want {
 			t.Errorf("imports %v: %q, want %q", step.imports, got, step.want)
 		}
+	}
+	narrow := c.spawn(t, "narrow", map[string]any{"imports": []any{"math"}})
+	for _, imports := range []any{[]any{"math", "socket"}, []any{"json"}, nil} {
+		p := map[string]any{"pids": 50}
+		if imports != nil {
+			p["imports"] = imports
+		}
+		c.refused(t, control.KindPolicy, "imports", map[string]any{"op": "reload", "guest": narrow.id, "policy": p})
 	}
 }
 
@@ -201,8 +213,10 @@ func TestReloadDryRun(t *testing.T) {
 	if got := g.run(t, reading("/usr/share/common-licenses/GPL-3")); got != "FileNotFoundError" {
 		t.Errorf("a dry run changed what the guest sees: %.20s", got)
 	}
-	if len(c.pushed) > 0 {
-		t.Errorf("told of a dry run: %v", <-c.pushed)
+	for len(c.pushed) > 0 {
+		if ev := <-c.pushed; ev["event"] == eventHotload {
+			t.Errorf("told of a dry run: %v", ev)
+		}
 	}
 	c.refused(t, control.KindPolicy, "open_files", map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"open_files": 9}, "dry_run": true})
 }

@@ -54,7 +54,9 @@ def await_events(sandbox: psi.Sandbox, name: str, count: int = 1) -> List[Tuple[
 
 class UpdatePolicy(GuestTest):
     def test_limits_files_and_imports(self) -> None:
-        sandbox = self.spawn(psi.Policy(mem="64MiB").allow_import("socket"))
+        sandbox = self.spawn(psi.Policy(mem="64MiB").allow_import("math").allow_import("json"))
+        sandbox.update_policy(psi.Policy(mem="64MiB").allow_import("json"))
+        await_events(sandbox, "POLICY_HOTLOAD")
         sandbox.exec(READ)
         self.assertEqual(sandbox.call("read", "GPL-3"), "FileNotFoundError")
         sandbox.exec("import math")
