@@ -6,11 +6,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -380,23 +378,4 @@ func resizeTmpfs(place string, size int64) error {
 		return fmt.Errorf("changing the size of %s to %d bytes (is more in it?): %w", place, size, err)
 	}
 	return nil
-}
-
-// idmapNamespace makes a user namespace whose only use is its id map: the client's
-// files are the guest's.
-func idmapNamespace(guest uint32, uid, gid int) (*os.File, error) {
-	one := func(client int) []syscall.SysProcIDMap {
-		return []syscall.SysProcIDMap{{ContainerID: client, HostID: int(guest), Size: 1}}
-	}
-	// The process is stopped before its first instruction, and killed there.
-	runtime.LockOSThread() // the one that traces it
-	defer runtime.UnlockOSThread()
-	p, err := os.StartProcess("/proc/self/exe", []string{"psi-ids"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER, UidMappings: one(uid), GidMappings: one(gid), Ptrace: true, Pdeathsig: unix.SIGKILL,
-	}})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = p.Kill(); _, _ = p.Wait() }()
-	return os.Open(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns", "user"))
 }
