@@ -307,8 +307,7 @@ os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for name in sys.argv[1:]:
     with socket.socket(socket.AF_UNIX) as s:
         s.settimeout(10)
-        s.connect("\\0" + name[1:])
-        try: s.sendall(b"\\0\\0\\0\\x02{}"); print(s.recv(1))
+        try: s.connect("\\0" + name[1:]); s.sendall(b"\\0\\0\\0\\x02{}"); print(s.recv(1))
         except OSError as error: print(b"")
 """
         done = subprocess.run([sys.executable, "-c", code, *listeners], capture_output=True, text=True, timeout=60)
