@@ -39,7 +39,7 @@ var allowed = map[string][]string{
 		"pkg/policy"},
 	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},
 	"examples/go":  {"pkg/psi"},
-	"cmd/psi-runtime": {"internal/attend", "internal/confine", "internal/container", "internal/endpoint", "internal/enforce",
+	"cmd/psi-runtime": {"internal/attend", "internal/confine", "internal/container", "internal/control", "internal/endpoint", "internal/enforce",
 		"internal/engine", "internal/install", "pkg/bundle", "pkg/policy", "rootfs"},
 }
 
