@@ -95,6 +95,11 @@ func (c command) remove(id string) []string {
 	return []string{"rm", "--force", "--ignore", "--time", "0", id}
 }
 
+// gives says whether one of the flags of a run is in the command.
+func (c command) gives(flags ...string) bool {
+	return slices.ContainsFunc(flags, func(flag string) bool { return given(c.words[c.run+1:], flag) })
+}
+
 // given says whether a flag is among the words, in either spelling.
 func given(words []string, flag string) bool {
 	return slices.ContainsFunc(words, func(w string) bool { return w == flag || strings.HasPrefix(w, flag+"=") })

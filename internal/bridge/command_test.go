@@ -102,20 +102,25 @@ func TestPolicyRefusesFlagsOfItsOwn(t *testing.T) {
 }
 
 func TestPolicyThatNoEngineHolds(t *testing.T) {
+	closed := parsed(t, "podman run -i --network none image")
+	open := parsed(t, "podman run -i --network=pasta -v /a:/b:ro image")
 	for _, name := range policy.Names() {
 		p, err := policy.Named(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := expressible(p); err != nil {
+		if err := expressible(closed, p); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for text, key := range map[string]string{
 		`{"fs": ["/srv/data/*.csv"]}`: "fs", `{"tcp": ["127.0.0.1:80"]}`: "tcp", `{"tcp": ["127.0.0.1:80"], "allow_degraded": true}`: "tcp",
 	} {
-		if err := expressible(mustParse(t, text)); !errors.Is(err, control.ErrPolicy) || !strings.Contains(err.Error(), key) {
+		if err := expressible(closed, mustParse(t, text)); !errors.Is(err, control.ErrPolicy) || !strings.Contains(err.Error(), key) {
 			t.Errorf("%s: %v", text, err)
+		}
+		if err := expressible(open, mustParse(t, text)); err != nil {
+			t.Errorf("%s where the engine's command has a mount and a network: %v", text, err)
 		}
 	}
 }

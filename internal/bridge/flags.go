@@ -16,13 +16,10 @@ import (
 // namespace: nobody that owns a file.
 const guestUser = "65532:65532"
 
-// wayOut ends the errors about what an engine cannot hold.
-const wayOut = "spawn it without engine=, or take the rule out and give the engine's own command what it needs"
-
 // policyFlags are the flags of `podman run` that hold a policy, and the annotation by which
 // psi-runtime holds it too. splits says that podman splits the annotation at commas.
 func policyFlags(c command, p policy.Policy, splits bool) ([]string, error) {
-	if err := expressible(p); err != nil {
+	if err := expressible(c, p); err != nil {
 		return nil, err
 	}
 	l := p.Limits()
@@ -38,24 +35,23 @@ func policyFlags(c command, p policy.Policy, splits bool) ([]string, error) {
 		"--cap-drop=all", "--security-opt=no-new-privileges",
 		"--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:" + tmpOptions(l.Tmp),
 	}
-	words := c.words[c.run+1:]
 	for _, flag := range own {
 		name, _, _ := strings.Cut(flag, "=")
 		if slices.Contains([]string{"--cap-drop", "--security-opt", "--tmpfs"}, name) {
 			continue // these add up
 		}
-		if given(words, name) || name == "--memory" && given(words, "-m") {
+		if c.gives(name) || name == "--memory" && c.gives("-m") {
 			return nil, fmt.Errorf("%w: %s is in the engine's command and follows from the policy: leave one of them out", control.ErrPolicy, name)
 		}
 	}
-	if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(w, "nofile=") }) {
+	if slices.ContainsFunc(c.words, func(w string) bool { return strings.Contains(w, "nofile=") }) {
 		return nil, fmt.Errorf("%w: a limit of nofile is in the engine's command and follows from the policy's open_files: leave one of them out", control.ErrPolicy)
 	}
 	own = append(own, "--ulimit=nofile="+open+":"+open, "--ulimit=core=0:0")
-	if !slices.ContainsFunc([]string{"--user", "-u", "--userns", "--uidmap"}, func(f string) bool { return given(words, f) }) {
+	if !c.gives("--user", "-u", "--userns", "--uidmap") {
 		own = append(own, "--user="+guestUser, "--passwd=false") // no files of the engine's for a user that no image knows
 	}
-	if !slices.ContainsFunc([]string{"--network", "--net"}, func(f string) bool { return given(words, f) }) {
+	if !c.gives("--network", "--net") {
 		own = append(own, "--network=none")
 	}
 	for _, variable := range environment {
@@ -76,13 +72,24 @@ func tmpOptions(size int64) string {
 	return "rw,noexec,nosuid,nodev,size=" + strconv.FormatInt(size, 10) + ",mode=1777"
 }
 
-// expressible refuses a policy with a rule that needs more than limits and filters: an
-// engine makes the mounts and the network, and an annotation adds none. What is not in
-// the list of what can be held is refused, whatever the policy language learns later.
-func expressible(p policy.Policy) error {
+// expressible refuses a policy with a rule that nothing would come of: an engine makes the
+// mounts and the network, an annotation only filters them. What is not in the list of what
+// can be held is refused, whatever the policy language learns later.
+func expressible(c command, p policy.Policy) error {
 	held := []string{
 		"allow_degraded", "cpu", "cpu_ms", "imports", "mem", "message", "open_files", "output", "pids",
 		"read_only", "seccomp", "tmp", "wall_ms",
+	}
+	wayOut := "spawn it without engine="
+	if c.gives("-v", "--volume", "--mount") {
+		held = append(held, "fs") // psi-runtime allows the mounts that a rule allows
+	} else {
+		wayOut += ", or give the engine's command the mount (-v /srv/data:/srv/data:ro)"
+	}
+	if c.gives("--network", "--net") && !c.gives("none", "--network=none", "--net=none") {
+		held = append(held, "tcp") // the network's destinations
+	} else {
+		wayOut += ", or a --network"
 	}
 	var document map[string]any
 	if err := json.Unmarshal(p.Canonical(), &document); err != nil {
@@ -93,7 +100,7 @@ func expressible(p policy.Policy) error {
 			continue
 		}
 		text, _ := json.Marshal(value)
-		return fmt.Errorf("%w: %s: %.200s: an engine's container cannot be given this by a policy, it has the mounts and the network that its engine makes: %s",
+		return fmt.Errorf("%w: %s: %.200s: a policy cannot give this to an engine's container, which has the mounts and the network that its engine makes: %s",
 			control.ErrPolicy, key, text, wayOut)
 	}
 	return nil

@@ -236,6 +236,8 @@ func (s *server) handle(r control.Request) (any, error) {
 	switch {
 	case r.Op == "list":
 		return s.list(), nil
+	case r.Op == "reload" || r.Op == "protect":
+		return nil, fmt.Errorf("%w: an engine's container keeps the policy that it was started with: spawn a new guest", control.ErrPolicy)
 	case g == nil && past && slices.Contains([]string{"close", "kill", "report"}, r.Op):
 		return done, nil // it crossed with the guest's own end
 	case g == nil:
@@ -249,8 +251,6 @@ func (s *server) handle(r control.Request) (any, error) {
 		return done, g.kill()
 	case "stats":
 		return g.stats()
-	case "reload", "protect":
-		return nil, fmt.Errorf("%w: an engine's container keeps the policy that it was started with: spawn a new guest", control.ErrPolicy)
 	case "report":
 		s.send(control.Event{
 			Event: control.Broken, Guest: g.id, Name: g.name, TS: float64(time.Now().UnixMicro()) / 1e6,

@@ -207,8 +207,33 @@ func TestPolicies(t *testing.T) {
 		t.Errorf("import socket: %v", err)
 	}
 	var wrong *PolicyError
-	if err := sb.Reload(soon(t), Document(`{"open_files": 77}`)); !errors.As(err, &wrong) {
-		t.Errorf("reload of open_files: %v", err)
+	if err := sb.UpdatePolicy(soon(t), Document(`{"open_files": 77}`), ""); !errors.As(err, &wrong) {
+		t.Errorf("another open_files for a running guest: %v", err)
+	}
+}
+
+func TestUpdatePolicy(t *testing.T) {
+	c := open(t)
+	sb := spawn(t, c, `{"mem": "64MiB"}`)
+	larger := Document(`{"mem": "128MiB"}`)
+	permits, forbids, err := sb.TryPolicy(soon(t), larger, "")
+	if err != nil || len(permits) != 1 || permits[0].Key != "mem" || len(forbids) != 0 {
+		t.Errorf("a dry run: %v, %v, %v", permits, forbids, err)
+	}
+	const token = "0123456789abcdef-of-a-test"
+	if err := c.Protect(soon(t), token); err != nil {
+		t.Fatal(err)
+	}
+	var refused *PolicyAuthError
+	if err := sb.UpdatePolicy(soon(t), larger, ""); !errors.As(err, &refused) || !errors.Is(err, ErrSandbox) {
+		t.Errorf("without the token: %v", err)
+	}
+	if err := sb.UpdatePolicy(soon(t), larger, token); err != nil {
+		t.Errorf("with the token: %v", err)
+	}
+	run(t, sb, "x = bytearray(90 << 20); post(len(x))")
+	if v := recv(t, sb); v != int64(90<<20) {
+		t.Errorf("got %v", v)
 	}
 }
 
@@ -252,7 +277,7 @@ func TestLimitsAndEvents(t *testing.T) {
 	}
 	<-sb.Done()
 	sb = spawn(t, c, "")
-	if err := sb.Reload(soon(t), Document(`{"mem": "128MiB"}`)); err != nil {
+	if err := sb.UpdatePolicy(soon(t), Document(`{"mem": "128MiB"}`), ""); err != nil {
 		t.Fatal(err)
 	}
 	if e := next(sb); e.Type != PolicyHotload {

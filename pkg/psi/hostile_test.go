@@ -109,7 +109,7 @@ func TestHalfAFrame(t *testing.T) {
 		t.Errorf("after it: %v", end)
 	}
 	sb = spawn(t, c, "")
-	run(t, sb, findChannel+"os.close(channel)\ntime.sleep(1000)")
+	run(t, sb, findChannel+"import socket\nsocket.socket(fileno=os.dup(channel)).shutdown(socket.SHUT_WR)\ntime.sleep(1000)")
 	if end := endOf(t, sb); end.Cause != "broken" || !strings.Contains(end.Text, "went on running") {
 		t.Errorf("a closed channel: %v", end)
 	}

@@ -99,20 +99,6 @@ func (sb *Sandbox) Stats(ctx context.Context) (Stats, error) {
 	return Stats{time.Duration(figures.CPU * float64(time.Millisecond)), figures.Mem, figures.PIDs}, nil
 }
 
-// Reload gives the running guest another policy: its limits and endpoints. Other changes
-// are a *PolicyError: they take a new guest.
-func (sb *Sandbox) Reload(ctx context.Context, p Policy) error {
-	if p.err != nil {
-		return p.err
-	}
-	fields := map[string]any{"policy_name": "defaults"}
-	if p.fields != nil {
-		fields = p.fields
-	}
-	_, err := sb.ask(ctx, "reload", fields)
-	return err
-}
-
 // Stdout is the end of what the guest has printed, at most 256 KiB.
 func (sb *Sandbox) Stdout() string { return sb.tail(channel.Stdout) }
 

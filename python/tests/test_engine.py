@@ -202,12 +202,31 @@ class Podman(PodmanTest):
         self.assertEqual(self.event_of(sb), "CPU_THROTTLE")
         self.assertEqual(self.end_of(self.spawn({"wall_ms": 2000})).cause, "wall")
 
+    def test_files_that_the_command_mounts(self) -> None:
+        """The policy gives nothing, and holds what the engine's command gives."""
+        data = Path(self.directory) / "data"
+        (data / "open").mkdir(parents=True)
+        (data / "open" / "a.csv").write_text("1,2\n")
+        (data / "other").mkdir()
+        (data / "other" / "b.csv").write_text("3,4\n")
+        data.chmod(0o777)
+        mounted = self.run_command(flags=["-v", f"{data}:/data"])
+        with self.assertRaisesRegex(psi.SandboxError, "no fs rule allows the mount"):
+            self.spawn(engine=mounted)
+        sb = self.spawn({"fs": ["/data/open/**"]}, engine=mounted)
+        sb.exec("post(open('/data/open/a.csv').read())")
+        self.assertEqual(sb.recv(timeout=5), "1,2\n")
+        for attempt in ("open('/data/other/b.csv')", "open('/data/open/new', 'w')", "open('/data/new', 'w')"):
+            sb.exec(attempt)
+            with self.assertRaises(OSError):
+                sb.recv(timeout=5)
+
     def test_what_an_engine_cannot_hold_is_refused(self) -> None:
         for policy, key in (({"fs": ["/srv/data/*.csv"]}, "fs"), ({"tcp": ["127.0.0.1:80"]}, "tcp")):
             with self.assertRaisesRegex(psi.PolicyError, key):
                 self.spawn(policy)
         with self.assertRaisesRegex(psi.PolicyError, "spawn a new guest"):
-            self.spawn().reload({"mem": "64MiB"})
+            self.spawn().update_policy({"mem": "64MiB"})
         with self.assertRaisesRegex(psi.PolicyError, "reads no policy"):
             self.spawn(engine=self.run_command("runc"))
         with self.assertRaisesRegex(psi.PolicyError, "--memory is in the engine's command"):
