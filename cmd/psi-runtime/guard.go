@@ -25,6 +25,7 @@ type guard struct {
 	rootFiles map[string][]byte // of the guest's root: how it finds names, if it is
 	// confinement is what psi-init puts on; nil is nothing.
 	confinement *confine.Confinement
+	volumes     []string // destinations of mounts that show files of the host
 	// programs are put into the kernel while the container is being made.
 	programs chan *enforce.Programs
 	files    chan loadedFiles
@@ -71,6 +72,7 @@ func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
 		return nil, err
 	}
 	*spec = *narrowed.Spec
+	out.volumes = narrowed.Volumes
 	record.Confine, record.Enforced = narrowed.Confine, narrowed.Enforced
 	if out.confinement, err = confinementOf(narrowed.Confine); err != nil {
 		return nil, err
@@ -100,7 +102,7 @@ func (g *guard) prepare(o *container.CreateOptions) {
 	if g == nil {
 		return
 	}
-	o.Confine = g.confinement
+	o.Confine, o.Pinned = g.confinement, g.volumes
 	if g.own {
 		o.RootFiles = g.rootFiles
 	}

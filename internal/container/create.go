@@ -31,6 +31,9 @@ type CreateOptions struct {
 	// host inside a container makes pipes. Leave them nil with a ConsoleSocket.
 	Stdin, Stdout, Stderr *os.File
 	ExtraFiles            []*os.File // fds 3… of the container's first process
+	// Pinned lists the destinations of mounts whose sources must lie behind no symbolic
+	// link, and be what the guest sees in the end. Idmapped mounts are pinned anyway.
+	Pinned []string
 	// Confine, if not nil, is put on by the process before it runs its program.
 	Confine       *confine.Confinement
 	ConsoleSocket *os.File // unix socket to which init sends the terminal's master
@@ -104,8 +107,8 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 		return nil, err
 	}
 	var pinned []source
-	if c.auto {
-		if pinned, err = pinSources(c.spec.Mounts); err != nil {
+	if c.auto || len(o.Pinned) > 0 {
+		if pinned, err = pinSources(c.spec.Mounts, o.Pinned); err != nil {
 			return nil, &GuestError{ID: c.id, Err: err}
 		}
 		defer closeSources(pinned)

@@ -18,10 +18,11 @@ type source struct {
 	pinned *os.File
 }
 
-// pinSources opens what the idmapped mounts of a bundle show, following no symbolic link. A
+// pinSources opens what the idmapped mounts of a bundle show, and those at the
+// destinations in more, following no symbolic link. A
 // bundle is compiled at one time and run at another, and whoever may write beside a
 // source, another guest perhaps, can put a link in its place in between.
-func pinSources(mounts []specs.Mount) (_ []source, err error) {
+func pinSources(mounts []specs.Mount, more []string) (_ []source, err error) {
 	var pinned []source
 	defer func() {
 		if err != nil {
@@ -29,12 +30,12 @@ func pinSources(mounts []specs.Mount) (_ []source, err error) {
 		}
 	}()
 	for _, m := range mounts {
-		if !slices.Contains(m.Options, "idmap") && !slices.Contains(m.Options, "ridmap") {
+		if !slices.Contains(m.Options, "idmap") && !slices.Contains(m.Options, "ridmap") && !slices.Contains(more, m.Destination) {
 			continue
 		}
 		f, err := openWithoutLinks(unix.AT_FDCWD, m.Source, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
-			return nil, fmt.Errorf("mount source %s is, or lies behind, a symbolic link now: compile the bundle again from a policy that names what it leads to", m.Source)
+			return nil, fmt.Errorf("mount source %s is, or lies behind, a symbolic link now: name what it leads to (compile the bundle again from a policy that does)", m.Source)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("opening mount source %s: %w", m.Source, err)

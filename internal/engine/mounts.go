@@ -173,13 +173,14 @@ func (n *narrowing) volumes(at []int) error {
 			return err
 		}
 		for _, d := range denied {
-			if covers(d, path.Clean(m.Source)) {
+			if covers(d, path.Clean(m.Source)) || covers(d, m.Destination) {
 				return fmt.Errorf("the mount of %s at %s is denied by fs: deny %s: remove it", m.Source, m.Destination, d)
 			}
 			if covers(path.Clean(m.Source), d) {
 				n.mask(m.Destination + strings.TrimPrefix(d, path.Clean(m.Source)))
 			}
 		}
+		n.out.Volumes = append(n.out.Volumes, m.Destination)
 		p, err := n.volume(m, rules)
 		if err != nil {
 			return err

@@ -19,8 +19,11 @@ type Enforcement struct {
 
 // Narrowed is a container's specification under a policy.
 type Narrowed struct {
-	Spec     *specs.Spec
-	Confine  Confine
+	Spec    *specs.Spec
+	Confine Confine
+	// Volumes are the destinations of what shows files of the host: whoever makes the
+	// container sees to it that their sources are not exchanged meanwhile.
+	Volumes  []string
 	Enforced []Enforcement
 }
 
