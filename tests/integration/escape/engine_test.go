@@ -208,7 +208,7 @@ func detach(t *testing.T, bundle string) string {
 // stands between, and what it does not allow is refused although it is there.
 func TestEngineNetworkIsFiltered(t *testing.T) {
 	watched(t)
-	network := exec.Command("unshare", "--net", "/usr/bin/python3.11", "-I", "-c", `
+	network := exec.Command("/usr/bin/python3.11", "-I", "-c", `
 import fcntl, socket, struct, time
 control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 fcntl.ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 1))  # up
@@ -216,6 +216,7 @@ control.close()
 listeners = [socket.create_server(("127.0.0.2", port)) for port in (9200, 9201)]
 print("up", flush=True)
 time.sleep(600)`)
+	network.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	out, err := network.StdoutPipe()
 	if err == nil {
 		err = network.Start()
