@@ -48,7 +48,7 @@ func runDetached(g *global, o *runOptions, spec *specs.Spec, bundle string) (err
 	if err != nil {
 		return errors.Join(err, c.Delete(true))
 	}
-	notify.forward(c)
+	notify.forward()
 	return c.Close()
 }
 

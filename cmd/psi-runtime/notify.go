@@ -42,6 +42,9 @@ func wantsNotify(spec *specs.Spec) bool {
 type notifySocket struct {
 	conn *net.UnixConn
 	host string
+	id   string
+	pid  int
+	init *os.File // a pidfd of our own of the container's first process
 }
 
 // listenNotify makes the socket of a container that was created with one.
@@ -58,7 +61,14 @@ func listenNotify(c *container.Container) (*notifySocket, error) {
 	if err := os.Chmod(path, 0o777); err != nil { // whatever user the program is
 		return nil, errors.Join(err, conn.Close())
 	}
-	return &notifySocket{conn: conn, host: host}, nil
+	n := &notifySocket{conn: conn, host: host, id: c.ID(), pid: c.InitPID()}
+	if c.PIDFD() == nil {
+		return nil, errors.Join(container.ErrNotRunning, conn.Close())
+	}
+	if n.init, err = pidfd(n.pid); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return n, nil
 }
 
 // close ends forward.
@@ -70,12 +80,17 @@ func (n *notifySocket) close() {
 
 // forward passes readiness on. It returns when that has been done, or the container
 // has ended.
-func (n *notifySocket) forward(c *container.Container) {
+func (n *notifySocket) forward() {
 	if n == nil {
 		return
 	}
 	go func() {
-		c.WaitEnd()
+		for {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(n.init.Fd()), Events: unix.POLLIN}}, -1)
+			if err != unix.EINTR {
+				break
+			}
+		}
 		n.close()
 	}()
 	buf := make([]byte, 4096)
@@ -87,8 +102,8 @@ func (n *notifySocket) forward(c *container.Container) {
 		if !isReady(buf[:size]) {
 			continue
 		}
-		if err := n.tell(c.InitPID()); err != nil {
-			logrus.Warnf("telling %s that container %s is ready: %v", notifyVariable, c.ID(), err)
+		if err := n.tell(); err != nil {
+			logrus.Warnf("telling %s that container %s is ready: %v", notifyVariable, n.id, err)
 		}
 		return
 	}
@@ -120,13 +135,13 @@ func sendFile(conn *net.UnixConn, text string, f *os.File) error {
 
 // tell reports readiness, then waits until it has been noticed: systemd closes the
 // descriptor of a barrier when it has come that far.
-func (n *notifySocket) tell(pid int) error {
+func (n *notifySocket) tell() error {
 	host, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.host, Net: "unixgram"})
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	if _, err := host.Write([]byte("READY=1\nMAINPID=" + strconv.Itoa(pid) + "\n")); err != nil {
+	if _, err := host.Write([]byte("READY=1\nMAINPID=" + strconv.Itoa(n.pid) + "\n")); err != nil {
 		return err
 	}
 	r, w, err := pipe()

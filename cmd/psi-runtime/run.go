@@ -124,7 +124,7 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 	if err != nil {
 		return 0, err
 	}
-	go notify.forward(c)
+	go notify.forward()
 	status := signals.forward(c, streams)
 	streams.drain()
 	return status, nil

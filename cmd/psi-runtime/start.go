@@ -13,7 +13,7 @@ func startCommand(g *global) *cli.Command {
 		ArgsUsage: "ID",
 		Action: withContainer(g, func(c *container.Container, _ *cli.Context) error {
 			notify, err := start(c)
-			notify.forward(c)
+			notify.forward()
 			return err
 		}),
 	}

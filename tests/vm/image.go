@@ -18,7 +18,7 @@ const buildTags = "seccomp,netgo,osusergo,urfave_cli_no_docs"
 // Python tests, runc is the peer that bundles must also run under, the rest is for shell scripts.
 var hostPrograms = []string{
 	"/usr/bin/python3.11", "/usr/sbin/runc", "/bin/sh", "/bin/bash", "/bin/cat", "/bin/ls", "/bin/mount", "/bin/umount",
-	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/sbin/criu",
+	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/sbin/criu", "/bin/tar", "/bin/gzip",
 }
 
 // buildInitramfs packs the first stage and the kernel modules.
