@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/psi-runtime/psi/tests/suite"
@@ -13,6 +14,9 @@ import (
 
 // buildTags are those of the Makefile.
 const buildTags = "seccomp,netgo,osusergo,urfave_cli_no_docs"
+
+// conformance is the suite whose programs are built apart, there being no Go in the machine.
+const conformance = "tests/integration/conformance"
 
 // hostPrograms are copied from this machine with the libraries they need; python3.11 runs the
 // Python tests, runc is the peer that bundles must also run under, the rest is for shell scripts.
@@ -78,7 +82,7 @@ func buildImage(ctx context.Context, work string, steps []step) (string, error) 
 	if err := copyUserland(ctx, root); err != nil {
 		return "", err
 	}
-	if err := copyCheckout(ctx, root); err != nil {
+	if err := copyCheckout(ctx, root, steps); err != nil {
 		return "", err
 	}
 	for _, s := range steps {
@@ -167,12 +171,19 @@ func libraries(ctx context.Context, programs []string) ([]string, error) {
 }
 
 // copyCheckout copies the files that git knows or does not ignore, the binaries and the rootfs.
-func copyCheckout(ctx context.Context, root string) error {
+func copyCheckout(ctx context.Context, root string, steps []step) error {
 	target := shellQuote(filepath.Join(root, source))
 	if err := inDir(ctx, ".", "sh", "-c", "git ls-files -z -co --exclude-standard | xargs -0 sh -c 'for f; do [ -e \"$f\" ] && printf \"%s\\0\" \"$f\"; done; true' _ | tar -c --null -T - | tar -x -C "+target); err != nil {
 		return fmt.Errorf("copying the checkout: %w", err)
 	}
-	for _, built := range []string{"bin", "build/rootfs"} {
+	parts := []string{"bin", "build/rootfs"}
+	if slices.ContainsFunc(steps, func(s step) bool { return s.suite == conformance }) {
+		if out, err := exec.CommandContext(ctx, "scripts/conformance").CombinedOutput(); err != nil {
+			return fmt.Errorf("building the conformance suite: %w\n%s", err, out)
+		}
+		parts = append(parts, "build/conformance")
+	}
+	for _, built := range parts {
 		if _, err := os.Stat(built); err != nil {
 			return fmt.Errorf("%s is missing (run `make build rootfs`): %w", built, err)
 		}
