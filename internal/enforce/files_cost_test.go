@@ -15,7 +15,7 @@ import (
 func TestFileCost(t *testing.T) {
 	p := loadFiles(t)
 	held, free := startFileGuest(t, p), startFileGuest(t, p)
-	if err := free.FileGuest.Close(); err != nil {
+	if err := free.Close(); err != nil {
 		t.Fatal(err)
 	}
 	forget(t, free)
@@ -56,7 +56,7 @@ const opensAtOnce = 2000
 func (g *fileGuest) opens(path string) time.Duration {
 	g.t.Helper()
 	start := time.Now()
-	if r := g.child.do(request{Op: "opens", Addr: path, For: opensAtOnce}); r.Errno != 0 {
+	if r := g.do(request{Op: "opens", Addr: path, For: opensAtOnce}); r.Errno != 0 {
 		g.t.Fatalf("%s: %v", r.Call, r.Errno)
 	}
 	return time.Since(start)

@@ -46,6 +46,7 @@ func loadFiles(t *testing.T) *enforce.FilePrograms {
 type fileGuest struct {
 	*child
 	*enforce.FileGuest
+
 	cgroup, own, host string // directories: what it may write, and the policy's
 	files             enforce.Files
 	channel           int // to its fd 3
@@ -96,7 +97,7 @@ func startFileGuest(t *testing.T, p *enforce.FilePrograms) *fileGuest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := g.FileGuest.Close(); err != nil {
+		if err := g.Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -117,7 +118,7 @@ func publicTemp(t *testing.T) string {
 // ask checks one operation; want 0 means that it succeeds.
 func (g *fileGuest) ask(op, path string, want syscall.Errno) {
 	g.t.Helper()
-	if r := g.child.do(request{Op: op, Addr: path}); r.Errno != want {
+	if r := g.do(request{Op: op, Addr: path}); r.Errno != want {
 		g.t.Errorf("%s %q: %v, want %v", op, path, r.Errno, want)
 	}
 }
@@ -168,7 +169,7 @@ func TestFileHooks(t *testing.T) {
 // refuse: nobody else would have. What would reach the machine is left out.
 func TestFileHooksControl(t *testing.T) {
 	g := startFileGuest(t, loadFiles(t))
-	if err := g.FileGuest.Close(); err != nil {
+	if err := g.Close(); err != nil {
 		t.Fatal(err)
 	}
 	forget(t, g)
@@ -252,7 +253,7 @@ func TestFileUpdate(t *testing.T) {
 	}
 	g.ask("open", g.host+"/a.txt", 0)
 	g.ask("open", g.host+"/a.csv", syscall.EACCES)
-	if err := g.FileGuest.Close(); err != nil {
+	if err := g.Close(); err != nil {
 		t.Fatal(err)
 	}
 	g.ask("open", g.host+"/a.txt", syscall.EACCES) // it still runs: nothing may
@@ -279,7 +280,7 @@ func TestFilesOutliveLoader(t *testing.T) {
 		t.Errorf("with guests, %q were collected: %v", removed, err)
 	}
 	g.ask("open", g.host+"/a.txt", syscall.EACCES)
-	if err := errors.Join(g.FileGuest.Close(), other.FileGuest.Close()); err != nil {
+	if err := errors.Join(g.Close(), other.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

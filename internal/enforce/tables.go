@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -82,53 +83,9 @@ func newPathTable(a *policy.Automaton) (pathTable, error) {
 type reachable struct{ here, inside []bool }
 
 // reach finds the states that lead to paths which may be read, and to paths which
-// may not be written. It walks the edges backwards.
+// may not be written.
 func reach(a *policy.Automaton) (leads, blocked reachable) {
 	states, slash := a.States(), int(a.Classes['/'])
-	first := make([]int32, states+1) // of the edges into each state
-	each := func(do func(from, class, to int)) {
-		for s := range states {
-			for class := range a.Width - 1 {
-				if to := int(a.Table[s*a.Width+class]); to != 0 {
-					do(s, class, to)
-				}
-			}
-		}
-	}
-	each(func(_, _, to int) { first[to+1]++ })
-	for s := range states {
-		first[s+1] += first[s]
-	}
-	next, from := append([]int32{}, first...), make([]int32, first[states])
-	each(func(s, class, to int) {
-		from[next[to]] = int32(s) << 1
-		if class == slash {
-			from[next[to]] |= 1
-		}
-		next[to]++
-	})
-	spread := func(r reachable, work []int32) reachable {
-		for len(work) > 0 {
-			node := work[len(work)-1] // state, and whether it is the one inside
-			work = work[:len(work)-1]
-			to, inside := node>>1, node&1
-			for _, edge := range from[first[to]:first[to+1]] {
-				s, bySlash := edge>>1, edge&1
-				if bySlash != inside {
-					continue
-				}
-				if !r.here[s] {
-					r.here[s] = true
-					work = append(work, s<<1)
-				}
-				if bySlash == 0 && !r.inside[s] {
-					r.inside[s] = true
-					work = append(work, s<<1|1)
-				}
-			}
-		}
-		return r
-	}
 	leads, blocked = newReachable(states), newReachable(states)
 	var open, closed []int32
 	for s := range states {
@@ -142,18 +99,84 @@ func reach(a *policy.Automaton) (leads, blocked reachable) {
 			closed = append(closed, int32(s)<<1)
 		}
 		for class := range a.Width - 1 { // what no rule matches may not be written
-			if a.Table[s*a.Width+class] == 0 {
-				blocked.here[s], blocked.inside[s] = true, blocked.inside[s] || class != slash
-				closed = append(closed, int32(s)<<1)
-				if class != slash {
-					closed = append(closed, int32(s)<<1|1)
-				}
+			if a.Table[s*a.Width+class] != 0 {
+				continue
+			}
+			blocked.here[s] = true
+			closed = append(closed, int32(s)<<1)
+			if class != slash {
+				blocked.inside[s] = true
+				closed = append(closed, int32(s)<<1|1)
 			}
 		}
 	}
-	return spread(leads, open), spread(blocked, closed)
+	edges := newBackwards(a)
+	edges.spread(leads, open)
+	edges.spread(blocked, closed)
+	return leads, blocked
 }
 
 func newReachable(states int) reachable {
 	return reachable{make([]bool, states), make([]bool, states)}
+}
+
+// backwards is the edges of an automaton by the state that they lead to, without
+// those to the dead one. An edge is the state that it leaves, twice, and one more if a
+// slash leads along it.
+type backwards struct {
+	first []int32 // by state
+	edges []int32
+}
+
+func newBackwards(a *policy.Automaton) backwards {
+	states, slash := a.States(), int(a.Classes['/'])
+	each := func(do func(from, class, to int)) {
+		for s := range states {
+			for class := range a.Width - 1 {
+				if to := int(a.Table[s*a.Width+class]); to != 0 {
+					do(s, class, to)
+				}
+			}
+		}
+	}
+	b := backwards{first: make([]int32, states+1)}
+	each(func(_, _, to int) { b.first[to+1]++ })
+	for s := range states {
+		b.first[s+1] += b.first[s]
+	}
+	next := slices.Clone(b.first)
+	b.edges = make([]int32, b.first[states])
+	each(func(s, class, to int) {
+		edge := int32(s) << 1
+		if class == slash {
+			edge |= 1
+		}
+		b.edges[next[to]] = edge
+		next[to]++
+	})
+	return b
+}
+
+// spread adds to r all that leads to work: states, twice, and one more for the one
+// that is inside, behind a slash.
+func (b backwards) spread(r reachable, work []int32) {
+	for len(work) > 0 {
+		node := work[len(work)-1]
+		work = work[:len(work)-1]
+		to, inside := node>>1, node&1
+		for _, edge := range b.edges[b.first[to]:b.first[to+1]] {
+			s, bySlash := edge>>1, edge&1
+			if bySlash != inside {
+				continue
+			}
+			if !r.here[s] {
+				r.here[s] = true
+				work = append(work, s<<1)
+			}
+			if bySlash == 0 && !r.inside[s] {
+				r.inside[s] = true
+				work = append(work, s<<1|1)
+			}
+		}
+	}
 }

@@ -3,7 +3,6 @@ package decisions
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -226,7 +225,7 @@ func ask(t *testing.T, asked table, base string) reply {
 		t.Fatalf("%v\n%s\n%s", err, stdout.String(), stderr.String())
 	}
 	if len(got.Answers) != len(cases) {
-		t.Fatal(fmt.Sprintf("%d answers to %d questions", len(got.Answers), len(cases)))
+		t.Fatalf("%d answers to %d questions", len(got.Answers), len(cases))
 	}
 	return got
 }
