@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,15 @@ func writing(path string) string {
 	return "try: post(open('" + path + "', 'w').write('x'))\nexcept OSError as e: post(type(e).__name__)"
 }
 
+// kernelDecides reports whether LSM programs hold file rules here. What is refused is
+// then there, and a pattern is live.
+func kernelDecides() bool {
+	_, err := os.Stat("/sys/fs/bpf/psi")
+	return err == nil
+}
+
+func isRefusal(answer string) bool { return strings.HasSuffix(answer, "Error") }
+
 func TestReloadFiles(t *testing.T) {
 	_, c := embedded(t)
 	dir := hostDir(t)
@@ -51,7 +61,7 @@ func TestReloadFiles(t *testing.T) {
 		for source, want := range map[string]string{
 			reading(dir + "/a.txt"): step.a, reading(dir + "/b.txt"): step.b, writing(dir + "/out/x"): step.out,
 		} {
-			if got := g.run(t, source); got != want {
+			if got := g.run(t, source); got != want && !(kernelDecides() && isRefusal(got) && isRefusal(want)) {
 				t.Errorf("%v: %s: %s, want %s", step.rules, source, got, want)
 			}
 		}
@@ -63,7 +73,7 @@ func TestReloadFiles(t *testing.T) {
 	glob := map[string]any{"fs": []any{dir + "/*.txt"}}
 	c.reload(t, g, glob)
 	put(t, dir+"/late.txt", "late", 0, 0o600)
-	if got := g.run(t, reading(dir+"/late.txt")); got != "FileNotFoundError" {
+	if got := g.run(t, reading(dir+"/late.txt")); (got == "late") != kernelDecides() {
 		t.Errorf("before the refresh: %s", got)
 	}
 	c.reload(t, g, glob)

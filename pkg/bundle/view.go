@@ -14,6 +14,7 @@ type ViewMount struct {
 	Dest   string // where the guest sees it: the path that the policy names
 	Dir    bool   // a directory with everything below it; else one regular file
 	Write  bool   // else read-only
+	Rules  string // of a live view: those that decide in it, for comparing two views
 }
 
 // View is what the file rules of a policy come to on this host at this moment.

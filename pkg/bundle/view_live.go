@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,7 @@ func PlanLive(p policy.Policy) (View, error) {
 		}
 		p := &plan{rule: shown, deny: deny, limit: maxMounts, submounts: submounts, entries: &entries}
 		plans = append(plans, p)
-		if err := p.runLive(); err != nil {
+		if err := p.runLive(rules); err != nil {
 			return View{}, err
 		}
 	}
@@ -53,7 +54,7 @@ func PlanLive(p policy.Policy) (View, error) {
 }
 
 // runLive plans one mount, of a literal directory; else it is run.
-func (p *plan) runLive() error {
+func (p *plan) runLive(rules []policy.FSRule) error {
 	handle, err := openHandle(p.rule.source)
 	if err != nil {
 		return p.rule.fail(p.rule.source, "cannot be opened", "", err)
@@ -64,6 +65,20 @@ func (p *plan) runLive() error {
 		return p.run()
 	}
 	p.live = true
-	p.shown = part{whole: true, mounts: []ViewMount{p.mount("", true)}}
+	m := p.mount("", true)
+	m.Rules = rulesIn(m.Dest, rules)
+	p.shown = part{whole: true, mounts: []ViewMount{m}}
 	return nil
+}
+
+// rulesIn writes down the rules that may decide about something in a directory.
+func rulesIn(dir string, rules []policy.FSRule) string {
+	var b strings.Builder
+	for _, r := range rules {
+		literal := policy.LiteralDir(r.Pattern)
+		if isBelow(literal, dir) || isBelow(dir, literal) {
+			fmt.Fprintf(&b, "%s %s\n", r.Mode, r.Pattern)
+		}
+	}
+	return b.String()
 }

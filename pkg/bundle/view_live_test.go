@@ -54,7 +54,11 @@ func TestPlanLive(t *testing.T) {
 	if len(view.Mounts) != len(want) || len(view.Dirs) != 0 {
 		t.Fatalf("%+v", view)
 	}
+	if rules := view.Mounts[0].Rules; rules != "read "+base+"/data/*.csv\nwrite "+base+"/data/out/*.txt\n" {
+		t.Errorf("rules in %s: %q", view.Mounts[0].Dest, rules)
+	}
 	for i := range want {
+		view.Mounts[i].Rules = ""
 		if view.Mounts[i] != want[i] {
 			t.Errorf("%+v, want %+v", view.Mounts[i], want[i])
 		}
