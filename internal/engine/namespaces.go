@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // namespaces refuses a container that shares with the host what a policy cannot hold.
@@ -31,26 +33,51 @@ func (n *narrowing) namespaces() error {
 
 // network: the list of endpoints is held at the cgroup, by address.
 func (n *narrowing) network() error {
-	allowed, denied := n.policy.TCPRules()
-	for _, e := range slices.Concat(allowed, denied) {
+	errName := errors.New("under an engine's network the container resolves names itself, and the kernel sees addresses only: write the address, or run it as a guest of psi")
+	tcp, tcpDenied := n.policy.TCPRules()
+	udp, udpDenied := n.policy.UDPRules()
+	for _, e := range slices.Concat(tcp, tcpDenied, udp, udpDenied) {
 		if _, ok := e.Prefix(); !ok {
-			err := errors.New("under an engine's network the container resolves names itself, and the kernel sees addresses only: write the address, or run it as a guest of psi")
-			if err := n.misses("tcp: "+e.String(), err); err != nil {
+			if err := n.misses(endpointRule(e), errName); err != nil {
 				return err
 			}
+		}
+	}
+	l := n.policy.Limits()
+	for _, limit := range []struct {
+		key   string
+		value int64
+	}{{"net_conns", l.NetConns}, {"net_rate", l.NetRate}, {"net_bytes", l.NetBytes}} {
+		if limit.value == 0 {
+			continue
+		}
+		if err := n.misses(fmt.Sprintf("%s: %d", limit.key, limit.value), errors.New("connections under an engine's network do not pass through psi, so nobody counts them: limit them in the engine's network")); err != nil {
+			return err
 		}
 	}
 	if n.host.Network != nil {
 		return n.misses("tcp", n.host.Network)
 	}
 	const by = "cgroup eBPF"
-	if len(allowed) == 0 {
+	if len(tcp)+len(udp) == 0 {
 		n.holds("tcp: []", by+": no connection, datagram or bound port")
 	}
-	for _, e := range n.policy.TCP() {
+	for _, e := range n.policy.Endpoints() {
 		if _, ok := e.Prefix(); ok {
-			n.holds("tcp: "+e.String(), by)
+			n.holds(endpointRule(e), by)
 		}
 	}
 	return nil
+}
+
+// endpointRule writes an endpoint as documents do, with its key.
+func endpointRule(e policy.Endpoint) string {
+	kind := "tcp: "
+	if e.UDP {
+		kind = "udp: "
+	}
+	if e.Deny {
+		kind += "deny "
+	}
+	return kind + e.String()
 }

@@ -21,11 +21,11 @@ func Own(p policy.Policy, network error) []Enforcement {
 	if network != nil {
 		by = "empty network namespace only: " + network.Error()
 	}
-	if len(p.TCP()) == 0 {
+	if len(p.Endpoints()) == 0 {
 		n.holds("tcp: []", "%s", by)
 	}
-	for _, e := range p.TCP() {
-		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: "tcp: " + e.String(), By: "proxy, " + by, Missing: network != nil})
+	for _, e := range p.Endpoints() {
+		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: endpointRule(e), By: "proxy, " + by, Missing: network != nil})
 	}
 	for _, r := range p.FS() {
 		n.holds(fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern), "mounts, made when the bundle was")
