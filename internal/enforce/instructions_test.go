@@ -30,7 +30,7 @@ func TestVerifiedInstructions(t *testing.T) {
 		name string
 		load func() (*ebpf.CollectionSpec, error)
 		lsm  bool
-	}{{"net", bpf.LoadNet, false}, {"match", bpf.LoadMatch, false}, {"lsm", bpf.LoadLSM, true}} {
+	}{{"net", bpf.LoadNet, false}, {"lookup", bpf.LoadLookup, false}, {"match", bpf.LoadMatch, false}, {"lsm", bpf.LoadLSM, true}} {
 		if err := probeLSM(); object.lsm && err != nil {
 			if os.Getenv("PSI_TEST_VM") != "" {
 				t.Fatal(err)
@@ -44,7 +44,7 @@ func TestVerifiedInstructions(t *testing.T) {
 			want, known := table[key]
 			switch {
 			case os.Getenv("PSI_UPDATE") != "":
-			case !known && hasKernel(table, kernel):
+			case !known && hasKernel(table, kernel+" "+object.name):
 				t.Errorf("%s is not in %s: add the line with PSI_UPDATE=1", key, instructionTable)
 			case known && count > want:
 				t.Errorf("%s: %d instructions were verified, %d are in the table: find out why, or write the new number there", key, count, want)
@@ -53,7 +53,7 @@ func TestVerifiedInstructions(t *testing.T) {
 			}
 		}
 	}
-	if os.Getenv("PSI_UPDATE") != "" || !hasKernel(table, kernel) {
+	if os.Getenv("PSI_UPDATE") != "" || !hasKernel(table, kernel+" net") {
 		sort.Strings(printed)
 		t.Logf("lines for %s:\n%s", instructionTable, strings.Join(printed, "\n"))
 	}
