@@ -95,7 +95,9 @@ type Options struct {
 	// rules. OwnFiles are the rules for the guest's own root, beside its policy's.
 	Files    *enforce.FilePrograms
 	OwnFiles []policy.FSRule
-	// Net is passed to the network proxy.
+	// Budget shares the process's descriptors among its guests; nil bounds nothing.
+	Budget *Budget
+	// Net is passed to the network proxy, but for what the policy says.
 	Net netproxy.Options
 }
 

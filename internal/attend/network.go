@@ -22,6 +22,12 @@ type Enforcement struct {
 	By   string `json:"by"`
 }
 
+// Budget is what the proxies of a process share.
+type Budget = netproxy.Budget
+
+// NewBudget shares half of the descriptors that this process may open.
+func NewBudget() (*Budget, error) { return netproxy.NewBudget() }
+
 // network is the guest's allowed endpoints: reachable through proxy, and held a
 // second time by guest's programs.
 type network struct {
@@ -104,6 +110,7 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	if opts.Net.Steer == nil {
 		opts.Net.Steer = steer
 	}
+	opts.Net.Budget = opts.Budget
 	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total = netLimits(p.Limits())
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err

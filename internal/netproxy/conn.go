@@ -129,6 +129,8 @@ func (p *Proxy) admit(c *conn) bool {
 		p.cut(c, Exhausted)
 	case len(p.conns) >= p.maxConns:
 		p.cut(c, TooMany)
+	case !p.opts.Budget.take(len(p.conns)):
+		p.cut(c, NoResources)
 	default:
 		p.conns[c] = true
 		return true
@@ -165,6 +167,7 @@ func (p *Proxy) release(c *conn, reason Reason) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
+	p.opts.Budget.give()
 	if reason != "" {
 		p.cut(c, reason)
 	}

@@ -18,6 +18,8 @@ type Options struct {
 	// means any. Total is how many they may move at all: then every connection is
 	// reset. 0 means any.
 	Rate, Total int64
+	// Budget is shared with the other guests of this process; nil bounds nothing.
+	Budget *Budget
 	// Steer serves ranges of ports; without it they are an error.
 	Steer Steer
 	// DialTimeout bounds resolving a name and connecting. 0 means 10 seconds.

@@ -124,7 +124,7 @@ func (s *Supervisor) create(g *guest, spec *specs.Spec, stdio *os.File, undo *un
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{
-				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: bundle.OwnFiles(),
+				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: bundle.OwnFiles(), Budget: s.budget,
 			})
 			return err
 		},

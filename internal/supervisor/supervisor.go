@@ -12,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/pkg/bundle"
@@ -36,6 +37,7 @@ type Supervisor struct {
 	place    string                // private directory for the mounts of views
 	programs *enforce.Programs     // shared by all guests; nil if this host has no eBPF
 	files    *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
+	budget   *attend.Budget        // of descriptors for guests' connections
 	root     bundle.RootfsInfo     // of Options.Rootfs; zero if it names none
 	layers   layers                // that hold import lists
 	removing chan struct{}         // a slot per guest being taken away
@@ -84,6 +86,9 @@ func New(opts Options) (_ *Supervisor, err error) {
 	}
 	if len(report.Containers)+len(report.Strays) > 0 {
 		opts.Log.WithField("guests", report.Containers).WithField("strays", report.Strays).Info("removed what dead owners left")
+	}
+	if s.budget, err = attend.NewBudget(); err != nil {
+		return nil, err
 	}
 	if s.owner, err = container.OpenOwner(opts.RunDir); err != nil {
 		return nil, err

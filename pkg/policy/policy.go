@@ -137,7 +137,7 @@ func (p Policy) DenyTCP(endpoint string) (Policy, error) {
 	return p.withEndpoint(endpoint, Endpoint{Deny: true})
 }
 
-// AllowUDP is as AllowTCP, for datagrams; so are AllowPrivateUDP and DenyUDP. Errors
+// AllowUDP is as AllowTCP, for datagrams. Errors
 // are [*Error]s with the key "udp".
 func (p Policy) AllowUDP(endpoint string) (Policy, error) {
 	return p.withEndpoint(endpoint, Endpoint{UDP: true})
