@@ -30,8 +30,8 @@ func (c Change) Empty() bool {
 func (c Change) Backup() string { return c.Path + backupSuffix }
 
 // restored replaces the planned removal by the backup where nothing else was changed since: where
-// adding to the backup gives the file as it is now.
-func (c Change) restored(f format, runtime string) (Change, error) {
+// taking our part out of the backup with it added leaves what taking it out of the file does.
+func (c Change) restored(f format) (Change, error) {
 	backup, err := os.ReadFile(c.Backup())
 	if errors.Is(err, os.ErrNotExist) {
 		return c, nil
@@ -39,7 +39,12 @@ func (c Change) restored(f format, runtime string) (Change, error) {
 	if err != nil {
 		return Change{}, fmt.Errorf("reading the backup: %w", err)
 	}
-	if added, err := f.add(backup, runtime); err == nil && bytes.Equal(added, c.Before) {
+	added, err := f.add(backup, "/any/program")
+	if err != nil {
+		return c, nil // somebody has changed the backup: the removal stands
+	}
+	rest, err := f.remove(added)
+	if err == nil && bytes.Equal(rest, c.After) && (rest == nil) == (c.After == nil) {
 		c.After = backup
 	}
 	return c, nil

@@ -41,7 +41,7 @@ func Engines() []Engine { return []Engine{Containerd, Podman, CRIO, Docker} }
 type Options struct {
 	Engine  Engine
 	Path    string // of the configuration file; "" is the engine's usual one
-	Runtime string // absolute path of psi-runtime
+	Runtime string // absolute path of psi-runtime; not used by Uninstall
 }
 
 // format is how one engine's configuration is written.
@@ -109,7 +109,7 @@ func Uninstall(o Options) (Change, error) {
 	if slices.Equal(c.After, c.Before) {
 		return c, nil
 	}
-	return c.restored(f, o.Runtime)
+	return c.restored(f)
 }
 
 // current reads the file that a change is about.

@@ -49,6 +49,7 @@ func TestInstallTwiceAndUninstall(t *testing.T) {
 				t.Errorf("%s: the backup is %q, want %q", engine, read(t, path+backupSuffix), before)
 			}
 
+			o.Runtime = "" // uninstall does not know which it was
 			apply(t, plan(t, Uninstall, o))
 			if got := read(t, path); got != before {
 				t.Errorf("%s: uninstall left %q, want %q", engine, got, before)
