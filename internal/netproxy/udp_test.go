@@ -161,7 +161,7 @@ func TestFlowsAreBounded(t *testing.T) {
 	watchLeaks(t)
 	netns := newNetns(t)
 	addr := udpServer(t)
-	p := openUDP(t, netns, Options{IdleTimeout: 300 * time.Millisecond}, addr)
+	p := openUDP(t, netns, Options{IdleTimeout: 8 * time.Second}, addr) // an emulated machine is slow
 	for range maxFlows + 50 {
 		c := guestUDP(t, netns, addr)
 		if _, err := c.Write([]byte("x")); err != nil {
@@ -172,9 +172,29 @@ func TestFlowsAreBounded(t *testing.T) {
 	if n := p.Stats().Active; n > maxFlows {
 		t.Errorf("%d flows", n)
 	}
-	eventually(t, "silent flows end", func() bool { return p.Stats().Active == 0 })
+	if err := p.Update(nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all are cut", func() bool { return p.Stats().Active == 0 })
+	if err := p.Update(udpEndpoints(t, addr)); err != nil {
+		t.Fatal(err)
+	}
 	if err := talk(t, guestUDP(t, netns, addr), "hello"); err != nil {
 		t.Errorf("after the flood: %v", err)
+	}
+}
+
+func TestSilentFlowsEnd(t *testing.T) {
+	watchLeaks(t)
+	netns := newNetns(t)
+	addr := udpServer(t)
+	p := openUDP(t, netns, Options{IdleTimeout: 300 * time.Millisecond}, addr)
+	c := guestUDP(t, netns, addr)
+	for range 2 { // a flow that has ended begins again
+		if err := talk(t, c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the silent flow has ended", func() bool { return p.Stats().Active == 0 })
 	}
 }
 
