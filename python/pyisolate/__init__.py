@@ -65,6 +65,7 @@ def spawn(
     name: str,
     policy: PolicyLike = None,
     allowed_imports: Optional[Sequence[str]] = None,
+    *,
     engine: EngineLike = None,
 ) -> Sandbox:
     """Start a guest and return its handle when it is ready to run code.

@@ -35,7 +35,8 @@ class SpawningAndLifecycle(GuestTest):
     def test_psi_spawn_name_policy_allowed_imports(self) -> None:
         """`psi.spawn(name:str, policy:str|dict=None, allowed_imports:list[str]|None=None) → Sandbox`"""
         parameters = inspect.signature(psi.spawn).parameters
-        self.assertEqual(list(parameters), ["name", "policy", "allowed_imports"])
+        self.assertEqual(list(parameters), ["name", "policy", "allowed_imports", "engine"])
+        self.assertIs(parameters["engine"].kind, inspect.Parameter.KEYWORD_ONLY)  # beyond the interface
         self.assertIsNone(parameters["policy"].default)
         self.assertIsNone(parameters["allowed_imports"].default)
         sandbox = psi.spawn("api-spawn", {"mem": "128MiB"}, ["math"])

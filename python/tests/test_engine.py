@@ -114,7 +114,7 @@ class PodmanTest(GuestTest):
         name: Optional[str] = None,
         engine: Union[str, Sequence[str], None] = "podman",
     ) -> psi.Sandbox:
-        sandbox = psi.spawn(name or f"pod-{time.monotonic_ns()}", policy, allowed_imports, engine)
+        sandbox = psi.spawn(name or f"pod-{time.monotonic_ns()}", policy, allowed_imports, engine=engine)
         self.ids.add(sandbox.id)
         self.addCleanup(sandbox.close)
         return sandbox

@@ -271,7 +271,7 @@ class Events(GuestTest):
                 while True:  # what other tests have left
                     await asyncio.wait_for(psi.events.__anext__(), 0.3)
             waiting = asyncio.ensure_future(psi.events.__anext__())
-            await asyncio.get_running_loop().run_in_executor(None, sandbox.reload, {"pids": 50})
+            await asyncio.get_running_loop().run_in_executor(None, sandbox.update_policy, {"pids": 50})
             return (await asyncio.wait_for(waiting, 10))[2]
 
         event = asyncio.run(main())
