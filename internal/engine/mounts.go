@@ -143,6 +143,8 @@ func (n *narrowing) plumbing(m *specs.Mount) bool {
 		return kind == File && (name == "hosts" || name == "etc-hosts")
 	case "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv":
 		return kind == File && name == path.Base(m.Destination)
+	case "/etc/passwd", "/etc/group": // podman's, for a user that the image does not have
+		return kind == File && strings.HasSuffix(m.Source, "/userdata"+m.Destination[len("/etc"):])
 	case "/dev/shm":
 		return kind == Directory && name == "shm"
 	case "/run/secrets":

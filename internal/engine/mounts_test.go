@@ -89,6 +89,17 @@ func TestBothPlacesOfAVolume(t *testing.T) {
 	}
 }
 
+// podman's passwd is no volume; another file of that name is one.
+func TestPasswdOfPodman(t *testing.T) {
+	host := testHost()
+	for source, refused := range map[string]bool{"/c/userdata/passwd": false, "/etc/passwd": true, "/srv/passwd": true} {
+		host.Kinds[source] = File
+		if _, err := Narrow(engineSpec(volume(source, "/etc/passwd")), policy.Defaults(), host); refused != (err != nil) {
+			t.Errorf("%s: %v", source, err)
+		}
+	}
+}
+
 func TestEngineMounts(t *testing.T) {
 	host := testHost()
 	host.EngineMounts = []string{"/var/lib/kubelet/pods"}
