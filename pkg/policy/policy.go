@@ -137,7 +137,7 @@ func (p Policy) DenyTCP(endpoint string) (Policy, error) {
 	return p.withEndpoint(endpoint, Endpoint{Deny: true})
 }
 
-// AllowUDP is as AllowTCP, for datagrams. Errors
+// AllowUDP is [Policy.AllowTCP] for datagrams. Errors of it and of the others of UDP
 // are [*Error]s with the key "udp".
 func (p Policy) AllowUDP(endpoint string) (Policy, error) {
 	return p.withEndpoint(endpoint, Endpoint{UDP: true})
