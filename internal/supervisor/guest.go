@@ -54,7 +54,6 @@ type guest struct {
 	ended     chan struct{} // closed when no process of the guest runs
 	running   bool          // it was started; guarded by Supervisor.mu
 
-	spawnImports policy.Policy                              // that its root was made for
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
 	root         bundle.RootfsInfo
 	layer        layer // over the root; a reload changes it

@@ -96,7 +96,7 @@ func inParallel(n int, do func(int)) {
 // apply changes the guest. What it adds to undo takes that back.
 func (r *reloading) apply() error {
 	g := r.g
-	if err := r.check(); err != nil {
+	if err := checkReload(r.old, r.next); err != nil {
 		return err
 	}
 	r.end = append(r.end, g.use())
@@ -168,27 +168,6 @@ func (r *reloading) commit() {
 	}})
 }
 
-// check refuses what this guest cannot be given any more.
-func (r *reloading) check() error {
-	if err := checkReload(r.old, r.next); err != nil {
-		return err
-	}
-	// The files of other modules are not in the guest's root: they were left out for good.
-	if could, limited := r.g.spawnImports.Imports(); limited {
-		if _, still := r.next.Imports(); !still {
-			return fmt.Errorf("%w: imports: the root of a running guest has the modules of %v only: spawn a new guest for others", errPolicy, could)
-		}
-		common, err := r.next.IntersectImports(could)
-		if err != nil {
-			return fmt.Errorf("%w: %w", errPolicy, err)
-		}
-		if !sameImports(common, r.next) {
-			return fmt.Errorf("%w: imports: the root of a running guest has the modules of %v only: spawn a new guest for others", errPolicy, could)
-		}
-	}
-	return nil
-}
-
 // checkReload refuses what a running guest cannot be given any more.
 func checkReload(old, next policy.Policy) error {
 	const wayOut = "spawn a new guest for it"
@@ -240,7 +219,7 @@ func dryRun(parts []*reloading) (any, error) {
 	}
 	all := make([]difference, 0, len(parts))
 	for _, p := range parts {
-		if err := p.check(); err != nil {
+		if err := checkReload(p.old, p.next); err != nil {
 			return nil, fmt.Errorf("guest %s: %w", p.g.id, err)
 		}
 		permits, err := policy.Compare(p.old, p.next)

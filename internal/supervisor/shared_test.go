@@ -130,6 +130,9 @@ func TestUsersDoNotSeeEachOther(t *testing.T) {
 			t.Errorf("list: %s", list)
 		}
 		for _, op := range []string{"close", "kill", "stats", "reload", "report"} {
+			if op == "reload" && other == root {
+				continue // root may: TestReloadIsForTheOwner
+			}
 			request := map[string]any{"op": op, "guest": g.id}
 			none := map[string]any{"op": op, "guest": "psi-0000000000000000"}
 			if op == "report" {

@@ -53,7 +53,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 		return nil, nil, err
 	}
 	defer s.releaseView(view)
-	g.shown, g.importsLimit, g.spawnImports = view.shown, importsLimit(r), p
+	g.shown, g.importsLimit = view.shown, importsLimit(r)
 
 	// spec: a bundle that is never written
 	spec, err := s.compile(g, view.View, r.Rootfs)
