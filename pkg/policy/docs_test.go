@@ -67,7 +67,7 @@ func TestReferenceExamples(t *testing.T) {
 	for i, f := range fences {
 		switch f.language {
 		case "text":
-			if i == 0 || fences[i-1].language != "yaml" {
+			if (i == 0 || fences[i-1].language != "yaml") && !strings.HasPrefix(f.text, "$ ") { // what a running guest is needed for
 				t.Errorf("%s:%d: a message without an example", reference, f.line)
 			}
 		case "yaml":
