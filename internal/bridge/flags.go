@@ -89,6 +89,7 @@ func expressible(c command, p policy.Policy) error {
 	if c.gives("--network", "--net") && !c.gives("none", "--network=none", "--net=none") {
 		held = append(held, "tcp") // the network's destinations
 	} else {
+		held = append(held, "net_bytes", "net_conns") // of no connection
 		wayOut += ", or a --network"
 	}
 	var document map[string]any
