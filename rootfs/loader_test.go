@@ -177,7 +177,7 @@ func TestLibraryNotFoundInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &builder{python: python, tree: newTree(), options: Options{Progress: func(string) {}}}
+	b := &builder{python: python, tree: newTree(), needs: map[string][]string{}, options: Options{Progress: func(string) {}}}
 	if err := b.addInterpreter(context.Background()); err != nil {
 		t.Fatal(err)
 	}
