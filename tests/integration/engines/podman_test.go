@@ -23,7 +23,12 @@ func newPodman(t *testing.T) podman {
 	dir, parent := tempDir(t), cgroupParent(t)
 	p := podman{command: command{need(t, "podman"), "--root", dir + "/storage", "--runroot", dir + "/run", "--tmpdir", dir + "/libpod",
 		"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", built.runtime}}
-	// Hard limits cannot be raised on a machine without CAP_SYS_RESOURCE.
+	// Hard limits cannot be raised on a machine without CAP_SYS_RESOURCE; nor can flags say so for a pod's own container.
+	config := filepath.Join(dir, "containers.conf")
+	if err := os.WriteFile(config, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONTAINERS_CONF", config)
 	p.flags = []string{"--network", "none", "--cgroup-parent", parent, "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
 	t.Cleanup(func() {
 		p.run(t, "rm", "--all", "--force", "--time", "0")
