@@ -323,7 +323,7 @@ class Sandbox:
             way = "" if isinstance(error, MissingModule) else ": sandbox.accept() opts in to a class"
             raise self._about(SandboxError(printable(f"guest {self.name!r} sent {error}{way}"))) from None
         except DecodeError as error:
-            self._channel.break_off(f"it sent a value that is not allowed: {error}")
+            self._report(f"it sent a value that is not allowed: {error}")
             raise self._death() from None
 
     def _guest_error(self, frame: wire.Frame) -> SandboxError:
@@ -334,7 +334,7 @@ class Sandbox:
             )
             args = report.get("args")
         except (CodecError, ValueError, KeyError, TypeError, AttributeError) as malformed:
-            self._channel.break_off(f"it sent a malformed report of an exception: {malformed}")
+            self._report(f"it sent a malformed report of an exception: {malformed}")
             return self._death()
         error = make_guest_error(module, name, message, traceback, tuple(args) if isinstance(args, list) else None)
         hint = file_hint(error, self._fs)
@@ -400,11 +400,12 @@ class Sandbox:
         return self._about(death(self.name, self._exit, fault, self._forked))
 
     def _report(self, fault: str) -> None:
-        self._channel.break_off(fault)
         if not self._reported:
             self._reported = True
-            # The supervisor tells every watcher (BROKER_ERROR) and kills the guest.
+            # The supervisor tells every watcher (BROKER_ERROR) and kills the guest: before it can end by itself,
+            # which it may do when the channel is broken off.
             self.connection.tell("report", {"guest": self.id, "error": fault})
+        self._channel.break_off(fault)
         self._exited.wait(_EXIT_NOTICE)
 
 
