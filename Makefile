@@ -20,15 +20,18 @@ GOLANGCI := v2.12.2
 RUN     ?=
 
 .PHONY: help setup build rootfs demo test test-all test-host test-vm lint generate bench install uninstall clean
-.PHONY: check-generated check-leaks $(BIN)/psi-runtime $(BIN)/psi-shim
+.PHONY: setup-build check-generated check-leaks $(BIN)/psi-runtime $(BIN)/psi-shim
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## install the missing Debian packages and, where Go is too old, a Go (needs root; a no-op the second time)
+setup: ## install what is missing to build and test: Debian packages and a Go (needs root; a no-op the second time)
+	@scripts/setup all
+
+setup-build:
 	@scripts/setup
 
-build: setup $(BIN)/psi-runtime $(BIN)/psi-shim ## build bin/psi-runtime and bin/psi-shim (static)
+build: setup-build $(BIN)/psi-runtime $(BIN)/psi-shim ## build bin/psi-runtime and bin/psi-shim (static)
 
 $(BIN)/psi-runtime $(BIN)/psi-shim:
 	@$(GOBUILD) -o $@ ./cmd/$(@F)
@@ -40,20 +43,20 @@ demo: rootfs ## spawn guests in real containers and show what they do
 	@PYTHONPATH=python $(PYTHON) examples/hello.py
 	@PYTHONPATH=python $(PYTHON) examples/etl.py
 
-test: rootfs lint check-generated ## lint, every test here, and the everyday tests on the second kernel
+test: setup rootfs lint check-generated ## lint, every test here, and the everyday tests on the second kernel
 	@go run ./tests/run
 	@go run -tags '$(TAGS)' ./tests/vm
 	@$(MAKE) check-leaks
 
-test-all: rootfs lint check-generated ## as test, with every test on the second kernel too (long)
+test-all: setup rootfs lint check-generated ## as test, with every test on the second kernel too (long)
 	@go run ./tests/run
 	@go run -tags '$(TAGS)' ./tests/vm -timeout 3h all
 	@$(MAKE) check-leaks
 
-test-host: rootfs ## tests on this machine only; RUN=TestName, SUITE=pkg/policy
+test-host: setup rootfs ## tests on this machine only; RUN=TestName, SUITE=pkg/policy
 	@go run ./tests/run $(if $(RUN),-run '$(RUN)') $(SUITE)
 
-test-vm: rootfs ## tests on the second kernel only; RUN=TestName, SUITE=internal/container
+test-vm: setup rootfs ## tests on the second kernel only; RUN=TestName, SUITE=internal/container
 	@go run -tags '$(TAGS)' ./tests/vm $(if $(RUN),-run '$(RUN)') $(SUITE)
 
 lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## gofmt, golangci-lint, mypy --strict, shellcheck
@@ -76,7 +79,7 @@ check-generated: generate
 check-leaks:
 	@scripts/check-leaks
 
-bench: rootfs ## measure against the peers; writes build/bench/report.md
+bench: setup rootfs ## measure against the peers; writes build/bench/report.md
 	@$(PYTHON) bench/run.py --output $(BUILD)/bench
 
 install: rootfs ## install both programs, the root file system and the Python package's files below PREFIX
