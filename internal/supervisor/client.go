@@ -67,11 +67,11 @@ func (c *client) serve() {
 	c.drop(c.read())
 	stop()
 	mine := func(g *guest) bool { return g.client == c }
-	c.s.endGuests(mine, causeClosed, "")
+	c.s.endGuests(mine, control.CauseClosed, "")
 	c.working.Wait()
 	// A spawn that was under way when the connection ended undid itself or is in
 	// the table by now.
-	c.s.endGuests(mine, causeClosed, "")
+	c.s.endGuests(mine, control.CauseClosed, "")
 	<-written
 }
 

@@ -18,20 +18,6 @@ import (
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// The causes of a guest's end beside attend's (oom, cpu, wall).
-const (
-	causeExit       = "exit"       // its first process returned; see code
-	causeSignal     = "signal"     // something killed it; see signal
-	causeClosed     = "closed"     // its client asked
-	causeSupervisor = "supervisor" // the supervisor ended it; see message
-)
-
-// The events that the supervisor itself makes; attend has the others.
-const (
-	eventHotload = "POLICY_HOTLOAD" // details: policy_digest
-	eventBroken  = "BROKER_ERROR"   // details: error
-)
-
 const (
 	// killPatience is how long a killed guest may take to be gone before the
 	// supervisor tells its client that something is wrong with the machine.
@@ -65,7 +51,7 @@ type guest struct {
 	policy    policy.Policy
 	view      []string // notes on how the files are shown
 	shown     []shown  // what is mounted in it; guarded by reloading
-	asked     string   // why the supervisor ended it: causeClosed, causeSupervisor or ""
+	asked     string   // why the supervisor ended it: control.CauseClosed, control.CauseSupervisor or ""
 	message   string   // goes with asked
 	announced bool
 	held      []any  // pushed messages of a guest that its client does not know yet
@@ -84,18 +70,7 @@ type pushedEvent struct {
 }
 
 type pushedExit struct {
-	Exited exit `json:"exited"`
-}
-
-type exit struct {
-	Guest    string   `json:"guest"`
-	Name     string   `json:"name"`
-	Cause    string   `json:"cause"`
-	Code     *int     `json:"code"`
-	Signal   *int     `json:"signal"`
-	Limit    *float64 `json:"limit"`
-	Observed *float64 `json:"observed"`
-	Message  string   `json:"message"`
+	Exited control.Exit `json:"exited"`
 }
 
 // announcement is the reply to the spawn that made the guest.
@@ -217,7 +192,7 @@ func (g *guest) close(timeout time.Duration) error {
 	if g.hasEnded() {
 		return nil
 	}
-	g.ask(causeClosed, "")
+	g.ask(control.CauseClosed, "")
 	if g.terminate() == nil && g.endsWithin(timeout) {
 		return nil
 	}
@@ -284,7 +259,7 @@ func (g *guest) wait() {
 	status, err := g.container.Wait()
 	if err != nil {
 		// Without a status nothing is known about the guest's processes: end them.
-		g.ask(causeSupervisor, fmt.Sprintf("waiting for the guest: %v", err))
+		g.ask(control.CauseSupervisor, fmt.Sprintf("waiting for the guest: %v", err))
 		err = errors.Join(err, g.container.KillCgroup())
 		g.s.opts.Log.WithError(err).WithField("guest", g.id).Error("waiting for guest")
 	}
@@ -300,10 +275,10 @@ func (g *guest) wait() {
 
 // exit puts together what is known about the end. A limit that was passed explains
 // everything that came after it; then who asked; then the process itself.
-func (g *guest) exit(status container.ExitStatus) exit {
+func (g *guest) exit(status container.ExitStatus) control.Exit {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	e := exit{Guest: g.id, Name: g.name, Message: g.message}
+	e := control.Exit{Guest: g.id, Name: g.name, Message: g.message}
 	if status.Signal != 0 {
 		signal := int(status.Signal)
 		e.Signal = &signal
@@ -312,17 +287,17 @@ func (g *guest) exit(status container.ExitStatus) exit {
 	}
 	switch cause, limit, observed := g.attendant.Cause(); {
 	case cause == attend.CauseUnattended:
-		e.Cause, e.Message = causeSupervisor, "the guest's cpu time could not be read any more"
+		e.Cause, e.Message = control.CauseSupervisor, "the guest's cpu time could not be read any more"
 	case cause != "":
 		e.Cause, e.Limit, e.Observed = cause, &limit, &observed
 	case g.asked != "":
 		e.Cause = g.asked
 	case e.Signal != nil:
-		e.Cause = causeSignal
+		e.Cause = control.CauseSignal
 	default:
-		e.Cause = causeExit
+		e.Cause = control.CauseExit
 	}
-	if e.Message == "" && (e.Cause == causeSignal || e.Cause == causeExit && *e.Code != 0) {
+	if e.Message == "" && (e.Cause == control.CauseSignal || e.Cause == control.CauseExit && *e.Code != 0) {
 		e.Message = g.lastWords()
 	}
 	return e

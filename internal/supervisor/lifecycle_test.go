@@ -37,7 +37,7 @@ func TestSpawnRunsCode(t *testing.T) {
 	if pids := pidsOf(g.id); len(pids) > 0 {
 		t.Errorf("after close these run: %v", pids)
 	}
-	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != causeClosed || e["guest"] != g.id || e["name"] != "guest42" {
+	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != control.CauseClosed || e["guest"] != g.id || e["name"] != "guest42" {
 		t.Errorf("exited: %v", e)
 	}
 	c.must(t, map[string]any{"op": "close", "guest": g.id}) // once more is no error
@@ -53,7 +53,7 @@ func TestCloseKillsAGuestThatWillNotEnd(t *testing.T) {
 	if took := time.Since(start); took < 300*time.Millisecond || took > scaled(2*time.Second) {
 		t.Errorf("closing took %v", took)
 	}
-	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != causeClosed || e["signal"] != 9.0 {
+	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != control.CauseClosed || e["signal"] != 9.0 {
 		t.Errorf("exited: %v", e)
 	}
 }
@@ -70,8 +70,8 @@ func TestCauses(t *testing.T) {
 		event  string
 		want   map[string]any
 	}{
-		{"exit", nil, "import os; os._exit(7)", "", map[string]any{"cause": causeExit, "code": 7.0, "signal": nil}},
-		{"fault", nil, "import ctypes; ctypes.string_at(0)", "", map[string]any{"cause": causeSignal, "code": nil, "signal": 11.0}},
+		{"exit", nil, "import os; os._exit(7)", "", map[string]any{"cause": control.CauseExit, "code": 7.0, "signal": nil}},
+		{"fault", nil, "import ctypes; ctypes.string_at(0)", "", map[string]any{"cause": control.CauseSignal, "code": nil, "signal": 11.0}},
 		{"memory", map[string]any{"mem": "64MiB"}, grow, "MEM_KILL", map[string]any{"cause": "oom", "limit": 64.0 * (1 << 20)}},
 		{"memory-of-child", map[string]any{"mem": "64MiB"}, child, "MEM_KILL", map[string]any{"cause": "oom", "limit": 64.0 * (1 << 20)}},
 		{"cpu", map[string]any{"cpu_ms": cpu}, "while True: pass", "CPU_THROTTLE", map[string]any{"cause": "cpu", "limit": float64(cpu)}},
@@ -121,7 +121,7 @@ func TestKilledFromOutside(t *testing.T) {
 		n, _ := strconv.Atoi(pid)
 		_ = unix.Kill(n, unix.SIGKILL)
 	}
-	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != causeSignal || e["signal"] != 9.0 {
+	if e := c.exited(t, scaled(5*time.Second)); e["cause"] != control.CauseSignal || e["signal"] != 9.0 {
 		t.Errorf("exited: %v", e)
 	}
 }
@@ -214,11 +214,11 @@ func TestReportEndsAndTellsEveryWatcher(t *testing.T) {
 	g := owner.spawn(t, "liar", nil)
 	owner.must(t, map[string]any{"op": "report", "guest": g.id, "error": "frame of 4 GiB"})
 	for _, c := range []*testClient{owner, watcher} {
-		ev := c.event(t, eventBroken, scaled(5*time.Second))
+		ev := c.event(t, control.Broken, scaled(5*time.Second))
 		if ev["details"].(map[string]any)["error"] != "frame of 4 GiB" {
 			t.Errorf("event: %v", ev)
 		}
-		if e := c.exited(t, scaled(5*time.Second)); e["cause"] != causeSupervisor || !strings.Contains(e["message"].(string), "4 GiB") {
+		if e := c.exited(t, scaled(5*time.Second)); e["cause"] != control.CauseSupervisor || !strings.Contains(e["message"].(string), "4 GiB") {
 			t.Errorf("exited: %v", e)
 		}
 	}

@@ -40,13 +40,13 @@ func (s *Supervisor) handle(c *client, r control.Request) (any, error) {
 	case "close":
 		return done, g.close(r.Timeout)
 	case "kill":
-		g.ask(causeClosed, "")
+		g.ask(control.CauseClosed, "")
 		return done, g.kill()
 	case "stats":
 		return g.stats()
 	case "report":
-		g.event(attend.Event{Time: time.Now(), Type: eventBroken, Details: map[string]any{"error": clip(r.Error, maxMessage)}})
-		g.ask(causeSupervisor, "broken channel: "+r.Error)
+		g.event(attend.Event{Time: time.Now(), Type: control.Broken, Details: map[string]any{"error": clip(r.Error, maxMessage)}})
+		g.ask(control.CauseSupervisor, "broken channel: "+r.Error)
 		return done, g.kill()
 	}
 	return nil, fmt.Errorf("%w: op %q is not handled", errProtocol, r.Op)

@@ -163,7 +163,7 @@ func (r *reloading) commit() {
 	g.policy, g.view = r.next, r.view.notes
 	g.mu.Unlock()
 	g.shown, g.layer = r.view.shown, r.layer
-	g.event(attend.Event{Time: time.Now(), Type: eventHotload, Details: map[string]any{
+	g.event(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
 		"policy_digest": r.next.Digest(), "former_digest": r.old.Digest(),
 	}})
 }

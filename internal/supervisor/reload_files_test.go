@@ -14,7 +14,7 @@ import (
 func (c *testClient) reload(t *testing.T, g *testGuest, policy map[string]any) {
 	t.Helper()
 	c.must(t, map[string]any{"op": "reload", "guest": g.id, "policy": policy})
-	if ev := c.event(t, eventHotload, scaled(5*time.Second)); ev["guest"] != g.id {
+	if ev := c.event(t, control.Hotload, scaled(5*time.Second)); ev["guest"] != g.id {
 		t.Errorf("event: %v", ev)
 	}
 }
@@ -112,7 +112,7 @@ func TestReloadOfWhatIsHeld(t *testing.T) {
 			}
 		}
 		for len(c.pushed) > 0 {
-			if ev := <-c.pushed; ev["event"] == eventHotload {
+			if ev := <-c.pushed; ev["event"] == control.Hotload {
 				t.Errorf("%s: told of a reload that failed: %v", hold, ev)
 			}
 		}
@@ -120,7 +120,7 @@ func TestReloadOfWhatIsHeld(t *testing.T) {
 	}
 	c.must(t, map[string]any{"op": "reload", "guests": []any{holder.id, other.id}, "policy": map[string]any{"mem": "128MiB"}})
 	for range 2 {
-		c.event(t, eventHotload, scaled(5*time.Second))
+		c.event(t, control.Hotload, scaled(5*time.Second))
 	}
 	for _, g := range []*testGuest{holder, other} {
 		if got := g.run(t, reading(dir+"/a.txt")); got != "FileNotFoundError" {
@@ -215,7 +215,7 @@ func TestReloadDryRun(t *testing.T) {
 		t.Errorf("a dry run changed what the guest sees: %.20s", got)
 	}
 	for len(c.pushed) > 0 {
-		if ev := <-c.pushed; ev["event"] == eventHotload {
+		if ev := <-c.pushed; ev["event"] == control.Hotload {
 			t.Errorf("told of a dry run: %v", ev)
 		}
 	}

@@ -69,7 +69,7 @@ func TestEndpoints(t *testing.T) {
 		t.Errorf("an endpoint that no rule names answered")
 	}
 	c.must(t, map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"tcp": []any{"127.0.0.1:" + otherPort}}})
-	if ev := c.event(t, eventHotload, scaled(5*time.Second)); ev["guest"] != g.id {
+	if ev := c.event(t, control.Hotload, scaled(5*time.Second)); ev["guest"] != g.id {
 		t.Errorf("event: %v", ev)
 	}
 	if got := g.run(t, connect("127.0.0.1", port)); got == "pong" {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/pkg/bundle"
 )
@@ -168,7 +169,7 @@ func (s *Supervisor) Close(patience time.Duration) error {
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
-	s.endGuests(func(*guest) bool { return true }, causeSupervisor, "the supervisor is shutting down")
+	s.endGuests(func(*guest) bool { return true }, control.CauseSupervisor, "the supervisor is shutting down")
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
