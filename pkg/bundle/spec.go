@@ -46,6 +46,9 @@ const maxArgs = 64 << 10
 type Entry struct {
 	Script string   // host path of a Python source file; "" for the agent
 	Args   []string // sys.argv[1:] of the script; none for the agent
+	// Waits: the agent is told what it has to know of the policy ([AgentConfig]) by the
+	// first frame of its channel. Then its environment says nothing of the policy.
+	Waits bool
 }
 
 // Compile makes the OCI configuration of a guest. It is a pure function: it looks
@@ -68,9 +71,11 @@ func Compile(p policy.Policy, r RootfsInfo, v View, e Entry) (*specs.Spec, error
 	if err != nil {
 		return nil, fmt.Errorf("compiling bundle: %w", err)
 	}
-	env, err := Environment(p)
-	if err != nil {
-		return nil, fmt.Errorf("compiling bundle: %w", err)
+	env := environment("channel")
+	if !e.Waits {
+		if env, err = Environment(p); err != nil {
+			return nil, fmt.Errorf("compiling bundle: %w", err)
+		}
 	}
 	l := p.Limits()
 	return &specs.Spec{
@@ -128,18 +133,20 @@ func (e Entry) command(r RootfsInfo) ([]string, error) {
 	return append(append(args, "--script", entryFile), e.Args...), nil
 }
 
-// agentConfig is what the agent needs to know of the policy (PSI_CONFIG).
+// agentConfig is what the agent needs to know of the policy.
 type agentConfig struct {
-	Imports []string `json:"imports"` // null: every module; empty: none
-	Message int64    `json:"message"` // bytes
-	Output  int64    `json:"output"`  // bytes
+	Imports []string `json:"imports"`           // null: every module; empty: none
+	Message int64    `json:"message"`           // bytes
+	Output  int64    `json:"output"`            // bytes
+	Threads int64    `json:"threads,omitempty"` // that numerical libraries may start; 0: the environment says it
 }
 
-// Environment is the guest's whole environment, nothing of the host's. The agent takes from it
-// what it needs of the policy.
-func Environment(p policy.Policy) ([]string, error) {
+// AgentConfig is the payload of the CONFIG frame that an agent waits for.
+func AgentConfig(p policy.Policy) ([]byte, error) { return encodeConfig(p, threads(p)) }
+
+func encodeConfig(p policy.Policy, threads int64) ([]byte, error) {
 	l := p.Limits()
-	config := agentConfig{Message: l.Message, Output: l.Output}
+	config := agentConfig{Message: l.Message, Output: l.Output, Threads: threads}
 	if modules, limited := p.Imports(); limited {
 		config.Imports = append([]string{}, modules...)
 	}
@@ -147,18 +154,28 @@ func Environment(p policy.Policy) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing the agent's configuration: %w", err)
 	}
-	env := []string{
-		"HOME=/tmp",
-		"LANG=C.UTF-8",
-		"PATH=/usr/bin",
-		"PSI_CONFIG=" + string(data),
-		"TMPDIR=/tmp",
+	return data, nil
+}
+
+// threads is how many threads numerical libraries are told to start: unless told, they start
+// one per processor of the machine, each with its own stack and buffers.
+func threads(p policy.Policy) int64 { return max(1, int64(math.Ceil(p.Limits().CPU))) }
+
+// environment is what every guest's environment has.
+func environment(config string) []string {
+	return []string{"HOME=/tmp", "LANG=C.UTF-8", "PATH=/usr/bin", "PSI_CONFIG=" + config, "TMPDIR=/tmp"}
+}
+
+// Environment is the guest's whole environment, nothing of the host's. The agent takes from it
+// what it needs of the policy.
+func Environment(p policy.Policy) ([]string, error) {
+	config, err := encodeConfig(p, 0)
+	if err != nil {
+		return nil, err
 	}
-	// Numerical libraries start a thread per processor of the machine, each with
-	// its own stack and buffers, unless told what the guest may use.
-	threads := strconv.FormatInt(max(1, int64(math.Ceil(l.CPU))), 10)
+	env := environment(string(config))
 	for _, library := range []string{"BLIS", "MKL", "NUMEXPR", "OMP", "OPENBLAS"} {
-		env = append(env, library+"_NUM_THREADS="+threads)
+		env = append(env, library+"_NUM_THREADS="+strconv.FormatInt(threads(p), 10))
 	}
 	return env, nil
 }

@@ -15,6 +15,7 @@
 //	 3 POST       for the guest's recv   value
 //	 4 INTERRUPT  of request id          -
 //	 5 CANCEL     of request id          -
+//	 6 CONFIG     of the agent           JSON; the first frame, or never
 //	guest to host
 //	16 READY      python, pid, protocol  JSON
 //	17 DONE       exec id has ended      -
@@ -26,7 +27,7 @@
 //	23 NOTICE     something to know      JSON
 //
 // Limits: values and source have at most the policy's message size plus 64 KiB;
-// stream and JSON payloads at most 64 KiB; the others are empty. Ids of requests
+// a configuration at most 1 MiB, streams and other JSON at most 64 KiB; the others are empty. Ids of requests
 // begin at 1; frames that belong to no request have id 0. Anything else is a
 // [ProtocolError], after which the channel is of no more use: a guest is
 // hostile input, and the host ends it.

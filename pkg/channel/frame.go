@@ -20,6 +20,9 @@ const StreamLimit = 64 << 10
 // policy, in bytes.
 const ValueSlack = 64 << 10
 
+// ConfigLimit is the largest payload of a CONFIG frame, in bytes: as a policy's document.
+const ConfigLimit = 1 << 20
+
 // Type tells what a frame is.
 type Type uint8
 
@@ -30,6 +33,7 @@ const (
 	HostPost  Type = 3
 	Interrupt Type = 4
 	Cancel    Type = 5
+	Config    Type = 6
 )
 
 // The types that a guest sends.
@@ -88,7 +92,7 @@ type header struct {
 
 // check applies every rule that a header alone can break.
 func (h header) check(from Sender, message int64) error {
-	host := h.Type >= Exec && h.Type <= Cancel
+	host := h.Type >= Exec && h.Type <= Config
 	guest := h.Type >= Ready && h.Type <= Notice
 	if (from == FromHost && !host) || (from == FromGuest && !guest) {
 		return broken("unknown frame type %d", h.Type)
@@ -100,7 +104,7 @@ func (h header) check(from Sender, message int64) error {
 		return broken("payload of %d bytes in a frame of type %d: the limit is %d", h.size, h.Type, limit)
 	}
 	switch h.Type {
-	case HostPost, Ready, GuestPost, Notice:
+	case Config, HostPost, Ready, GuestPost, Notice:
 		if h.ID != 0 {
 			return broken("request id %d in a frame of type %d, which belongs to no request", h.ID, h.Type)
 		}
@@ -119,6 +123,8 @@ func sizeLimit(t Type, message int64) int64 {
 		return message + ValueSlack
 	case Ready, Error, Stdout, Stderr, Notice:
 		return StreamLimit
+	case Config:
+		return ConfigLimit
 	}
 	return 0
 }

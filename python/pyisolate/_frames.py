@@ -7,7 +7,7 @@
      | size | type | flags| zero  | id      | payload (size bytes)      all big endian
      +------+------+------+-------+---------+-----------...
 
-    host → guest   EXEC source · CALL value · POST value · INTERRUPT · CANCEL
+    host → guest   EXEC source · CALL value · POST value · INTERRUPT · CANCEL   (and CONFIG, the supervisor's)
     guest → host   READY json · DONE · RESULT value · ERROR json · POST value · STDOUT · STDERR · NOTICE json
 
 Everything read here is hostile: a frame that breaks a rule is a :class:`ProtocolError`, and no length

@@ -2,7 +2,9 @@
 
 The other modules lie beside this one and are imported as a package of a name
 that guest code will not want. PSI_CONFIG, JSON, says what the policy says:
-{"imports": null or [names], "message": bytes, "output": bytes}.
+{"imports": null or [names], "message": bytes, "output": bytes, "threads": n}.
+A guest with PSI_CONFIG=channel was started before anybody knew its policy: the
+same comes as the channel's first frame (CONFIG).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ if __package__ != "_psi":
     sys.modules["_psi"] = _package
     __package__ = "_psi"
 
-from .codec import decode  # noqa: E402
+from .codec import decode, encode  # noqa: E402
 from .imports import ImportRules  # noqa: E402
 
 TYPE_CHECKING = False
@@ -32,7 +34,10 @@ else:
 
 def main() -> None:
     """Serves the channel on fds 0 and 1, or runs a script."""
-    config = _configuration()
+    text = posix.environ.pop(b"PSI_CONFIG", b"{}")  # os.environ is made of it
+    posix.unsetenv(b"PSI_CONFIG")
+    waits = text == b"channel"
+    config = _configuration(b"{}" if waits else text)
     sys.dont_write_bytecode = True
     _add_site_packages()
     args = sys.argv[1:]
@@ -44,21 +49,53 @@ def main() -> None:
     elif args:
         sys.exit("usage: agent.pyc [--script FILE [ARG...]]")
     else:
+        if waits:
+            from .zygote import is_zygote, serve
+
+            if is_zygote():
+                _load()
+                serve()
         session = _start(config)
-        _limit_imports(config)
         sys.argv = [""]
+        if waits:
+            _warm_up(session)
+            session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))
+        else:
+            _limit_imports(config)
         _say_ready(session)
         session.serve()
 
 
-def _configuration() -> dict[str, Any]:
-    text = posix.environ.pop(b"PSI_CONFIG", b"{}")  # os.environ is made of it
-    posix.unsetenv(b"PSI_CONFIG")
+def _configuration(text: bytes) -> dict[str, Any]:
     try:
         config = decode(b"J" + text)
     except ValueError as error:
         sys.exit(f"psi: PSI_CONFIG is not valid: {error}")
-    return {"imports": None, "message": 64 << 20, "output": 16 << 20, **config}
+    return {"imports": None, "message": 64 << 20, "output": 16 << 20, "threads": 1, **config}
+
+
+def _warm_up(session: Session) -> None:
+    """Does once, while nobody waits, what costs more the first time: pages that are
+    copied when they are written, above all."""
+    session.channel.watch()
+    space: dict[str, Any] = {}
+    exec(compile("def f(x):\n    return [x]\nx = f(0)", "<start>", "exec", 0, True), space)
+    sent = encode(space["x"], limit=100)
+    if type(sent) is bytes:
+        decode(sent)
+
+
+def _configure(session: Session, config: dict[str, Any]) -> None:
+    """Takes over what a guest that is made already is told of its policy."""
+    session.message = session.channel.message = config["message"]
+    session.output.limit = session.output.left = config["output"]
+    threads = b"%d" % config["threads"]
+    for library in (b"BLIS", b"MKL", b"NUMEXPR", b"OMP", b"OPENBLAS"):
+        posix.environ[library + b"_NUM_THREADS"] = threads
+        posix.putenv(library + b"_NUM_THREADS", threads)
+    if "os" in sys.modules:
+        sys.modules["os"].environ._data.update(posix.environ)
+    _limit_imports(config)
 
 
 def _add_site_packages() -> None:
@@ -76,6 +113,11 @@ def _add_site_packages() -> None:
 def _limit_imports(config: dict[str, Any]) -> None:
     if config["imports"] is not None:
         ImportRules(config["imports"]).install()
+
+
+def _load() -> None:
+    """Loads what _start and a first request need."""
+    from . import channel, faults, orphans, session, signals, streams  # noqa: F401
 
 
 def _start(config: dict[str, Any]) -> Session:

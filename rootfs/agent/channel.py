@@ -68,6 +68,10 @@ class Channel:
     def fileno(self) -> int:
         return self._fds[0]
 
+    def watch(self) -> None:
+        """Begins to look out for what arrives, which else begins with the first frame."""
+        self._watcher.start()
+
     def abandon(self) -> None:
         """After fork, in the child: the channel belongs to the parent."""
         self.open = False

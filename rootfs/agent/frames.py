@@ -27,6 +27,7 @@ CALL = 2  # value [function, [args...], {kwargs}]; answered by RESULT or ERROR
 POST = 3  # value, for the guest's recv
 INTERRUPT = 4  # KeyboardInterrupt, if request id is running
 CANCEL = 5  # answer request id with ERROR CancelledError, if it still waits
+CONFIG = 6  # JSON, what the agent has to know of the policy: first of all, of guests with PSI_CONFIG=channel
 
 # Guest to host.
 READY = 16  # JSON {"python", "pid", "protocol"}, the first frame, once

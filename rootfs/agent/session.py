@@ -53,6 +53,7 @@ class Session:
         self.cancelled: list[tuple[int, int]] = []
         self.ending = False
         self.finishing = False
+        self.configure: Optional[Callable[[Data], None]] = None  # what takes CONFIG, which must come first
         self.sources: dict[str, str] = {}
         self.main = type(sys)("__main__")
         self.main.__dict__["__builtins__"] = builtins
@@ -100,7 +101,9 @@ class Session:
 
     def deliver(self, kind: int, ident: int, payload: Data) -> None:
         """Files one frame; called by whichever thread reads."""
-        if kind == frames.POST:
+        if self.configure is not None or kind == frames.CONFIG:
+            self._configure(kind, payload)
+        elif kind == frames.POST:
             self.posts.append(payload)
         elif kind in (frames.EXEC, frames.CALL):
             self.requests.append((kind, ident, payload))
@@ -111,6 +114,13 @@ class Session:
             self._cancel(ident)
         else:
             posix._exit(76)  # the host speaks another protocol
+
+    def _configure(self, kind: int, payload: Data) -> None:
+        take, self.configure = self.configure, None
+        if take is None or kind != frames.CONFIG:
+            posix._exit(76)
+        self.channel.held -= len(payload)
+        take(payload)
 
     def _cancel(self, ident: int) -> None:
         for index, (kind, queued, payload) in enumerate(self.requests):

@@ -35,15 +35,21 @@ class Watcher:
         self._gate = allocate_lock()
         self._gate.acquire()
 
+    def start(self) -> None:
+        """Starts the thread, if it does not run."""
+        if self._started:
+            return
+        self._started = True
+        try:
+            start_new_thread(self._run, ())
+        except RuntimeError:  # no process left for it: interrupts wait for the next read
+            self._started = False
+
     def unpark(self) -> None:
         """Nobody reads any more: watch, from the next moment on."""
         self.parked = False
         if not self._started:
-            self._started = True
-            try:
-                start_new_thread(self._run, ())
-            except RuntimeError:  # no process left for it: interrupts wait for the next read
-                self._started = False
+            self.start()
             return
         try:
             self._gate.release()
