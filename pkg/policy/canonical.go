@@ -19,6 +19,7 @@ type document struct {
 	CPUMillis     int64               `json:"cpu_ms"`
 	FS            []map[FSMode]string `json:"fs"`
 	Imports       *[]string           `json:"imports,omitempty"`
+	Isolation     Isolation           `json:"isolation,omitempty"`
 	Mem           int64               `json:"mem"`
 	Message       int64               `json:"message"`
 	NetBytes      int64               `json:"net_bytes,omitempty"`
@@ -45,6 +46,7 @@ func (p Policy) Canonical() []byte {
 		CPU:           l.CPU,
 		CPUMillis:     l.CPUTime.Milliseconds(),
 		FS:            make([]map[FSMode]string, 0, len(p.fs)),
+		Isolation:     p.isolation,
 		Mem:           l.Mem,
 		Message:       l.Message,
 		NetBytes:      l.NetBytes,

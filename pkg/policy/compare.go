@@ -52,6 +52,9 @@ func Compare(a, b Policy) ([]Difference, error) {
 	if a.seccomp == SeccompPython && b.seccomp != SeccompPython {
 		all = append(all, Difference{Key: "seccomp", Permits: "more", Example: "python → the engine's own"})
 	}
+	if a.isolation == IsolationFresh && b.isolation != IsolationFresh {
+		all = append(all, Difference{Key: "isolation", Permits: "more", Example: "fresh → forked from a warm interpreter"})
+	}
 	return all, nil
 }
 

@@ -28,6 +28,7 @@ type Policy struct {
 	allowDegraded  bool
 	readOnly       bool
 	seccomp        Seccomp
+	isolation      Isolation
 }
 
 // endpoints are the rules of tcp or of udp, as they were written.
@@ -106,6 +107,9 @@ func (p Policy) ReadOnly() bool { return p.readOnly }
 
 // Seccomp returns which system call filter an engine's container gets.
 func (p Policy) Seccomp() Seccomp { return p.seccomp }
+
+// Isolation returns what the guest may share with others.
+func (p Policy) Isolation() Isolation { return p.isolation }
 
 // AllowFS returns a copy with one more file rule. A rule that is there already
 // changes nothing. Errors are [*Error]s with the key "fs".
@@ -207,6 +211,21 @@ func (p Policy) WithLimits(l Limits) (Policy, error) {
 	q := p
 	q.limits = l
 	return q, nil
+}
+
+// BeforeStart returns the part of the policy that has to be in force before a guest's process
+// is started: its imports, its datagrams, its open files, whether /tmp can be written. All else
+// can be put into force while the process waits. Policies with the same BeforeStart can have the same guests.
+func (p Policy) BeforeStart() Policy {
+	l := defaultLimits()
+	l.OpenFiles = p.Limits().OpenFiles
+	if p.Limits().Tmp == 0 {
+		l.Tmp = 0
+	}
+	return Policy{
+		limits: l, udp: p.udp.clone(), imports: slices.Clone(p.imports), importsLimited: p.importsLimited,
+		allowDegraded: p.allowDegraded, isolation: p.isolation,
+	}
 }
 
 // checked ends a modifier: it returns q, or before and the error about key.

@@ -235,7 +235,7 @@ const noModule = "no module"
 // displayKeys lists the keys in the order in which people read a policy.
 func displayKeys() []string {
 	return []string{"mem", "cpu", "cpu_ms", "wall_ms", "pids", "open_files", "tmp", "message", "output", "net_conns", "net_rate", "net_bytes",
-		"read_only", "fs", "tcp", "udp", "imports", "seccomp", "allow_degraded"}
+		"read_only", "fs", "tcp", "udp", "imports", "seccomp", "isolation", "allow_degraded"}
 }
 
 // sortErrors orders errors by their place.
