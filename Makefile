@@ -61,7 +61,7 @@ test-vm: setup rootfs ## tests on the second kernel only; RUN=TestName, SUITE=in
 
 lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## gofmt, golangci-lint, mypy --strict, shellcheck
 	@test -z "$$(gofmt -l bpf cmd examples internal pkg rootfs tests)" || { gofmt -d bpf cmd examples internal pkg rootfs tests; echo 'lint: run gofmt -w on these files' >&2; exit 1; }
-	@$(TOOLS)/golangci-lint-$(GOLANGCI) run --build-tags '$(TAGS)' ./...
+	@GOLANGCI_LINT_CACHE=$(CURDIR)/$(BUILD)/lint $(TOOLS)/golangci-lint-$(GOLANGCI) run --build-tags '$(TAGS)' ./...
 	@scripts/lint-python
 	@shellcheck scripts/* .ci/run
 
@@ -70,11 +70,11 @@ $(TOOLS)/golangci-lint-$(GOLANGCI):
 	@GOBIN=$(CURDIR)/$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	@mv $(TOOLS)/golangci-lint $@
 
-generate: setup ## compile bpf/*.bpf.c and psi-init, and write the Go that loads them
-	@go generate ./bpf/... ./internal/confine/...
+generate: setup ## compile bpf/*.bpf.c, psi-init and the zygote's module, and write the Go that loads them
+	@go generate ./bpf/... ./internal/confine/... ./internal/container
 
 check-generated: generate
-	@git diff --exit-code --stat -- bpf internal/confine || { echo 'generated files differ: run `make generate` and commit the result' >&2; exit 1; }
+	@git diff --exit-code --stat -- bpf internal/confine internal/container/zygote || { echo 'generated files differ: run `make generate` and commit the result' >&2; exit 1; }
 
 check-leaks:
 	@scripts/check-leaks

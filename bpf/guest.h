@@ -16,6 +16,8 @@ struct guest {
 	struct table_id table;
 	__u32 size;            // of the table
 	__u32 mount_namespace; // its inode number
+	__u32 forked;          // its program is a zygote's, from outside: no task of it is the runtime
+	__u32 zero;
 	__u64 owner;           // of the ring for its denials
 };
 
@@ -121,7 +123,7 @@ static __noinline bool enter(struct subject *subject)
 {
 	if (!find_guest(subject))
 		return false;
-	subject->runtime = is_runtime(subject);
+	subject->runtime = !subject->guest.forked && is_runtime(subject);
 	return true;
 }
 

@@ -30,6 +30,8 @@ type LSMGuest struct {
 	Table          LSMTableId
 	Size           uint32
 	MountNamespace uint32
+	Forked         uint32
+	Zero           uint32
 	Owner          uint64
 }
 

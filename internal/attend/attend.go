@@ -71,6 +71,8 @@ type Container interface {
 	CPU() (time.Duration, error)
 	// Throttled counts the quota periods in which the guest was held back.
 	Throttled() (uint64, error)
+	// Forked: its first process is a copy of a zygote's.
+	Forked() bool
 	// MountNamespace is the inode number of the guest's mount namespace.
 	MountNamespace() (uint32, error)
 	// OOMKills counts the guest's processes that the kernel killed for memory.
@@ -105,10 +107,11 @@ type Options struct {
 type Attendant struct {
 	c       Container
 	opts    Options
-	started time.Time
+	started time.Time // owned by the clock goroutine once it runs
 	net     network
 	files   files
-	updates chan policy.Policy
+	updates chan update
+	base    atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
 	stop    context.CancelFunc
 	done    chan struct{}                 // closed when the clock goroutine has ended
 	clocks  clocks                        // owned by the clock goroutine
@@ -129,7 +132,7 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Attendant{
 		c: c, opts: opts, started: time.Now(), stop: stop,
-		updates: make(chan policy.Policy), done: make(chan struct{}),
+		updates: make(chan update), done: make(chan struct{}),
 	}
 	a.policy.Store(&p)
 	undo := []func(){stop}
@@ -171,7 +174,8 @@ func (a *Attendant) Cause() (cause string, limit, observed float64) {
 // Enforced tells which mechanism holds the network rules, and the file rules where
 // the mounts do not, for people.
 func (a *Attendant) Enforced() []Enforcement {
-	return append(a.files.enforced(*a.policy.Load()), a.net.enforced...)
+	p := *a.policy.Load()
+	return append(a.files.enforced(p), a.net.enforced(p)...)
 }
 
 // ErrClosed means that the guest is no longer attended.
@@ -182,6 +186,14 @@ var ErrClosed = errors.New("attending guest: already closed")
 // longer allowed are cut. After an error the old endpoints are in force. Updates of one
 // guest must not overlap.
 func (a *Attendant) Update(p policy.Policy) error {
+	if err := a.change(p); err != nil {
+		return err
+	}
+	return a.updateClocks(update{limits: p.Limits()})
+}
+
+// change puts another policy's files and endpoints into force.
+func (a *Attendant) change(p policy.Policy) error {
 	old := a.policy.Load()
 	if !slices.Equal(old.FS(), p.FS()) {
 		if err := a.files.update(p); err != nil {
@@ -192,8 +204,29 @@ func (a *Attendant) Update(p policy.Policy) error {
 		return errors.Join(err, a.files.update(*old))
 	}
 	a.policy.Store(&p)
+	return nil
+}
+
+// Begin is Update for a guest that was made before its policy was known and has done nothing
+// yet: what it has used so far is not its own, and its lifetime begins now.
+func (a *Attendant) Begin(p policy.Policy) error {
+	used, err := a.c.CPU()
+	if p.Limits().CPUTime > 0 && (err != nil || used == 0) {
+		return noFigure(err)
+	}
+	a.base.Store(int64(used))
+	if err := a.change(p); err != nil {
+		return err
+	}
+	return a.updateClocks(update{limits: p.Limits(), begin: true})
+}
+
+// Base is the cpu time that the guest had used before Begin.
+func (a *Attendant) Base() time.Duration { return time.Duration(a.base.Load()) }
+
+func (a *Attendant) updateClocks(u update) error {
 	select {
-	case a.updates <- p:
+	case a.updates <- u:
 		return nil
 	case <-a.done:
 		return ErrClosed

@@ -32,6 +32,7 @@ func (p place) NetNS() (*os.File, error) {
 
 func (place) KillCgroup() error               { return nil }
 func (place) MountNamespace() (uint32, error) { return 1, nil }
+func (place) Forked() bool                    { return false }
 func (place) CPU() (time.Duration, error)     { return time.Millisecond, nil }
 func (place) Throttled() (uint64, error)      { return 0, nil }
 func (place) OOMKills() (uint64, error)       { return 0, nil }

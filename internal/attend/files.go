@@ -24,7 +24,7 @@ func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
 	if err != nil {
 		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
 	}
-	f := files{rules: enforce.Files{Own: opts.OwnFiles, Rules: p.FS()}}
+	f := files{rules: enforce.Files{Own: opts.OwnFiles, Rules: p.FS(), Forked: c.Forked()}}
 	if f.rules.MountNamespace, err = c.MountNamespace(); err != nil {
 		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
 	}

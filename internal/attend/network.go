@@ -31,9 +31,9 @@ func NewBudget() (*Budget, error) { return netproxy.NewBudget() }
 // network is the guest's allowed endpoints: reachable through proxy, and held a
 // second time by guest's programs.
 type network struct {
-	guest    *enforce.Guest // nil when the policy lets the guest do without
-	proxy    *netproxy.Proxy
-	enforced []Enforcement
+	guest       *enforce.Guest // nil when the policy lets the guest do without
+	unsupported error          // why there is no guest
+	proxy       *netproxy.Proxy
 }
 
 // RootFiles are the files by which a guest with this policy finds names: /etc/hosts has
@@ -92,15 +92,9 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	}
 	if n.guest, err = attach(c, eps, opts.Programs); err != nil {
 		// Without endpoints the empty network namespace holds all there is to hold.
-		if !errors.Is(err, enforce.ErrNotSupported) || len(eps) > 0 && !p.AllowDegraded() {
+		if n.unsupported = err; !errors.Is(err, enforce.ErrNotSupported) || !n.mayLack(p) {
 			return n, err
 		}
-		n.enforced = append(n.enforced, Enforcement{"network", "empty network namespace only: " + err.Error()})
-	} else {
-		n.enforced = append(n.enforced, Enforcement{"network", "empty network namespace, cgroup eBPF"})
-	}
-	for _, e := range eps {
-		n.enforced = append(n.enforced, Enforcement{rule(e), "proxy"})
 	}
 	netns, err := c.NetNS()
 	if err != nil {
@@ -114,6 +108,26 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total = netLimits(p.Limits())
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err
+}
+
+// mayLack says whether a guest with this policy can do without the programs.
+func (n *network) mayLack(p policy.Policy) bool {
+	return len(p.Endpoints()) == 0 || p.AllowDegraded()
+}
+
+// enforced tells which mechanism holds the network rules; an engine's are told of elsewhere.
+func (n *network) enforced(p policy.Policy) []Enforcement {
+	if n.proxy == nil {
+		return nil
+	}
+	list := []Enforcement{{"network", "empty network namespace, cgroup eBPF"}}
+	if n.unsupported != nil {
+		list[0].By = "empty network namespace only: " + n.unsupported.Error()
+	}
+	for _, e := range p.Endpoints() {
+		list = append(list, Enforcement{rule(e), "proxy"})
+	}
+	return list
 }
 
 // addressesOnly leaves names out: what an engine's container resolves is its own affair.
@@ -176,6 +190,9 @@ func (n *network) update(before, p policy.Policy) error {
 			return nil
 		}
 		return n.guest.Update(addressesOnly(eps), nil)
+	}
+	if n.unsupported != nil && !n.mayLack(p) {
+		return n.unsupported
 	}
 	n.proxy.SetLimits(netLimits(p.Limits()))
 	if slices.Equal(old, eps) {

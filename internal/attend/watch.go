@@ -15,6 +15,12 @@ const maxReadFailures = 20
 
 var errNoFigure = errors.New("the cgroup shows none")
 
+// update is what the clock goroutine is told.
+type update struct {
+	limits policy.Limits
+	begin  bool // the guest's lifetime begins now
+}
+
 // clocks is everything the one goroutine of an Attendant waits for.
 type clocks struct {
 	limits   policy.Limits
@@ -37,12 +43,16 @@ func (k *clocks) begin(ctx context.Context, c Container, l policy.Limits, starte
 		return fmt.Errorf("reading the guest's cpu statistics: %w", err)
 	}
 	if used, err := c.CPU(); l.CPUTime > 0 && (err != nil || used == 0) {
-		return fmt.Errorf("cpu_ms cannot be enforced: the guest's cpu time cannot be read (is the cpuacct or cpu cgroup controller mounted?): %w", errors.Join(err, errNoFigure))
+		return noFigure(err)
 	}
 	k.cpuTimer, k.wall = time.NewTimer(0), time.NewTimer(0)
 	k.throttle = time.NewTicker(throttlePoll)
 	k.set(l, started)
 	return nil
+}
+
+func noFigure(err error) error {
+	return fmt.Errorf("cpu_ms cannot be enforced: the guest's cpu time cannot be read (is the cpuacct or cpu cgroup controller mounted?): %w", errors.Join(err, errNoFigure))
 }
 
 // set arms the timers for these limits.
@@ -86,8 +96,11 @@ func (a *Attendant) run(ctx context.Context) {
 			a.lookAtCPU()
 		case <-k.wall.C:
 			a.end(CauseWall, milliseconds(k.limits.Wall), milliseconds(time.Since(a.started)), nil)
-		case p := <-a.updates:
-			k.set(p.Limits(), a.started)
+		case u := <-a.updates:
+			if u.begin {
+				a.started = time.Now()
+			}
+			k.set(u.limits, a.started)
 		}
 	}
 }
@@ -130,6 +143,7 @@ func (a *Attendant) lookAtCPU() {
 		return
 	}
 	k.failures = 0
+	used -= a.Base()
 	if !k.cpu.exceeded(used) {
 		k.cpuTimer.Reset(k.cpu.sleep(used))
 		return

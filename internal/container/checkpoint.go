@@ -58,6 +58,9 @@ func (c *Container) Checkpoint(i Images) error {
 	if err != nil {
 		return err
 	}
+	if c.forked != nil {
+		return errForked
+	}
 	if err := c.lc.Checkpoint(options); err != nil {
 		return fmt.Errorf("checkpointing container %s: %w", c.id, err)
 	}

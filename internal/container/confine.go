@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/psi-runtime/psi/internal/confine"
 )
@@ -38,7 +39,7 @@ func (c *Container) wrap(p *libcontainer.Process, inner *confine.Confinement) (f
 func (c *Container) wrapInner(p *libcontainer.Process, what confine.Confinement) (*os.File, error) {
 	own := p.Capabilities
 	if own == nil {
-		own = c.lc.Config().Capabilities
+		own = c.config().Capabilities
 	}
 	if own == nil {
 		own = &configs.Capabilities{}
@@ -73,10 +74,18 @@ func (c *Container) takePython() {
 	if c.spec.Linux == nil || !confine.IsPython(c.spec.Linux.Seccomp) || !c.spec.Process.NoNewPrivileges {
 		return
 	}
-	spec, linux := *c.spec, *c.spec.Linux
-	linux.Seccomp = nil
-	spec.Linux, c.spec = &linux, &spec
+	c.spec = withoutSeccomp(c.spec)
 	c.entry.Python = true
+}
+
+func withoutSeccomp(s *specs.Spec) *specs.Spec {
+	if s.Linux == nil {
+		return s
+	}
+	spec, linux := *s, *s.Linux
+	linux.Seccomp = nil
+	spec.Linux = &linux
+	return &spec
 }
 
 // confinement is what a process of the container puts on: what the caller says, and

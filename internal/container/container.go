@@ -22,7 +22,8 @@ import (
 type Container struct {
 	root, id string
 	run      runDir
-	lc       *libcontainer.Container
+	lc       *libcontainer.Container // nil for one that was forked by a zygote
+	forked   *forked                 // else nil
 
 	// What Create needs while it builds.
 	spec        *specs.Spec
@@ -30,7 +31,7 @@ type Container struct {
 	auto        bool
 
 	// The creator's, nil or 0 after Load.
-	process *libcontainer.Process
+	process child
 	started atomic.Bool
 	waited  sync.Once
 	status  ExitStatus
@@ -39,8 +40,17 @@ type Container struct {
 	pid   int      // of the first process, in our pid namespace; 0 if it has gone
 	pidfd *os.File // nil if it has gone
 
+	mapping   sync.Mutex // guards clientIDs
+	clientIDs clientIDs
+
 	mu    sync.Mutex // guards entry
 	entry entry
+}
+
+// child is a child process of ours.
+type child interface {
+	Wait() (*os.ProcessState, error)
+	Signal(os.Signal) error
 }
 
 // State is what `state` prints: the OCI state and what runc adds to it.
@@ -115,6 +125,12 @@ func (c *Container) openInit() error {
 
 // Close releases what this process holds of the container. The container stays.
 func (c *Container) Close() error {
+	if c.forked != nil {
+		_ = c.forked.sync.Close()
+	}
+	if c.clientIDs.namespace != nil {
+		_ = c.clientIDs.namespace.Close()
+	}
 	if c.pidfd != nil {
 		return c.pidfd.Close()
 	}
@@ -134,13 +150,13 @@ func (c *Container) PIDFD() *os.File { return c.pidfd }
 
 // Bundle is the directory of the bundle the container was made of.
 func (c *Container) Bundle() string {
-	bundle, _ := utils.Annotations(c.lc.Config().Labels)
+	bundle, _ := utils.Annotations(c.config().Labels)
 	return bundle
 }
 
 // Annotations are those of the bundle.
 func (c *Container) Annotations() map[string]string {
-	_, annotations := utils.Annotations(c.lc.Config().Labels)
+	_, annotations := utils.Annotations(c.config().Labels)
 	return annotations
 }
 
@@ -156,6 +172,9 @@ func (c *Container) Status() (string, error) {
 // currentStatus is libcontainer's, but for a container that ended while it was paused:
 // its cgroup stays frozen, and nobody is left to resume.
 func (c *Container) currentStatus() (libcontainer.Status, error) {
+	if c.forked != nil {
+		return c.forkedStatus(), nil
+	}
 	s, err := c.lc.Status()
 	if err != nil {
 		return s, fmt.Errorf("reading status of container %s: %w", c.id, err)
@@ -169,6 +188,9 @@ func (c *Container) currentStatus() (libcontainer.Status, error) {
 // State reads the state the OCI specification asks for. Owner is the user name,
 // or "#uid", of whoever owns the state directory.
 func (c *Container) State() (State, error) {
+	if c.forked != nil {
+		return State{}, errForked
+	}
 	status, err := c.Status()
 	if err != nil {
 		return State{}, err
@@ -210,6 +232,9 @@ func (c *Container) Start() error {
 	default:
 		return fmt.Errorf("cannot start a container in the %s state", status)
 	}
+	if c.forked != nil {
+		return c.startForkedInit()
+	}
 	if c.needsWatch() {
 		return c.startWithHooks()
 	}
@@ -244,6 +269,9 @@ func (c *Container) WaitEnd() {
 
 // PIDs lists the processes of the container, as pids of our pid namespace.
 func (c *Container) PIDs() ([]int, error) {
+	if c.forked != nil {
+		return nil, errForked
+	}
 	pids, err := c.lc.Processes()
 	if err != nil {
 		return nil, fmt.Errorf("listing processes of container %s: %w", c.id, err)
@@ -287,10 +315,13 @@ func (c *Container) MountNamespace() (uint32, error) {
 	return uint32(own.Ino), signalFD(c.pidfd, 0) // the pid may have been reused; the pidfd has not
 }
 
+// Forked reports whether the first process is a copy of a zygote's, which we made.
+func (c *Container) Forked() bool { return c.forked != nil }
+
 // PrivateNet reports whether the container has a network namespace made for it
 // by libcontainer, as opposed to the host's or an engine's.
 func (c *Container) PrivateNet() bool {
-	config := c.lc.Config()
+	config := c.config()
 	return config.Namespaces.IsPrivate(configs.NEWNET)
 }
 
@@ -322,7 +353,7 @@ func (c *Container) SetAttendant(pid int) error {
 
 // privatePIDs reports whether killing the first process kills all.
 func (c *Container) privatePIDs() bool {
-	config := c.lc.Config()
+	config := c.config()
 	return config.Namespaces.IsPrivate(configs.NEWPID)
 }
 

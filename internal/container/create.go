@@ -63,6 +63,12 @@ type CreateOptions struct {
 	// is still preparing. Create fails with its error, and may fail after it.
 	OnInit func(*Container) error
 
+	// Zygote, if not nil, forks the first process, which is then a copy of the zygote and not
+	// the program of the specification. For bundles with io.psi.ids=auto and no bind mounts.
+	Zygote *Zygote
+	// Filter is the specification's seccomp filter as CompileFilter makes it: for Zygote.
+	Filter []byte
+
 	LogLevel logrus.Level // of init; its messages come out of logrus's standard logger
 }
 
@@ -70,6 +76,9 @@ type CreateOptions struct {
 // with a *GuestError if the bundle is at fault, and leaves nothing behind if it
 // fails at all. Cancelling ctx is noticed between steps.
 func Create(ctx context.Context, o CreateOptions) (*Container, error) {
+	if o.Zygote != nil {
+		return create(ctx, o, (*Container).startForked)
+	}
 	return create(ctx, o, (*Container).startInit)
 }
 
@@ -116,8 +125,10 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 	if err = begin(c, &o, &undo); err != nil {
 		return nil, err
 	}
-	if err = c.checkWrapped(o.Confine); err != nil {
-		return nil, &GuestError{ID: c.id, Err: err}
+	if o.Zygote == nil {
+		if err = c.checkWrapped(o.Confine); err != nil {
+			return nil, &GuestError{ID: c.id, Err: err}
+		}
 	}
 	if err = checkSources(c.pid, pinned); err != nil {
 		return nil, &GuestError{ID: c.id, Err: err}
@@ -165,6 +176,9 @@ func plan(o *CreateOptions) (*Container, error) {
 	if !auto && (len(o.RootFiles) > 0 || len(o.MountPoints) > 0 || o.Layer != "") {
 		return nil, fmt.Errorf("container %s: files can be put into or hidden in the root of a bundle with the annotation io.psi.ids=auto only", o.ID)
 	}
+	if o.Zygote != nil && (!auto || o.Confine != nil || o.Stdin == nil || o.Stdin != o.Stdout || o.Stderr == nil) {
+		return nil, fmt.Errorf("container %s: a zygote makes guests of psi's own only, with one socket as stdin and stdout", o.ID)
+	}
 	if auto {
 		if err := insideBundle(o.Bundle, o.Spec.Root.Path); err != nil {
 			return nil, fmt.Errorf("container %s: %w", o.ID, err)
@@ -183,7 +197,10 @@ func plan(o *CreateOptions) (*Container, error) {
 			path: runDir(o.RunDir).journalPath(o.Root, o.ID),
 		},
 	}
-	if auto {
+	switch {
+	case o.Zygote != nil: // Filter says it
+		c.spec = withoutSeccomp(c.spec)
+	case auto:
 		c.takePython()
 	}
 	o.Confine = c.confinement(o.Confine)
@@ -265,6 +282,9 @@ func (c *Container) makeRoot(o *CreateOptions) error {
 // makeState has libcontainer make its state directory and choose the cgroups,
 // which are written down before they are made.
 func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
+	if o.Zygote != nil {
+		return c.planForked(o)
+	}
 	config, err := newConfig(c.spec, o)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
@@ -369,7 +389,9 @@ func (c *Container) dropRoot() error {
 
 // abort ends the first process of a container that Create gives up.
 func (c *Container) abort() error {
-	_ = c.process.Signal(unix.SIGKILL)
-	_, _ = c.process.Wait()
+	if c.process != nil {
+		_ = c.process.Signal(unix.SIGKILL)
+		_, _ = c.process.Wait()
+	}
 	return c.Close()
 }

@@ -10,6 +10,9 @@ import (
 // StatsEvent is the document that `events` prints, in the form runc's users read:
 // {"type":"stats","id":…,"data":{cpu,memory,pids,blkio,hugetlb,…}}.
 func (c *Container) StatsEvent() (any, error) {
+	if c.forked != nil {
+		return nil, errForked
+	}
 	ls, err := c.lc.Stats()
 	if err != nil {
 		return nil, fmt.Errorf("reading statistics of container %s: %w", c.id, err)

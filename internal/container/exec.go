@@ -53,6 +53,9 @@ func (p *Process) Wait() (ExitStatus, error) {
 // Exec starts a process in the container's namespaces, cgroups and limits. The
 // container must be created, running, or (with IgnorePaused) paused.
 func (c *Container) Exec(o ProcessOptions) (*Process, error) {
+	if c.forked != nil {
+		return nil, errForked
+	}
 	status, err := c.currentStatus()
 	if err != nil {
 		return nil, err

@@ -206,6 +206,6 @@ func (c *Container) startWithHooks() error {
 
 // needsWatch reports whether start has to wait for the program.
 func (c *Container) needsWatch() bool {
-	config := c.lc.Config()
+	config := c.config()
 	return c.entry.Hooks != nil && len(c.entry.Hooks.Poststart) > 0 || config.HasHook(configs.StartContainer)
 }

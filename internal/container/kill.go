@@ -67,7 +67,7 @@ func (c *Container) groups() map[string]string {
 	if c.entry.Cgroups != nil {
 		return c.entry.Cgroups
 	}
-	state, err := c.lc.State()
+	state, err := c.lc.State() // of another runtime's
 	if err != nil {
 		return nil
 	}
@@ -122,7 +122,7 @@ func (c *Container) Delete(force bool) error {
 	if err := c.endAll(); err != nil {
 		return err
 	}
-	destroyErr := c.lc.Destroy()
+	destroyErr := c.destroy()
 	if c.process != nil {
 		_, _ = c.Wait() // reap it
 	}

@@ -160,11 +160,10 @@ func (c *Container) detachedTrees(change Change) (trees []*os.File, err error) {
 	if len(change.Show) == 0 {
 		return nil, nil
 	}
-	ids, err := idmapNamespace(c.entry.IDs.First, change.ClientUID, change.ClientGID)
-	if err != nil {
-		return nil, fmt.Errorf("mapping the client's ids: %w", err)
+	if err := c.MapClient(change.ClientUID, change.ClientGID); err != nil {
+		return nil, err
 	}
-	defer ids.Close()
+	ids := c.clientIDs.namespace
 	for _, m := range change.Show {
 		fd, err := unix.OpenTree(int(m.Source.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
@@ -206,6 +205,31 @@ func (c *Container) inside(do func() error) error {
 		done <- do()
 	}()
 	return <-done
+}
+
+// clientIDs is the id map under which a client's files are shown to the guest.
+type clientIDs struct {
+	uid, gid  int
+	namespace *os.File
+}
+
+// MapClient prepares to show files of a client, which takes a millisecond or two. Apply does
+// it if nobody else has.
+func (c *Container) MapClient(uid, gid int) error {
+	c.mapping.Lock()
+	defer c.mapping.Unlock()
+	if c.clientIDs.namespace != nil && c.clientIDs.uid == uid && c.clientIDs.gid == gid {
+		return nil
+	}
+	ids, err := idmapNamespace(c.entry.IDs.First, uid, gid)
+	if err != nil {
+		return fmt.Errorf("mapping the client's ids: %w", err)
+	}
+	if c.clientIDs.namespace != nil {
+		_ = c.clientIDs.namespace.Close()
+	}
+	c.clientIDs = clientIDs{uid, gid, ids}
+	return nil
 }
 
 // idmapNamespace makes a user namespace whose only use is its id map: the client's

@@ -124,7 +124,7 @@ func (c *Container) setIO(p *libcontainer.Process, in, out, errs *os.File) error
 	if errs != nil {
 		p.Stderr = errs
 	}
-	config := c.lc.Config()
+	config := c.config()
 	if !config.Namespaces.Contains(configs.NEWUSER) {
 		return nil
 	}

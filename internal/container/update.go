@@ -29,6 +29,9 @@ func (c *Container) Pause() error {
 	if status == libcontainer.Paused {
 		return nil
 	}
+	if c.forked != nil {
+		return errForked
+	}
 	if err := c.lc.Pause(); err != nil {
 		return fmt.Errorf("pausing container %s: %w", c.id, err)
 	}
@@ -64,7 +67,7 @@ func (c *Container) Update(l policy.Limits) error {
 	if l.Mem > 0 {
 		check := cgroups.IsCgroup2UnifiedMode()
 		r.Memory = &specs.LinuxMemory{Limit: &l.Mem, CheckBeforeUpdate: &check}
-		if c.lc.Config().Cgroups.MemorySwap != 0 {
+		if c.config().Cgroups.MemorySwap != 0 {
 			r.Memory.Swap = &l.Mem
 		}
 	}
@@ -83,7 +86,7 @@ func (c *Container) Update(l policy.Limits) error {
 // the others as they are. Devices do not change. A limit that the kernel refuses
 // leaves all the old ones.
 func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error {
-	config := c.lc.Config()
+	config := c.config()
 	if err := updateRDT(&config, rdt); err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}
@@ -98,7 +101,7 @@ func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error
 	}
 	// Devices do not change; setting them again would open a moment without rules.
 	limits.SkipDevices = true
-	err := c.lc.Set(config)
+	err := c.set(config)
 	limits.SkipDevices = false // Exec refuses a container with it
 	if err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)

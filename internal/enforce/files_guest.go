@@ -21,6 +21,9 @@ type Files struct {
 	Own            []policy.FSRule // about its own root
 	Rules          []policy.FSRule // of its policy
 	MountNamespace uint32          // inode number of the namespace in which the rules' paths are
+	// Forked: the guest's program is one from outside of its mount namespace, and every
+	// process in the cgroup is the guest's.
+	Forked bool
 }
 
 // FileGuest is a cgroup whose processes are held to file rules, and to what no
@@ -139,6 +142,9 @@ func (g *FileGuest) put(files Files) error {
 	}
 	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace, Owner: g.programs.owner}
 	entry.Table.Digest = table.id
+	if files.Forked {
+		entry.Forked = 1
+	}
 	if err := g.programs.maps.Guests.Put(g.id, entry); err != nil {
 		return fmt.Errorf("setting the file rules of cgroup %s: %w", g.cgroup, full(err, g.programs.maps.Guests, "guests"))
 	}

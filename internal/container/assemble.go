@@ -1,0 +1,216 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
+)
+
+// assembly makes the mounts of a guest that a zygote has forked: what libcontainer's init does
+// in a cold one (prepareRootfs and finalizeRootfs there), from outside and with the same result.
+// It runs on a thread in the guest's mount namespace, which is a copy of the zygote's: a root
+// with devices in /dev, a /proc that is not used, and an empty /tmp, where the guest's root is
+// put together. In the end the guest has nothing else.
+type assembly struct {
+	config *configs.Config
+	id     uint32   // the guest's host id
+	root   *os.File // its root, attached to nothing
+	proc   *os.File // its /proc, likewise
+}
+
+// assemblyRoot is where in the zygote's root a guest's comes together.
+const assemblyRoot = "/tmp"
+
+func (a assembly) run() error {
+	if err := attach(a.root, assemblyRoot); err != nil {
+		return err
+	}
+	for _, m := range a.config.Mounts {
+		if err := a.mount(m); err != nil {
+			return fmt.Errorf("mounting %s: %w", m.Destination, err)
+		}
+	}
+	if err := a.devices(); err != nil {
+		return fmt.Errorf("making /dev: %w", err)
+	}
+	for _, p := range a.config.ReadonlyPaths {
+		if err := readOnlyPath(assemblyRoot + p); err != nil {
+			return err
+		}
+	}
+	if err := a.maskPaths(a.config.MaskPaths); err != nil {
+		return err
+	}
+	for _, m := range a.config.Mounts {
+		if m.Device == "tmpfs" && m.Flags&unix.MS_RDONLY != 0 {
+			if err := remount(assemblyRoot+m.Destination, m.Flags); err != nil {
+				return err
+			}
+		}
+	}
+	if a.config.Readonlyfs {
+		if err := remount(assemblyRoot, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY); err != nil {
+			return err
+		}
+	}
+	return pivot(assemblyRoot)
+}
+
+// attach puts a detached mount on a directory.
+func attach(tree *os.File, dir string) error {
+	if err := unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "move_mount", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// mount makes one mount of the specification. psi's own have no other kinds.
+func (a assembly) mount(m *configs.Mount) error {
+	to := assemblyRoot + path.Clean(m.Destination)
+	switch m.Device {
+	case "proc":
+		return attach(a.proc, to)
+	case "tmpfs":
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		data := fmt.Sprintf("%s,uid=%d,gid=%d", m.Data, a.id, a.id)
+		// Read-only comes last: /dev is filled first.
+		if err := unix.Mount("tmpfs", to, "tmpfs", uintptr(m.Flags&^unix.MS_RDONLY), data); err != nil {
+			return &os.PathError{Op: "mount tmpfs", Path: to, Err: err}
+		}
+		return nil
+	}
+	return fmt.Errorf("a guest of a zygote has no mounts of type %q", m.Device)
+}
+
+// devices fills /dev as libcontainer does in a user namespace: nodes of the host's are bound.
+func (a assembly) devices() error {
+	for _, d := range a.config.Devices {
+		if d.Path == "/dev/ptmx" {
+			continue
+		}
+		to := assemblyRoot + d.Path
+		if err := touch(to, a.id); err != nil {
+			return err
+		}
+		if err := bind(d.Path, to); err != nil {
+			return err
+		}
+	}
+	links := [][2]string{{"pts/ptmx", "ptmx"}, {"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
+		{"/proc/self/fd/2", "stderr"}, {"/proc/kcore", "core"}}
+	for _, link := range links {
+		if _, err := os.Lstat(link[0]); link[1] == "core" && err != nil {
+			continue
+		}
+		to := assemblyRoot + "/dev/" + link[1]
+		if err := errors.Join(os.Symlink(link[0], to), os.Lchown(to, int(a.id), int(a.id))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// touch makes an empty file of the guest's.
+func touch(file string, id uint32) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Chown(int(id), int(id))
+}
+
+func bind(from, to string) error {
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "bind", Path: to, Err: err}
+	}
+	return nil
+}
+
+// remount changes the flags of one mount.
+func remount(dir string, flags int) error {
+	if err := unix.Mount("", dir, "", uintptr(flags|unix.MS_REMOUNT|unix.MS_BIND), ""); err != nil {
+		return &os.PathError{Op: "remount", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// readOnlyPath covers a path with itself, read-only. One that this kernel does not have is no
+// error.
+func readOnlyPath(p string) error {
+	err := unix.Mount(p, p, "", unix.MS_BIND|unix.MS_REC, "")
+	if err == unix.ENOENT {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err == nil {
+		err = unix.Statfs(p, &st)
+	}
+	if err != nil {
+		return &os.PathError{Op: "making read-only", Path: p, Err: err}
+	}
+	return remount(p, int(st.Flags)&(unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC)|unix.MS_RDONLY)
+}
+
+// maskPaths covers files with /dev/null, and directories with one empty file system. Paths that
+// this kernel does not have are passed over.
+func (a assembly) maskPaths(paths []string) error {
+	empty := ""
+	for _, p := range paths {
+		to := assemblyRoot + p
+		var st unix.Stat_t
+		err := unix.Stat(to, &st)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			continue
+		case err != nil:
+		case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+			err = bind("/dev/null", to)
+		case empty != "":
+			err = bind(empty, to)
+		default:
+			err = unix.Mount("tmpfs", to, "tmpfs", unix.MS_RDONLY, fmt.Sprintf("nr_blocks=1,nr_inodes=1,uid=%d,gid=%d", a.id, a.id))
+			empty = to
+		}
+		if err != nil {
+			return &os.PathError{Op: "masking", Path: p, Err: err}
+		}
+	}
+	return nil
+}
+
+// pivot makes dir the root of all processes in the mount namespace, and takes away what was
+// there before.
+func pivot(dir string) error {
+	if err := unix.Chdir(dir); err != nil {
+		return &os.PathError{Op: "chdir", Path: dir, Err: err}
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return os.NewSyscallError("pivot_root", err)
+	}
+	// The old root lies on the new one.
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return os.NewSyscallError("umount", err)
+	}
+	return unix.Chdir("/")
+}
+
+// The config of a guest that a zygote can make.
+func checkForkable(config *configs.Config) error {
+	for _, m := range config.Mounts {
+		if m.Device != "proc" && m.Device != "tmpfs" {
+			return fmt.Errorf("a zygote makes no guest with a mount of type %s on %s", m.Device, m.Destination)
+		}
+		if strings.Contains(m.Destination, "..") {
+			return fmt.Errorf("mount on %s: not a clean path", m.Destination)
+		}
+	}
+	return nil
+}

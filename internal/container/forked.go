@@ -1,0 +1,212 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
+)
+
+// forked is what takes libcontainer's place in a container that a zygote has forked. Such a
+// container belongs to the process that made it, for as long as that lives: nobody loads it,
+// nothing joins it, and there is no state on disk but its journal.
+type forked struct {
+	config *configs.Config
+	groups cgroups.Manager
+	sync   *os.File // to its first process
+	begun  bool     // Start was called
+}
+
+// errForked is about what only libcontainer's containers can.
+var errForked = errors.New("not possible in a guest that a zygote has forked (isolation: fresh in its policy makes it one of its own)")
+
+// config is the container's configuration as it is in force.
+func (c *Container) config() configs.Config {
+	if c.forked != nil {
+		return *c.forked.config
+	}
+	return c.lc.Config()
+}
+
+// set puts the limits of a configuration into force.
+func (c *Container) set(config configs.Config) error {
+	if c.forked == nil {
+		return c.lc.Set(config)
+	}
+	if err := c.forked.groups.Set(config.Cgroups.Resources); err != nil {
+		return errors.Join(err, c.forked.groups.Set(c.forked.config.Cgroups.Resources))
+	}
+	c.forked.config = &config
+	return nil
+}
+
+func (c *Container) forkedStatus() libcontainer.Status {
+	switch {
+	case c.ended(0):
+		return libcontainer.Stopped
+	case c.forked.begun:
+		return libcontainer.Running
+	}
+	return libcontainer.Created
+}
+
+// destroy removes the cgroups and the state of a container whose processes have ended.
+func (c *Container) destroy() error {
+	if c.forked == nil {
+		return c.lc.Destroy()
+	}
+	return removeGroups(c.entry.Cgroups)
+}
+
+// planForked is makeState's twin: it chooses the cgroups, which are written down before they
+// are made.
+func (c *Container) planForked(o *CreateOptions) error {
+	config, err := newConfig(c.spec, o)
+	if err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	if err := checkForkable(config); err != nil {
+		return err
+	}
+	paths, err := o.Zygote.groupPaths(config, groupName(c.root, c.id))
+	if err != nil {
+		return fmt.Errorf("choosing the cgroups of container %s: %w", c.id, err)
+	}
+	if err := refuseForeignGroups(paths); err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	c.forked = &forked{config: config}
+	c.entry.Cgroups = maps.Clone(paths)
+	if err := c.entry.write(); err != nil {
+		return err
+	}
+	c.forked.groups, err = manager.NewWithPaths(config.Cgroups, paths)
+	return err
+}
+
+// startForked starts the first process by a zygote: startInit's twin. On return it waits for
+// Start, or is gone.
+func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
+	config := c.forked.config
+	p, err := newProcess(c.spec.Process)
+	if err != nil {
+		return &GuestError{ID: c.id, Err: err}
+	}
+	words, err := order(o.Filter, p.Rlimits, config.Hostname)
+	if err != nil {
+		return err
+	}
+	root, err := unix.OpenTree(unix.AT_FDCWD, c.entry.Mounts, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return &os.PathError{Op: "open_tree", Path: c.entry.Mounts, Err: err}
+	}
+	assembly := assembly{config: config, id: c.entry.IDs.First, root: os.NewFile(uintptr(root), "root")}
+	defer assembly.root.Close()
+	if err := c.fork(o, words, undo); err != nil {
+		return err
+	}
+	if err := errors.Join(c.mapIDs(config), c.joinGroups(config)); err != nil {
+		return err
+	}
+	proc, err := c.receiveProc()
+	if err != nil {
+		return err
+	}
+	defer proc.Close()
+	assembly.proc = proc
+	// The host's side of its policy, while its root is put together around it.
+	attended := make(chan error, 1)
+	go func() {
+		if o.OnInit != nil {
+			attended <- o.OnInit(c)
+		}
+		close(attended)
+	}()
+	if err = c.inside(assembly.run); err != nil {
+		err = fmt.Errorf("putting together the root of container %s: %w", c.id, err)
+	}
+	return errors.Join(err, <-attended)
+}
+
+// fork has the zygote make the first process.
+func (c *Container) fork(o *CreateOptions, order []byte, undo *undoStack) error {
+	ours, theirs, err := seqpacket("sync")
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	c.forked.sync = ours
+	undo.add(c.abort)
+	if c.pidfd, err = o.Zygote.fork(order, o.Stdin, o.Stderr, theirs); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	if c.pid, err = pidOf(c.pidfd); err == nil {
+		c.process, err = os.FindProcess(c.pid)
+	}
+	return err
+}
+
+// mapIDs writes the maps of the process's user namespace.
+func (c *Container) mapIDs(config *configs.Config) error {
+	write := func(file string, mappings []configs.IDMap) error {
+		text := ""
+		for _, m := range mappings {
+			text += fmt.Sprintf("%d %d %d\n", m.ContainerID, m.HostID, m.Size)
+		}
+		return os.WriteFile(filepath.Join("/proc", strconv.Itoa(c.pid), file), []byte(text), 0)
+	}
+	if err := errors.Join(write("uid_map", config.UIDMappings), write("gid_map", config.GIDMappings)); err != nil {
+		return fmt.Errorf("mapping the ids of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// joinGroups makes the cgroups, moves the process into them and sets the limits.
+func (c *Container) joinGroups(config *configs.Config) error {
+	err := c.forked.groups.Apply(c.pid)
+	if err == nil {
+		err = c.forked.groups.Set(config.Cgroups.Resources)
+	}
+	if err != nil {
+		return fmt.Errorf("limiting container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// receiveProc tells the process that its ids and cgroups are there, and takes the /proc that
+// it mounts.
+func (c *Container) receiveProc() (*os.File, error) {
+	sync := int(c.forked.sync.Fd())
+	if err := unix.Send(sync, []byte("m"), unix.MSG_NOSIGNAL); err != nil {
+		return nil, c.didNotFork(err)
+	}
+	var word [1]byte
+	proc, n, err := receiveFD(sync, word[:])
+	if err != nil || n != 1 || word[0] != 'p' || proc == nil {
+		return nil, c.didNotFork(err)
+	}
+	return proc, nil
+}
+
+// didNotFork is about a process that has ended, and said why on its stderr.
+func (c *Container) didNotFork(err error) error {
+	return &GuestError{ID: c.id, Err: errors.Join(errors.New("it ended before it began"), err)}
+}
+
+// startForkedInit lets the process become the guest.
+func (c *Container) startForkedInit() error {
+	c.forked.begun = true
+	err := unix.Send(int(c.forked.sync.Fd()), []byte("g"), unix.MSG_NOSIGNAL)
+	if err = errors.Join(err, c.forked.sync.Close()); err != nil {
+		return fmt.Errorf("starting container %s: %w", c.id, err)
+	}
+	return nil
+}
