@@ -36,6 +36,8 @@ func serveCommand(log *logrus.Logger) *cli.Command {
 			&cli.PathFlag{Name: "rootfs", Usage: "root file system of the guests (`DIR`, made by psi-runtime rootfs build)"},
 			&cli.PathFlag{Name: "run-dir", Value: container.DefaultRunDir, Usage: "`DIR` of what this machine's guests own"},
 			&cli.IntFlag{Name: "max-guests", Value: 256, Usage: "most guests that one user may have at a time"},
+			&cli.IntFlag{Name: "pool", Value: 2, Usage: "`N` guests of each kind in use are made before they are wanted; 0: none"},
+			&cli.Float64Flag{Name: "pool-cpu", Value: supervisor.DefaultPoolCPU, Usage: "`CORES` that making them may take"},
 			&cli.StringFlag{Name: "log-level", Value: "warning", Usage: "error, warning, info or debug; the log goes to stderr"},
 		},
 		Action: func(c *cli.Context) error {
@@ -57,7 +59,7 @@ func parseServe(c *cli.Context) (serveOptions, error) {
 		fd: c.Int("fd"),
 		config: supervisor.Config{
 			Socket: c.Path("socket"), Group: c.String("group"), Rootfs: c.Path("rootfs"), RunDir: c.Path("run-dir"),
-			MaxGuests: c.Int("max-guests"), LogLevel: c.String("log-level"), Version: "psi-shim " + version,
+			MaxGuests: c.Int("max-guests"), Pool: supervisor.PoolOptions{Size: c.Int("pool"), CPU: c.Float64("pool-cpu")}, LogLevel: c.String("log-level"), Version: "psi-shim " + version,
 		},
 	}
 	if c.NArg() > 0 {
@@ -71,6 +73,12 @@ func parseServe(c *cli.Context) (serveOptions, error) {
 	}
 	if o.config.MaxGuests < 1 {
 		return o, fmt.Errorf("--max-guests %d: at least 1", o.config.MaxGuests)
+	}
+	if o.config.Pool.Size < 0 || o.config.Pool.Size > 1024 {
+		return o, fmt.Errorf("--pool %d: a number from 0 to 1024", o.config.Pool.Size)
+	}
+	if !(o.config.Pool.CPU > 0) {
+		return o, fmt.Errorf("--pool-cpu %g: a number of processors above 0, such as 0.5", o.config.Pool.CPU)
 	}
 	for _, path := range []*string{&o.config.Socket, &o.config.Rootfs, &o.config.RunDir} {
 		if *path == "" {

@@ -118,11 +118,16 @@ func (l *lockedWriter) Write(p []byte) (int, error) {
 // embedded starts a supervisor for this process and greets it.
 func embedded(t testing.TB) (*shim, *testClient) {
 	t.Helper()
+	return embeddedWith(t, Config{})
+}
+
+func embeddedWith(t testing.TB, config Config) (*shim, *testClient) {
+	t.Helper()
 	mine, theirs, err := socketPair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startShim(t, Config{}, theirs)
+	s := startShim(t, config, theirs)
 	_ = theirs.Close()
 	c := newTestClient(t, mine)
 	c.hello(t)

@@ -14,6 +14,9 @@
 // and an embedded one with its client (pidfd; end of file may never come, because a
 // forked child of the client holds the socket too).
 //
+// A guest is made in two steps, blank and then specialised (blank.go, spawn.go), so that some
+// can wait in a pool (pool.go); most are forked from a warm interpreter (zygotes.go).
+//
 // The control socket carries frames both ways:
 //
 //	+----------------------+---------------------------+

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -214,6 +215,7 @@ func TestGuestsEndWithTheirConnection(t *testing.T) {
 func TestConnectionEndsDuringSpawn(t *testing.T) {
 	socket, gid := sharedSocket(t)
 	s := startShared(t, socket)
+	before := withZygote(t, s, dialAs(t, socket, 0, gid))
 	for i := range 10 {
 		c := dialAs(t, socket, 0, gid)
 		c.hello(t)
@@ -224,10 +226,10 @@ func TestConnectionEndsDuringSpawn(t *testing.T) {
 		_ = c.conn.Close()
 	}
 	for range 500 {
-		if len(guestsIn(s.runDir)) == 0 {
+		if slices.Equal(guestsIn(s.runDir), before) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("left: %v", guestsIn(s.runDir))
+	t.Errorf("left: %v, and before there was %v", guestsIn(s.runDir), before)
 }

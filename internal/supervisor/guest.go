@@ -32,13 +32,14 @@ const (
 // guest is one running container and what the supervisor knows about it.
 type guest struct {
 	s         *Supervisor
-	id, name  string
-	client    *client
-	started   time.Time
+	id        string
 	attendant *attend.Attendant
+	channel   *os.File      // the client's end, until the client has it
 	stderr    *os.File      // memfd that the guest's stderr goes to
 	ended     chan struct{} // closed when no process of the guest runs
-	running   bool          // it was started; guarded by Supervisor.mu
+
+	client  *client // who took the blank; nil before. Set under Supervisor.mu
+	running bool    // the client knows of it; guarded by Supervisor.mu
 
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
 	root         bundle.RootfsInfo
@@ -48,6 +49,8 @@ type guest struct {
 	life      sync.RWMutex // held while container is used, exclusively while it is deleted
 
 	mu        sync.Mutex // guards the fields below
+	name      string     // which the client gave it; "" before
+	started   time.Time
 	policy    policy.Policy
 	view      []string // notes on how the files are shown
 	shown     []shown  // what is mounted in it; guarded by reloading
@@ -89,6 +92,10 @@ func (g *guest) announce() {
 	defer g.mu.Unlock()
 	g.announced = true
 	for _, m := range g.held {
+		if ev, ok := m.(pushedEvent); ok {
+			ev.Name = g.name // it may be older than that
+			m = ev
+		}
 		g.s.push(g, m)
 	}
 	g.held = nil
@@ -98,6 +105,10 @@ func (g *guest) announce() {
 func (g *guest) push(m any) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.pushLocked(m)
+}
+
+func (g *guest) pushLocked(m any) {
 	if !g.announced {
 		g.held = append(g.held, m)
 		return
@@ -106,9 +117,12 @@ func (g *guest) push(m any) {
 }
 
 func (g *guest) event(ev attend.Event) {
-	g.push(g.eventMessage(ev))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.pushLocked(g.eventMessage(ev))
 }
 
+// eventMessage is called with mu held.
 func (g *guest) eventMessage(ev attend.Event) pushedEvent {
 	return pushedEvent{
 		Event: ev.Type, Guest: g.id, Name: g.name,
@@ -253,7 +267,7 @@ func (g *guest) endsWithin(d time.Duration) bool {
 }
 
 // wait reaps the guest, tells why it ended and takes away what is left of it. It
-// runs once, on a goroutine of its own, from the moment the guest is started.
+// runs once, on a goroutine of its own, from the moment the blank is started.
 func (g *guest) wait() {
 	defer g.s.running.Done()
 	status, err := g.container.Wait()
@@ -304,9 +318,11 @@ func (g *guest) exit(status container.ExitStatus) control.Exit {
 }
 
 // lastWords is what the guest wrote to its stderr before the agent took over.
-func (g *guest) lastWords() string {
+func (g *guest) lastWords() string { return wordsOn(g.stderr) }
+
+func wordsOn(stderr *os.File) string {
 	buf := make([]byte, maxStderr)
-	n, _ := g.stderr.ReadAt(buf, 0)
+	n, _ := stderr.ReadAt(buf, 0)
 	text := strings.ToValidUTF8(string(bytes.TrimRight(buf[:n], "\x00\n ")), "\uFFFD")
 	return clip(text, maxMessage)
 }

@@ -92,7 +92,7 @@ func (g *guest) stats() (any, error) {
 		return nil, fmt.Errorf("reading the figures of guest %s: %w", g.id, err)
 	}
 	return map[string]any{
-		"cpu_ms": float64(stats.CPU) / float64(time.Millisecond), "mem_bytes": stats.Mem, "pids": stats.PIDs,
+		"cpu_ms": float64(stats.CPU-g.attendant.Base()) / float64(time.Millisecond), "mem_bytes": stats.Mem, "pids": stats.PIDs,
 	}, nil
 }
 
@@ -135,14 +135,4 @@ func (g *guest) enforced() []attend.Enforcement {
 		list = append(list, attend.Enforcement{Rule: "imports", By: "files of other modules are not in the root"})
 	}
 	return append(list, g.attendant.Enforced()...)
-}
-
-// releaseView takes the private mounts of a created guest away. Nobody waits for it:
-// the kernel takes its time to detach a mount.
-func (s *Supervisor) releaseView(v pinnedView) {
-	go func() {
-		if err := v.release(); err != nil {
-			s.opts.Log.WithError(err).Error("removing the mounts of a view")
-		}
-	}()
 }

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The private place. Views (view.go) need mount points that exist in the supervisor's
+// The private place. Layers (layers.go) need mount points that exist in the supervisor's
 // mount namespace only: a directory on the host would be left behind by a crash,
 // and deleting it from outside would take the mounts with it. So a tmpfs covers the
 // directory of owners, and this supervisor's own is bound back into it:
 //
 //	<run>/owners/           tmpfs, here only; other owners are out of sight
 //	<run>/owners/<owner>/   the host's journal, and what the container package makes
-//	<run>/owners/views/     here only
+//	<run>/owners/layers/    here only
 
 // mountPlace makes the private place around the owner's directory and returns it.
 func mountPlace(owner string) (string, error) {
@@ -38,7 +38,7 @@ func mountPlace(owner string) (string, error) {
 	if err := placeMount(owner, journal); err != nil {
 		return fail(err)
 	}
-	place := filepath.Join(owners, "views")
+	place := filepath.Join(owners, "layers")
 	if err := os.Mkdir(place, 0o700); err != nil {
 		return fail(err)
 	}

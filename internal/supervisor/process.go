@@ -17,14 +17,15 @@ import (
 
 // Config is what the inner process is told by the outer one.
 type Config struct {
-	Socket    string `json:"socket,omitempty"` // path of a shared supervisor's socket; "" is embedded
-	Group     string `json:"group,omitempty"`  // group that may use Socket
-	Rootfs    string `json:"rootfs,omitempty"` // absolute
-	RunDir    string `json:"run_dir,omitempty"`
-	MaxGuests int    `json:"max_guests,omitempty"`
-	LogLevel  string `json:"log_level,omitempty"`
-	Version   string `json:"version"` // "psi-shim 0.1.0"
-	PID       int    `json:"pid"`     // of the outer process
+	Socket    string      `json:"socket,omitempty"` // path of a shared supervisor's socket; "" is embedded
+	Group     string      `json:"group,omitempty"`  // group that may use Socket
+	Rootfs    string      `json:"rootfs,omitempty"` // absolute
+	RunDir    string      `json:"run_dir,omitempty"`
+	MaxGuests int         `json:"max_guests,omitempty"`
+	Pool      PoolOptions `json:"pool"`
+	LogLevel  string      `json:"log_level,omitempty"`
+	Version   string      `json:"version"` // "psi-shim 0.1.0"
+	PID       int         `json:"pid"`     // of the outer process
 }
 
 // SuperviseCommand is the command word with which the outer process starts the inner

@@ -192,6 +192,9 @@ func checkReload(old, next policy.Policy) error {
 	if len(old.UDP()) == 0 && len(next.UDP()) > 0 {
 		return fmt.Errorf("%w: udp of a running guest cannot begin: its seccomp filter knows no datagrams: %s", errPolicy, wayOut)
 	}
+	if old.Isolation() != policy.IsolationFresh && next.Isolation() == policy.IsolationFresh {
+		return fmt.Errorf("%w: a running guest cannot become fresh: %s", errPolicy, wayOut)
+	}
 	if attend.AsksForNames(next) && !attend.AsksForNames(old) {
 		return fmt.Errorf("%w: a running guest cannot learn wildcards: its /etc/resolv.conf was written before it started: allow the names themselves, or %s", errPolicy, wayOut)
 	}

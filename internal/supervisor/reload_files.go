@@ -3,14 +3,11 @@ package supervisor
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
-	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -43,6 +40,25 @@ func (r *reloading) files() error {
 	return r.change(change)
 }
 
+// fresh is files, and what else is written into the root, for a guest that has done nothing
+// yet and so needs no freezing.
+func (r *reloading) fresh() error {
+	change := changeView(nil, r.view)
+	change.Files = attend.RootFiles(r.next)
+	for name, data := range attend.RootFiles(r.old) {
+		if string(change.Files[name]) == string(data) {
+			delete(change.Files, name)
+		}
+	}
+	if before, after := r.old.Limits().Tmp, r.next.Limits().Tmp; before != after {
+		change.Tmp = after
+	}
+	if len(change.Show)+len(change.Files) == 0 && change.Tmp == 0 {
+		return nil
+	}
+	return r.change(change)
+}
+
 // change applies a change of what the guest sees.
 func (r *reloading) change(change container.Change) error {
 	who := r.g.client.peer
@@ -57,53 +73,6 @@ func (r *reloading) change(change container.Change) error {
 	r.end = append(r.end, applied.Keep)
 	r.undo.add(applied.Undo)
 	return nil
-}
-
-// openedView is a view whose sources are open. Unlike those of a spawn they need no place
-// of their own: what is mounted is what is open, never a path.
-type openedView struct {
-	notes []string
-	shown []shown
-	files []*os.File // of shown, in the same order
-}
-
-func (v openedView) close() {
-	for _, f := range v.files {
-		_ = f.Close()
-	}
-}
-
-// openView plans what the policy shows of the host and opens it, with the peer's own
-// permissions.
-func openView(p policy.Policy, who peer, planned func(policy.Policy) (bundle.View, error)) (view openedView, err error) {
-	if len(p.FS()) == 0 {
-		return view, nil
-	}
-	err = as(who, func() error {
-		plan, err := planned(p)
-		if err != nil {
-			return fmt.Errorf("%w: %w", errPolicy, err)
-		}
-		view.notes = plan.Notes
-		for _, m := range plan.Mounts {
-			file, err := openSource(m, who)
-			if err != nil {
-				return err
-			}
-			view.files = append(view.files, file)
-			var stat unix.Stat_t
-			if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
-				return &os.PathError{Op: "stat", Path: m.Source, Err: err}
-			}
-			view.shown = append(view.shown, shown{m, stat.Dev, stat.Ino})
-		}
-		return nil
-	})
-	if err != nil {
-		view.close()
-		return openedView{}, err
-	}
-	return view, nil
 }
 
 // changeView is the way from one view to another. A mount that stays is moved out of the

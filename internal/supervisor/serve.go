@@ -34,7 +34,7 @@ func Supervise(config Config, log logrus.FieldLogger) error {
 
 	s, err := New(Options{
 		RunDir: config.RunDir, Rootfs: config.Rootfs, Version: config.Version, PID: config.PID,
-		MaxGuests: config.MaxGuests, Log: log,
+		MaxGuests: config.MaxGuests, Pool: config.Pool, Log: log,
 	})
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ type Options struct {
 	Version   string // what hello answers, such as "psi-shim 0.1.0"
 	PID       int    // what hello answers: this process as the host knows it, for display
 	MaxGuests int    // guests that one uid may have at a time; 0 is 256
+	Pool      PoolOptions
 	Log       logrus.FieldLogger
 }
 
@@ -35,19 +36,23 @@ type Supervisor struct {
 	opts     Options
 	warmth   cgroupWarmth
 	owner    *container.Owner
-	place    string                // private directory for the mounts of views
+	place    string                // private directory for the mounts of layers
 	programs *enforce.Programs     // shared by all guests; nil if this host has no eBPF
 	files    *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
 	budget   *attend.Budget        // of descriptors for guests' connections
 	root     bundle.RootfsInfo     // of Options.Rootfs; zero if it names none
 	layers   layers                // that hold import lists
-	removing chan struct{}         // a slot per guest being taken away
-	running  sync.WaitGroup        // guests whose removal has not ended
-	serving  sync.WaitGroup        // connections
+	policies policies
+	pool     *pool
+	zygotes  *zygotes
+	removing chan struct{}  // a slot per guest being taken away
+	running  sync.WaitGroup // guests whose removal has not ended
+	serving  sync.WaitGroup // connections
 
 	mu       sync.Mutex // guards the fields below
 	guests   map[string]*guest
 	clients  map[*client]struct{}
+	plans    map[string]blankPlan     // by kind
 	spawning map[uint32]chan struct{} // by uid: a slot per spawn under way
 	closing  bool
 }
@@ -67,7 +72,7 @@ func New(opts Options) (_ *Supervisor, err error) {
 	}
 	s := &Supervisor{
 		opts: opts, guests: make(map[string]*guest), clients: make(map[*client]struct{}),
-		spawning: make(map[uint32]chan struct{}), removing: make(chan struct{}, removers),
+		plans: make(map[string]blankPlan), spawning: make(map[uint32]chan struct{}), removing: make(chan struct{}, removers),
 	}
 	var undo undoStack
 	defer func() {
@@ -99,6 +104,7 @@ func New(opts Options) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	undo.add(func() error { return unmountPlace(s.owner.Dir()) })
+	s.pool, s.zygotes = newPool(s, opts.Pool), newZygotes(s)
 	// Loading once here instead of for each guest saves milliseconds per spawn. A host
 	// that cannot do it can still run guests whose policy allows that.
 	var unsupported error
@@ -169,11 +175,13 @@ func (s *Supervisor) Close(patience time.Duration) error {
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
+	s.pool.close()
 	s.endGuests(func(*guest) bool { return true }, control.CauseSupervisor, "the supervisor is shutting down")
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		s.running.Wait()
+		s.zygotes.close()
 		s.dropClients()
 		s.serving.Wait()
 	}()
@@ -219,6 +227,17 @@ func (s *Supervisor) enterSpawn(c *client) (leave func(), err error) {
 	return leave, nil
 }
 
+// begin counts a guest that is being made; running.Done ends it.
+func (s *Supervisor) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return fmt.Errorf("%w: it is shutting down", errUnavailable)
+	}
+	s.running.Add(1)
+	return nil
+}
+
 func (s *Supervisor) isClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,10 +281,12 @@ func (s *Supervisor) endGuests(which func(*guest) bool, cause, message string) {
 
 // forget takes a guest out of the table: nobody finds it any more.
 func (s *Supervisor) forget(g *guest) {
-	g.client.remember(g.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.guests, g.id)
+	if g.client != nil {
+		g.client.remember(g.id)
+	}
 }
 
 // remove takes away what is left of an ended guest on the host.

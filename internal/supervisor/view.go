@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -13,20 +11,10 @@ import (
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// Why host paths are pinned. The runtime mounts by path, and between the moment a
-// path is checked and the moment it is mounted whoever owns a directory on the way can
-// put another thing, or a symlink, in its place. So the supervisor opens each path
-// once, as the peer and without following links that PlanView did not follow, checks
-// what it opened, and mounts exactly that, by descriptor, at a place of its own that
-// nobody else can see: the supervisor's mount namespace. The runtime is given that
-// place as the source.
-
-// pinnedView is a view whose sources are private mounts of the supervisor.
-type pinnedView struct {
-	bundle.View
-	dir   string  // where the mounts are; "" when there are none
-	shown []shown // the same mounts, as the policy's rules came to them
-}
+// Why host paths are opened. Between the moment a path is checked and the moment it is
+// mounted whoever owns a directory on the way can put another thing, or a symlink, in its
+// place. So the supervisor opens each path once, as the peer and without following links that
+// PlanView did not follow, checks what it opened, and mounts exactly that, by descriptor.
 
 // shown is one mount of a view. Two that are equal show the same thing in the same way.
 type shown struct {
@@ -43,69 +31,49 @@ func (s *Supervisor) plan(p policy.Policy) (bundle.View, error) {
 	return bundle.PlanView(p)
 }
 
-// pinView plans what the policy shows of the host with the peer's own permissions and
-// pins it below dir, which must not exist. Release it once the container is created:
-// the guest has its own mounts then.
-func pinView(p policy.Policy, who peer, dir string, plan func(policy.Policy) (bundle.View, error)) (_ pinnedView, err error) {
-	view := pinnedView{}
+// openedView is a view whose sources are open.
+type openedView struct {
+	notes []string
+	shown []shown
+	files []*os.File // of shown, in the same order
+}
+
+func (v openedView) close() {
+	for _, f := range v.files {
+		_ = f.Close()
+	}
+}
+
+// openView plans what the policy shows of the host and opens it, with the peer's own
+// permissions.
+func openView(p policy.Policy, who peer, planned func(policy.Policy) (bundle.View, error)) (view openedView, err error) {
 	if len(p.FS()) == 0 {
 		return view, nil
 	}
-	opened := make(chan *os.File)
-	mounted := make(chan error)
-	planned := make(chan error, 1)
-	// The peer's thread opens, this one mounts: mounting needs the supervisor's
-	// capabilities. One descriptor is in flight at a time.
-	go func() {
-		defer close(opened)
-		planned <- as(who, func() error {
-			var err error
-			if view.View, err = plan(p); err != nil {
-				return fmt.Errorf("%w: %w", errPolicy, err)
-			}
-			for _, m := range view.Mounts {
-				file, err := openSource(m, who)
-				if err != nil {
-					return err
-				}
-				opened <- file
-				if err := <-mounted; err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}()
-	var places []string
-	for file := range opened {
-		var err error
-		if view.dir == "" {
-			if err = makePlaces(dir); err == nil {
-				view.dir = dir
-			}
+	err = as(who, func() error {
+		plan, err := planned(p)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errPolicy, err)
 		}
-		place := filepath.Join(dir, strconv.Itoa(len(places)))
-		if err == nil {
-			err = placeMount(place, file)
+		view.notes = plan.Notes
+		for _, m := range plan.Mounts {
+			file, err := openSource(m, who)
+			if err != nil {
+				return err
+			}
+			view.files = append(view.files, file)
+			var stat unix.Stat_t
+			if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+				return &os.PathError{Op: "stat", Path: m.Source, Err: err}
+			}
+			view.shown = append(view.shown, shown{m, stat.Dev, stat.Ino})
 		}
-		var stat unix.Stat_t
-		if err == nil {
-			err = unix.Fstat(int(file.Fd()), &stat)
-		}
-		view.shown = append(view.shown, shown{dev: stat.Dev, ino: stat.Ino})
-		places = append(places, place)
-		mounted <- errors.Join(err, file.Close())
+		return nil
+	})
+	if err != nil {
+		view.close()
+		return openedView{}, err
 	}
-	if err = <-planned; err != nil {
-		return pinnedView{}, errors.Join(err, view.release())
-	}
-	mounts := make([]bundle.ViewMount, len(view.Mounts))
-	for i, m := range view.Mounts {
-		view.shown[i].ViewMount = m
-		m.Source = places[i]
-		mounts[i] = m
-	}
-	view.Mounts = mounts
 	return view, nil
 }
 
@@ -153,19 +121,6 @@ func checkSource(file *os.File, m bundle.ViewMount, refuse func(string, error) e
 	return nil
 }
 
-// makePlaces makes dir a small tmpfs for mount points, so that one detach takes
-// all of them away again.
-func makePlaces(dir string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fmt.Errorf("making a place for mounts: %w", err)
-	}
-	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if err := unix.Mount("psi-view", dir, "tmpfs", flags, "size=4m,mode=0700"); err != nil {
-		return errors.Join(&os.PathError{Op: "mount tmpfs", Path: dir, Err: err}, os.Remove(dir))
-	}
-	return nil
-}
-
 // placeMount mounts what file refers to at place, which it makes, and cuts it off
 // from mounts that appear below it on the host later.
 func placeMount(place string, file *os.File) error {
@@ -192,15 +147,4 @@ func placeMount(place string, file *os.File) error {
 		return &os.PathError{Op: "move_mount", Path: file.Name(), Err: err}
 	}
 	return nil
-}
-
-// release takes the private mounts away.
-func (v pinnedView) release() error {
-	if v.dir == "" {
-		return nil
-	}
-	if err := unix.Unmount(v.dir, unix.MNT_DETACH); err != nil {
-		return &os.PathError{Op: "unmount", Path: v.dir, Err: err}
-	}
-	return os.Remove(v.dir)
 }

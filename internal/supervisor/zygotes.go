@@ -1,0 +1,172 @@
+package supervisor
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/pkg/bundle"
+	"github.com/psi-runtime/psi/pkg/policy"
+)
+
+// maxZygotes is how many zygotes are kept, one for each root file system in use.
+const maxZygotes = 4
+
+// zygoteGuests is how many guests a zygote makes before another takes its place: what its guests
+// share (the layout of their memory, the seed of their hashes) is shared by so many.
+const zygoteGuests = 1000
+
+// zygotes keeps a warm interpreter for each root file system in use. Without one, or where the
+// kernel allows none, guests are made by libcontainer.
+type zygotes struct {
+	s *Supervisor
+
+	mu     sync.Mutex // guards the fields below
+	made   map[string]*zygote
+	closed bool
+	making sync.WaitGroup
+}
+
+// zygote is one, or the attempt.
+type zygote struct {
+	*container.Zygote           // nil while it starts, or if it cannot
+	stderr            *os.File  // what it had to say
+	wanted            time.Time // last
+	guests            int
+	using             sync.WaitGroup
+}
+
+func newZygotes(s *Supervisor) *zygotes { return &zygotes{s: s, made: make(map[string]*zygote)} }
+
+// use returns a zygote for a root, until done is called; nil while there is none. The first
+// caller has one started, in the background.
+func (z *zygotes) use(r bundle.RootfsInfo) (found *container.Zygote, done func()) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	key := r.Path + "\x00" + r.Digest
+	one := z.made[key]
+	if z.closed {
+		return nil, nil
+	}
+	if one == nil {
+		one = &zygote{}
+		z.made[key] = one
+		z.making.Go(func() { z.start(one, r) })
+	}
+	one.wanted = time.Now()
+	if one.Zygote == nil {
+		return nil, nil
+	}
+	if one.guests++; one.guests >= zygoteGuests {
+		delete(z.made, key)
+		z.making.Go(func() { z.end(one) })
+	}
+	one.using.Add(1)
+	return one.Zygote, one.using.Done
+}
+
+// start starts a zygote. One that cannot be started stays in the table: it is not tried again.
+func (z *zygotes) start(one *zygote, r bundle.RootfsInfo) {
+	made, stderr, err := z.s.startZygote(r)
+	if err != nil {
+		z.s.opts.Log.WithError(err).Warn("guests are made without a zygote")
+		return
+	}
+	z.mu.Lock()
+	one.Zygote, one.stderr = made, stderr
+	closed := z.closed
+	var spare *zygote
+	if len(z.made) > maxZygotes {
+		spare = z.forgetOldest(one)
+	}
+	z.mu.Unlock()
+	if closed {
+		z.end(one)
+	}
+	if spare != nil {
+		z.end(spare)
+	}
+}
+
+// forgetOldest takes the zygote that was wanted longest ago out of the table.
+func (z *zygotes) forgetOldest(but *zygote) (oldest *zygote) {
+	name := ""
+	for key, one := range z.made {
+		if one != but && (oldest == nil || one.wanted.Before(oldest.wanted)) {
+			oldest, name = one, key
+		}
+	}
+	delete(z.made, name)
+	return oldest
+}
+
+// broken takes a zygote that does not answer any more out of use.
+func (z *zygotes) broken(r bundle.RootfsInfo, which *container.Zygote) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	key := r.Path + "\x00" + r.Digest
+	if one := z.made[key]; one != nil && one.Zygote == which {
+		delete(z.made, key)
+		z.making.Go(func() { z.end(one) })
+	}
+}
+
+// end ends a zygote when nobody uses it any more. Its guests go on.
+func (z *zygotes) end(one *zygote) {
+	if one.Zygote == nil {
+		return
+	}
+	one.using.Wait()
+	if err := errors.Join(one.Close(), one.stderr.Close()); err != nil {
+		z.s.opts.Log.WithError(err).Warn("ending a zygote")
+	}
+}
+
+// close ends all zygotes.
+func (z *zygotes) close() {
+	z.mu.Lock()
+	z.closed = true
+	all := z.made
+	z.made = make(map[string]*zygote)
+	z.mu.Unlock()
+	for _, one := range all {
+		z.end(one)
+	}
+	z.making.Wait()
+}
+
+// startZygote starts one: as an agent in every respect, so that its guests are.
+func (s *Supervisor) startZygote(r bundle.RootfsInfo) (*container.Zygote, *os.File, error) {
+	spec, err := bundle.Compile(policy.Defaults(), r, bundle.View{}, bundle.Entry{Waits: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := newID("zygote-")
+	if err != nil {
+		return nil, nil, err
+	}
+	stderr, err := bounded()
+	if err != nil {
+		return nil, nil, err
+	}
+	z, err := container.StartZygote(container.ZygoteOptions{
+		ID: id, Owner: s.owner, Rootfs: r.Path, Args: spec.Process.Args, Env: spec.Process.Env, Stderr: stderr,
+	})
+	if err != nil {
+		err = errors.Join(err, errors.New(wordsOn(stderr)), stderr.Close())
+		return nil, nil, err
+	}
+	return z, stderr, nil
+}
+
+// zygote is what a guest is forked from, until done is called; nil if it is to be made afresh.
+func (s *Supervisor) zygote(g *guest) (found *container.Zygote, done func()) {
+	if g.policy.Isolation() != policy.IsolationFresh {
+		if found, done = s.zygotes.use(g.root); found != nil {
+			return found, done
+		}
+	}
+	return nil, func() {}
+}
