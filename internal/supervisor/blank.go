@@ -132,15 +132,27 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 		return err
 	}
 	undo.add(g.stderr.Close)
-	undo.add(func() error {
-		if g.attendant == nil {
-			return nil
-		}
-		return g.attendant.Close()
-	})
 	zygote, done := s.zygote(g)
 	defer done()
-	_, err = container.Create(context.Background(), container.CreateOptions{
+	err = s.createWith(zygote, g, plan, stdio)
+	if err != nil && zygote != nil && !s.isClosing() {
+		// Whatever it was: libcontainer is asked, and if it cannot either, its error is told.
+		s.opts.Log.WithError(err).Warn("forking a guest")
+		s.zygotes.broken(g.root, zygote)
+		err = s.createWith(nil, g, plan, stdio)
+	}
+	if err != nil {
+		return fmt.Errorf("creating the guest: %w", err)
+	}
+	undo.add(func() error { return errors.Join(g.attendant.Close(), g.container.Delete(true)) })
+	return nil
+}
+
+// createWith makes the container, by a zygote or by libcontainer. On error nothing of it is
+// left.
+func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPlan, stdio *os.File) error {
+	g.attendant = nil
+	_, err := container.Create(context.Background(), container.CreateOptions{
 		Zygote: zygote, Filter: plan.filter,
 		// Pids in the state are of this supervisor's pid namespace: the state is kept
 		// where no program of the host looks for containers of its own.
@@ -155,14 +167,10 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 			return err
 		},
 	})
-	if err != nil && zygote != nil {
-		s.zygotes.broken(g.root, zygote)
+	if err != nil && g.attendant != nil {
+		err = errors.Join(err, g.attendant.Close())
 	}
-	if err != nil {
-		return fmt.Errorf("creating the guest: %w", err)
-	}
-	undo.add(func() error { return g.container.Delete(true) })
-	return nil
+	return err
 }
 
 // await returns when the guest's agent has started: it has said READY then, which is left for

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -194,4 +195,68 @@ func firstDifference(a, b string) string {
 		}
 	}
 	return "one is longer"
+}
+
+// zygotesOf lists the zygotes of a supervisor: children of its inner process that are agents
+// and in no guest's cgroup.
+func zygotesOf(t *testing.T, s *shim) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range all {
+		command, _ := os.ReadFile(dir + "/cmdline")
+		groups, _ := os.ReadFile(dir + "/cgroup")
+		environ, _ := os.ReadFile(dir + "/status")
+		if strings.Contains(string(command), "agent.pyc") && !strings.Contains(string(groups), "/psi-") && strings.Contains(string(environ), fmt.Sprintf("PPid:\t%d\n", innerOf(t, s))) {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func innerOf(t *testing.T, s *shim) int {
+	t.Helper()
+	pid := s.cmd.Process.Pid
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner, err := strconv.Atoi(strings.Fields(string(data))[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inner
+}
+
+// A zygote that dies takes nothing with it: its guests go on, and the next are made without
+// it, and then by another.
+func TestZygoteDies(t *testing.T) {
+	s, c := embedded(t)
+	before := c.forked(t, s, nil)
+	zygotes := zygotesOf(t, s)
+	if len(zygotes) != 1 {
+		t.Fatalf("zygotes: %v", zygotes)
+	}
+	if err := unix.Kill(zygotes[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := before.run(t, "post(1 + 1)"); got != "2" {
+		t.Errorf("posted %s", got)
+	}
+	for i := range 100 {
+		g := c.spawn(t, fmt.Sprintf("after-%d", i), nil)
+		if got := g.run(t, "post(3)"); got != "3" {
+			t.Errorf("posted %s", got)
+		}
+		again := isForked(t, g)
+		c.end(t, g)
+		if again {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("no other zygote took over")
 }
