@@ -57,7 +57,7 @@ func TestPolicyCheck(t *testing.T) {
 	}
 	bad := file(t, "bad.yml", "memory: 1GiB\nfs:\n  - data/*\n  - {reed: /srv}\ntcp: [\"*.a:1\"]\n")
 	out, _, code := psiPolicy(t, "", "check", bad)
-	want := bad + `:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, imports, mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation (did you mean "mem"?)
+	want := bad + `:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, imports, mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation, preload (did you mean "mem"?)
   1 | memory: 1GiB
     | ^
 ` + bad + `:3:5: fs: "data/*": is not absolute: begin it with /, such as /srv/data/*.csv

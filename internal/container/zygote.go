@@ -61,6 +61,7 @@ type ZygoteOptions struct {
 	ID     string
 	Owner  *Owner
 	Rootfs string   // host directory
+	Layer  string   // laid over it, see MountLayer; "" is none
 	Args   []string // of the interpreter, its path first: as a guest's
 	Env    []string // as a guest's
 	Stderr *os.File
@@ -92,7 +93,11 @@ func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
 		return nil, err
 	}
 	uid := int(z.entry.IDs.First)
-	if err := mountRoot(z.entry.Mounts, []string{o.Rootfs}, false, uid); err != nil {
+	lower := []string{o.Rootfs}
+	if o.Layer != "" {
+		lower = []string{o.Layer, o.Rootfs}
+	}
+	if err := mountRoot(z.entry.Mounts, lower, false, uid); err != nil {
 		return nil, err
 	}
 	if err := fillRoot(z.entry.Mounts, zygotePoints(), map[string][]byte{zygoteModulePath: zygoteModule}); err != nil {

@@ -138,7 +138,7 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 	if err != nil && zygote != nil && !s.isClosing() {
 		// Whatever it was: libcontainer is asked, and if it cannot either, its error is told.
 		s.opts.Log.WithError(err).Warn("forking a guest")
-		s.zygotes.broken(g.root, zygote)
+		s.zygotes.broken(kind{g.root, g.policy}, zygote)
 		err = s.createWith(nil, g, plan, stdio)
 	}
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -194,6 +195,9 @@ func checkReload(old, next policy.Policy) error {
 	}
 	if old.Isolation() != policy.IsolationFresh && next.Isolation() == policy.IsolationFresh {
 		return fmt.Errorf("%w: a running guest cannot become fresh: %s", errPolicy, wayOut)
+	}
+	if !slices.Equal(old.Preload(), next.Preload()) {
+		return fmt.Errorf("%w: preload of a running guest cannot change: it has begun: %s", errPolicy, wayOut)
 	}
 	if attend.AsksForNames(next) && !attend.AsksForNames(old) {
 		return fmt.Errorf("%w: a running guest cannot learn wildcards: its /etc/resolv.conf was written before it started: allow the names themselves, or %s", errPolicy, wayOut)

@@ -159,7 +159,8 @@ func samePolicies(t *testing.T) map[string]map[string]any {
 		t.Fatal(err)
 	}
 	return map[string]map[string]any{
-		"defaults": {}, "imports": {"imports": []string{"json", "os", "sys"}}, "nothing to write": {"tmp": 0},
+		"defaults": {}, "imports": {"imports": []string{"json", "os", "sys"}},
+		"preload": {"imports": []string{"json", "os", "sys", "decimal"}, "preload": []string{"decimal"}}, "nothing to write": {"tmp": 0},
 		"limits": {"mem": "64MiB", "cpu": 0.5, "pids": 20, "open_files": 64, "tmp": "1MiB", "message": "1MiB", "output": "2MiB"},
 		"fs":     {"fs": []any{shared + "/*.csv", map[string]any{"write": written}}},
 		"net":    {"tcp": []string{"127.0.0.1:9200", "example.org:443", "*.example.com:80", "10.0.0.0/8:1-99"}, "udp": []string{"127.0.0.1:53"}},

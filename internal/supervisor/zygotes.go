@@ -7,19 +7,18 @@ import (
 	"time"
 
 	"github.com/psi-runtime/psi/internal/container"
-	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// maxZygotes is how many zygotes are kept, one for each root file system in use.
+// maxZygotes is how many zygotes are kept.
 const maxZygotes = 4
 
 // zygoteGuests is how many guests a zygote makes before another takes its place: what its guests
 // share (the layout of their memory, the seed of their hashes) is shared by so many.
 const zygoteGuests = 1000
 
-// zygotes keeps a warm interpreter for each root file system in use. Without one, or where the
-// kernel allows none, guests are made by libcontainer.
+// zygotes keeps a warm interpreter for each root file system in use, and for each list of
+// preloads on it. Without one, or where the kernel allows none, guests are made by libcontainer.
 type zygotes struct {
 	s *Supervisor
 
@@ -40,12 +39,13 @@ type zygote struct {
 
 func newZygotes(s *Supervisor) *zygotes { return &zygotes{s: s, made: make(map[string]*zygote)} }
 
-// use returns a zygote for a root, until done is called; nil while there is none. The first
+// use returns a zygote for a kind of guests, until done is called; nil while there is none. The first
 // caller has one started, in the background.
-func (z *zygotes) use(r bundle.RootfsInfo) (found *container.Zygote, done func()) {
+func (z *zygotes) use(k kind) (found *container.Zygote, done func()) {
+	k = zygoteKind(k)
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	key := r.Path + "\x00" + r.Digest
+	key := k.key()
 	one := z.made[key]
 	if z.closed {
 		return nil, nil
@@ -53,7 +53,7 @@ func (z *zygotes) use(r bundle.RootfsInfo) (found *container.Zygote, done func()
 	if one == nil {
 		one = &zygote{}
 		z.made[key] = one
-		z.making.Go(func() { z.start(one, r) })
+		z.making.Go(func() { z.start(one, k) })
 	}
 	one.wanted = time.Now()
 	if one.Zygote == nil {
@@ -68,8 +68,8 @@ func (z *zygotes) use(r bundle.RootfsInfo) (found *container.Zygote, done func()
 }
 
 // start starts a zygote. One that cannot be started stays in the table: it is not tried again.
-func (z *zygotes) start(one *zygote, r bundle.RootfsInfo) {
-	made, stderr, err := z.s.startZygote(r)
+func (z *zygotes) start(one *zygote, k kind) {
+	made, stderr, err := z.s.startZygote(k)
 	if err != nil {
 		z.s.opts.Log.WithError(err).Warn("guests are made without a zygote")
 		return
@@ -103,10 +103,10 @@ func (z *zygotes) forgetOldest(but *zygote) (oldest *zygote) {
 }
 
 // broken takes a zygote that does not answer any more out of use.
-func (z *zygotes) broken(r bundle.RootfsInfo, which *container.Zygote) {
+func (z *zygotes) broken(k kind, which *container.Zygote) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	key := r.Path + "\x00" + r.Digest
+	key := zygoteKind(k).key()
 	if one := z.made[key]; one != nil && one.Zygote == which {
 		delete(z.made, key)
 		z.making.Go(func() { z.end(one) })
@@ -137,12 +137,27 @@ func (z *zygotes) close() {
 	z.making.Wait()
 }
 
+// zygoteKind is what of a kind a zygote has to know: what it loads, and from which files. A
+// guest's list of imports, without preloads, is its own root's affair.
+func zygoteKind(k kind) kind {
+	p := policy.Defaults()
+	if len(k.policy.Preload()) > 0 {
+		p = k.policy.Loading()
+	}
+	return kind{k.root, p}
+}
+
 // startZygote starts one: as an agent in every respect, so that its guests are.
-func (s *Supervisor) startZygote(r bundle.RootfsInfo) (*container.Zygote, *os.File, error) {
-	spec, err := bundle.Compile(policy.Defaults(), r, bundle.View{}, bundle.Entry{Waits: true})
+func (s *Supervisor) startZygote(k kind) (*container.Zygote, *os.File, error) {
+	plan, err := s.planBlank(k)
 	if err != nil {
 		return nil, nil, err
 	}
+	l, done, err := s.layers.use(s.place, k.policy, k.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer done()
 	id, err := newID("zygote-")
 	if err != nil {
 		return nil, nil, err
@@ -152,7 +167,7 @@ func (s *Supervisor) startZygote(r bundle.RootfsInfo) (*container.Zygote, *os.Fi
 		return nil, nil, err
 	}
 	z, err := container.StartZygote(container.ZygoteOptions{
-		ID: id, Owner: s.owner, Rootfs: r.Path, Args: spec.Process.Args, Env: spec.Process.Env, Stderr: stderr,
+		ID: id, Owner: s.owner, Rootfs: k.root.Path, Layer: l.mount, Args: plan.spec.Process.Args, Env: plan.spec.Process.Env, Stderr: stderr,
 	})
 	if err != nil {
 		err = errors.Join(err, errors.New(wordsOn(stderr)), stderr.Close())
@@ -164,7 +179,7 @@ func (s *Supervisor) startZygote(r bundle.RootfsInfo) (*container.Zygote, *os.Fi
 // zygote is what a guest is forked from, until done is called; nil if it is to be made afresh.
 func (s *Supervisor) zygote(g *guest) (found *container.Zygote, done func()) {
 	if g.policy.Isolation() != policy.IsolationFresh {
-		if found, done = s.zygotes.use(g.root); found != nil {
+		if found, done = s.zygotes.use(kind{g.root, g.policy}); found != nil {
 			return found, done
 		}
 	}

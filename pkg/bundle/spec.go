@@ -71,7 +71,7 @@ func Compile(p policy.Policy, r RootfsInfo, v View, e Entry) (*specs.Spec, error
 	if err != nil {
 		return nil, fmt.Errorf("compiling bundle: %w", err)
 	}
-	env := environment("channel")
+	env := environment(strings.Join(append([]string{"channel"}, p.Preload()...), " "))
 	if !e.Waits {
 		if env, err = Environment(p); err != nil {
 			return nil, fmt.Errorf("compiling bundle: %w", err)
@@ -136,6 +136,7 @@ func (e Entry) command(r RootfsInfo) ([]string, error) {
 // agentConfig is what the agent needs to know of the policy.
 type agentConfig struct {
 	Imports []string `json:"imports"`           // null: every module; empty: none
+	Preload []string `json:"preload,omitempty"` // loaded before guest code begins
 	Message int64    `json:"message"`           // bytes
 	Output  int64    `json:"output"`            // bytes
 	Threads int64    `json:"threads,omitempty"` // that numerical libraries may start; 0: the environment says it
@@ -149,6 +150,9 @@ func encodeConfig(p policy.Policy, threads int64) ([]byte, error) {
 	config := agentConfig{Message: l.Message, Output: l.Output, Threads: threads}
 	if modules, limited := p.Imports(); limited {
 		config.Imports = append([]string{}, modules...)
+	}
+	if threads == 0 {
+		config.Preload = p.Preload()
 	}
 	data, err := json.Marshal(config)
 	if err != nil {

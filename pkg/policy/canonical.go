@@ -28,6 +28,7 @@ type document struct {
 	OpenFiles     int64               `json:"open_files"`
 	Output        int64               `json:"output"`
 	PIDs          int64               `json:"pids"`
+	Preload       []string            `json:"preload,omitempty"`
 	ReadOnly      bool                `json:"read_only"`
 	Seccomp       Seccomp             `json:"seccomp,omitempty"`
 	TCP           []any               `json:"tcp"` // texts and {"allow": text, "private": true}, then {"deny": text}
@@ -55,6 +56,7 @@ func (p Policy) Canonical() []byte {
 		OpenFiles:     l.OpenFiles,
 		Output:        l.Output,
 		PIDs:          l.PIDs,
+		Preload:       p.preload,
 		ReadOnly:      p.readOnly,
 		Seccomp:       p.seccomp,
 		TCP:           p.tcp.document(),

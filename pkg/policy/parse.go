@@ -77,7 +77,7 @@ func keyTable() []documentKey {
 	for _, k := range limitTable() {
 		keys = append(keys, documentKey{k.key, func(r *reader, _ string, n *node) { r.limit(k, n) }})
 	}
-	return append(keys, documentKey{"seccomp", (*reader).seccompFilter}, documentKey{"isolation", (*reader).isolation})
+	return append(keys, documentKey{"seccomp", (*reader).seccompFilter}, documentKey{"isolation", (*reader).isolation}, documentKey{"preload", (*reader).readPreload})
 }
 
 // keyNames lists the keys of a body.

@@ -29,6 +29,7 @@ type Policy struct {
 	readOnly       bool
 	seccomp        Seccomp
 	isolation      Isolation
+	preload        []string // sorted
 }
 
 // endpoints are the rules of tcp or of udp, as they were written.
@@ -214,8 +215,8 @@ func (p Policy) WithLimits(l Limits) (Policy, error) {
 }
 
 // BeforeStart returns the part of the policy that has to be in force before a guest's process
-// is started: its imports, its datagrams, its open files, whether /tmp can be written. All else
-// can be put into force while the process waits. Policies with the same BeforeStart can have the same guests.
+// is started: its imports and preloads, its datagrams, its open files, whether /tmp can be written.
+// All else can be put into force while the process waits. Policies with the same BeforeStart can have the same guests.
 func (p Policy) BeforeStart() Policy {
 	l := defaultLimits()
 	l.OpenFiles = p.Limits().OpenFiles
@@ -224,8 +225,14 @@ func (p Policy) BeforeStart() Policy {
 	}
 	return Policy{
 		limits: l, udp: p.udp.clone(), imports: slices.Clone(p.imports), importsLimited: p.importsLimited,
-		allowDegraded: p.allowDegraded, isolation: p.isolation,
+		allowDegraded: p.allowDegraded, isolation: p.isolation, preload: slices.Clone(p.preload),
 	}
+}
+
+// Loading returns the part of the policy that says what an interpreter loads, and from which
+// files.
+func (p Policy) Loading() Policy {
+	return Policy{limits: defaultLimits(), imports: slices.Clone(p.imports), importsLimited: p.importsLimited, preload: slices.Clone(p.preload)}
 }
 
 // checked ends a modifier: it returns q, or before and the error about key.
@@ -234,7 +241,9 @@ func checked(before, q Policy, err *Error, key string) (Policy, error) {
 		err = q.checkDocument()
 	}
 	if err != nil {
-		err.Key = key
+		if err.Key == "" {
+			err.Key = key
+		}
 		return before, err
 	}
 	return q, nil
@@ -242,6 +251,9 @@ func checked(before, q Policy, err *Error, key string) (Policy, error) {
 
 // checkDocument reports a policy whose canonical document could not be read back.
 func (p Policy) checkDocument() *Error {
+	if err := p.checkPreload(); err != nil {
+		return err
+	}
 	for key, list := range map[string]endpoints{"tcp": p.tcp, "udp": p.udp} {
 		if _, err := remaining(key, list.allow, list.deny); err != nil {
 			return err
@@ -257,7 +269,7 @@ func (p Policy) checkDocument() *Error {
 			bytes += int64(len(e.Host) + 48)
 		}
 	}
-	for _, name := range p.imports {
+	for _, name := range slices.Concat(p.imports, p.preload) {
 		bytes += int64(len(name) + 4)
 	}
 	if bytes <= maxDocument || len(p.Canonical()) <= maxDocument {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .errors import PolicyError
 
@@ -29,7 +29,7 @@ NetRule = Union[str, Dict[str, Any]]
 _SIZES = ("mem", "tmp", "message", "output", "net_rate", "net_bytes")
 _COUNTS = ("cpu_ms", "wall_ms", "pids", "open_files", "net_conns")
 # … and the rest.
-_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "imports", "read_only", "allow_degraded")
+_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "imports", "preload", "isolation", "read_only", "allow_degraded")
 
 _MODES = {"r": "read", "rw": "write"}
 
@@ -41,7 +41,8 @@ class Policy:
     such as 0.5; ``cpu_ms`` total cpu time in milliseconds; ``wall_ms`` lifetime in milliseconds; ``pids``
     processes and threads; ``open_files``; ``tmp`` size of /tmp; ``message`` largest value on the channel;
     ``output`` total of stdout and stderr; ``net_conns`` connections at once; ``net_rate`` bytes a second and
-    ``net_bytes`` bytes in total of all connections. ``allow_degraded=True`` accepts a host that cannot enforce all.
+    ``net_bytes`` bytes in total of all connections. ``preload`` modules that are loaded when guest code begins;
+    ``isolation="fresh"`` an interpreter that is not forked from a warm one. ``allow_degraded=True`` accepts a host that cannot enforce all.
     """
 
     __slots__ = ("_document",)
@@ -62,12 +63,15 @@ class Policy:
         net_conns: Optional[int] = None,
         net_rate: Union[int, str, None] = None,
         net_bytes: Union[int, str, None] = None,
+        preload: Optional[Sequence[str]] = None,
+        isolation: Optional[str] = None,
         allow_degraded: Optional[bool] = None,
     ) -> None:
         given = {
             "mem": mem, "cpu": cpu, "cpu_ms": cpu_ms, "wall_ms": wall_ms, "pids": pids, "open_files": open_files,
             "tmp": tmp, "message": message, "output": output, "net_conns": net_conns, "net_rate": net_rate,
-            "net_bytes": net_bytes, "allow_degraded": allow_degraded,
+            "net_bytes": net_bytes, "preload": None if preload is None else list(preload), "isolation": isolation,
+            "allow_degraded": allow_degraded,
         }  # fmt: skip
         self._hold({key: value for key, value in given.items() if value is not None})
 
@@ -206,11 +210,14 @@ def check(document: Mapping[str, Any]) -> None:
     for key, value in document.items():
         if key not in _KEYS:
             raise PolicyError(f"policy key {key!r} is not known; the keys are {', '.join(sorted(_KEYS))}")
-        if key in ("fs", "tcp", "udp", "imports"):
+        if key in ("fs", "tcp", "udp", "imports", "preload"):
             if not isinstance(value, (list, tuple)):
                 raise PolicyError(f"policy key {key!r} takes a list, not {value!r}")
             for item in value:
                 _CHECKS[key](key, item)
+        elif key == "isolation":
+            if value != "fresh":
+                raise PolicyError(f'policy key "isolation" is "fresh" or left out, not {value!r}')
         elif key in ("allow_degraded", "read_only"):
             if not isinstance(value, bool):
                 raise PolicyError(f"policy key {key!r} is true or false, not {value!r}")
@@ -267,4 +274,4 @@ def _check_import(key: str, name: object) -> None:
         raise PolicyError(f'import rule {name!r}: write a module\'s dotted name, such as "collections.abc"')
 
 
-_CHECKS = {"fs": _check_fs, "tcp": _check_endpoint, "udp": _check_endpoint, "imports": _check_import}
+_CHECKS = {"fs": _check_fs, "tcp": _check_endpoint, "udp": _check_endpoint, "imports": _check_import, "preload": _check_import}

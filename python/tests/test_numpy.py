@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from typing import Any, ClassVar, List, Optional
@@ -98,6 +99,25 @@ class Numpy(GuestTest):
         self.assertEqual((got.dtype, got.shape), (sent.dtype, sent.shape))
         self.assertEqual(got.tobytes(), sent.tobytes())
         self.assertTrue(got.flags.writeable)
+
+    def test_preloaded(self) -> None:
+        """Guests of one warm interpreter have numpy loaded, and none of each other's random numbers."""
+        policy = {"mem": "512MiB", "preload": ["numpy"]}
+        drawn = set()
+        for index in range(6):  # the first are made by libcontainer, until there is a zygote
+            sandbox = self.spawn(policy, name=f"preloaded-{index}")
+            sandbox.exec(
+                "import random, sys\n"
+                "loaded = 'numpy' in sys.modules\n"
+                "import numpy\n"
+                "post([loaded, float(numpy.random.rand()), random.random(), numpy.arange(5).sum().item()])"
+            )
+            loaded, first, second, total = sandbox.recv(timeout=60)
+            self.assertEqual((loaded, total), (True, 10))
+            drawn |= {first, second}
+            sandbox.close()
+            time.sleep(0.5)
+        self.assertEqual(len(drawn), 12)
 
     def test_arrays_both_ways(self) -> None:
         sandbox = self.spawn({"mem": "512MiB"})

@@ -2,9 +2,9 @@
 
 The other modules lie beside this one and are imported as a package of a name
 that guest code will not want. PSI_CONFIG, JSON, says what the policy says:
-{"imports": null or [names], "message": bytes, "output": bytes, "threads": n}.
-A guest with PSI_CONFIG=channel was started before anybody knew its policy: the
-same comes as the channel's first frame (CONFIG).
+{"imports": null or [names], "preload": [names], "message": bytes, "output": bytes,
+"threads": n}. A guest with PSI_CONFIG="channel [PRELOAD...]" was started before
+anybody knew the rest of its policy: it comes as the channel's first frame (CONFIG).
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def main() -> None:
     """Serves the channel on fds 0 and 1, or runs a script."""
     text = posix.environ.pop(b"PSI_CONFIG", b"{}")  # os.environ is made of it
     posix.unsetenv(b"PSI_CONFIG")
-    waits = text == b"channel"
+    waits = text.partition(b" ")[0] == b"channel"
     config = _configuration(b"{}" if waits else text)
     sys.dont_write_bytecode = True
     _add_site_packages()
+    _preload(text.decode().split()[1:] if waits else config["preload"])
     args = sys.argv[1:]
     if args[:1] == ["--script"] and len(args) > 1:
         from .script import run_script
@@ -71,7 +72,7 @@ def _configuration(text: bytes) -> dict[str, Any]:
         config = decode(b"J" + text)
     except ValueError as error:
         sys.exit(f"psi: PSI_CONFIG is not valid: {error}")
-    return {"imports": None, "message": 64 << 20, "output": 16 << 20, "threads": 1, **config}
+    return {"imports": None, "message": 64 << 20, "output": 16 << 20, "threads": 1, "preload": [], **config}
 
 
 def _warm_up(session: Session) -> None:
@@ -83,6 +84,19 @@ def _warm_up(session: Session) -> None:
     sent = encode(space["x"], limit=100)
     if type(sent) is bytes:
         decode(sent)
+
+
+def _preload(names: list[str]) -> None:
+    """Loads the modules that guest code will find loaded."""
+    if not names:
+        return
+    for library in (b"BLIS", b"MKL", b"NUMEXPR", b"OMP", b"OPENBLAS"):  # a process with threads cannot be forked
+        posix.putenv(library + b"_NUM_THREADS", b"1")
+    for name in names:
+        try:
+            __import__(name)
+        except Exception as error:
+            sys.exit(f"psi: preload of {name!r} failed: {type(error).__name__}: {error}")
 
 
 def _configure(session: Session, config: dict[str, Any]) -> None:

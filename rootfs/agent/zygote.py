@@ -27,6 +27,8 @@ def serve() -> None:
     """Makes guests, and returns in each of them; the zygote itself never does."""
     import _imp
 
+    if len(posix.listdir("/proc/self/task")) != 1:
+        sys.exit("psi: what is preloaded has started threads, which a fork would lose")
     spec = sys.modules["_frozen_importlib"].ModuleSpec("_zygote", None, origin=_MODULE)
     module = _imp.create_dynamic(spec)
     _imp.exec_dynamic(module)
@@ -34,6 +36,8 @@ def serve() -> None:
     gc.freeze()  # what is here stays: a collection in a guest would copy every page of it
     module.serve()
     gc.unfreeze()
+    if "numpy.random" in sys.modules:  # Python's own random sees to itself
+        sys.modules["numpy.random"].seed()
     for finder in sys.path_importer_cache.values():
         if finder is not None:
             finder.invalidate_caches()  # the zygote's root has more in it
