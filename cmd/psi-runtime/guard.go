@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -25,7 +26,7 @@ type guard struct {
 	rootFiles map[string][]byte // of the guest's root: how it finds names, if it is
 	// confinement is what psi-init puts on; nil is nothing.
 	confinement *confine.Confinement
-	volumes     []string // destinations of mounts that show files of the host
+	held        engine.Files // what LSM programs, if there are any, hold it to
 	// programs are put into the kernel while the container is being made.
 	programs chan *enforce.Programs
 	files    chan loadedFiles
@@ -40,7 +41,7 @@ type loadedFiles struct {
 // guardOf decides which policy the container of a bundle has, and narrows the
 // specification to it. A policy that cannot be read, or could not be enforced for
 // this bundle, is an error before anything is made.
-func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
+func guardOf(g *global, spec *specs.Spec, dir string) (*guard, error) {
 	engine.Forget(spec)
 	rules, err := engine.ReadConfig(g.config, g.class)
 	if err != nil {
@@ -58,22 +59,23 @@ func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
 		network = probeNetwork()
 	}
 	if out.own {
+		out.held.Own = bundle.OwnFiles()
 		out.rootFiles = attend.RootFiles(p)
-		record.Enforced = engine.Own(p, network)
+		record.Files, record.Enforced = out.held, engine.Own(p, network)
 		return out, record.Write(spec)
 	}
-	host, err := engine.Look(spec, bundle, rules)
+	host, err := engine.Look(spec, dir, rules)
 	if err != nil {
 		return nil, err
 	}
-	host.Network = network
+	host.Network, host.Files = network, sync.OnceValue(probeFiles)
 	narrowed, err := engine.Narrow(spec, p, host)
 	if err != nil {
 		return nil, err
 	}
 	*spec = *narrowed.Spec
-	out.volumes = narrowed.Volumes
-	record.Confine, record.Enforced = narrowed.Confine, narrowed.Enforced
+	out.held = narrowed.Files
+	record.Confine, record.Files, record.Enforced = narrowed.Confine, narrowed.Files, narrowed.Enforced
 	if out.confinement, err = confinementOf(narrowed.Confine); err != nil {
 		return nil, err
 	}
@@ -83,6 +85,15 @@ func guardOf(g *global, spec *specs.Spec, bundle string) (*guard, error) {
 // probeNetwork says why the network programs cannot be loaded; nil if they can.
 func probeNetwork() error {
 	programs, err := enforce.Load()
+	if err != nil {
+		return err
+	}
+	return programs.Close()
+}
+
+// probeFiles says why the LSM programs cannot be loaded; nil if they can.
+func probeFiles() error {
+	programs, err := enforce.LoadFiles()
 	if err != nil {
 		return err
 	}
@@ -102,7 +113,7 @@ func (g *guard) prepare(o *container.CreateOptions) {
 	if g == nil {
 		return
 	}
-	o.Confine, o.Pinned = g.confinement, g.volumes
+	o.Confine, o.Pinned = g.confinement, g.held.Volumes
 	if g.own {
 		o.RootFiles = g.rootFiles
 	}
@@ -114,7 +125,7 @@ func guardAgain(c *container.Container) (*guard, error) {
 	if err != nil || record == nil {
 		return nil, err
 	}
-	return &guard{policy: record.Policy, own: record.Own, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}, nil
+	return &guard{policy: record.Policy, own: record.Own, held: record.Files, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}, nil
 }
 
 // guardExec puts the container's policy on one more process.
@@ -173,25 +184,17 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 		return &attendance{}, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
 	}
 	files := <-g.files
-	if files.err != nil && !errors.Is(files.err, enforce.ErrNotSupported) {
+	if files.err != nil && (g.held.Needed || !errors.Is(files.err, enforce.ErrNotSupported)) {
 		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), files.err)
 	}
-	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, Files: files.programs, OwnFiles: g.ownFiles(), Filter: !g.own, OnEvent: func(e attend.Event) {
-		logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type)
-	}})
+	a, err := attend.Start(c, g.policy, attend.Options{
+		Programs: <-g.programs, Files: files.programs, OwnFiles: g.held.Own, Volumes: g.held.Volumes, Filter: !g.own,
+		OnEvent: func(e attend.Event) { logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type) },
+	})
 	if err != nil {
 		return &attendance{}, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
 	}
 	return &attendance{a: a, id: c.ID()}, nil
-}
-
-// ownFiles are the rules for the container's own root. What an engine made of it is
-// the container's, but for the places that the policy speaks about.
-func (g *guard) ownFiles() []policy.FSRule {
-	if g.own {
-		return bundle.OwnFiles()
-	}
-	return []policy.FSRule{{Mode: policy.Execute, Pattern: "/**"}, {Mode: policy.Write, Pattern: "/**"}}
 }
 
 // end stops attending and says why the guest was ended, if attend ended it. The

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(cliEnv) != "" {
 		os.Exit(execute(os.Args))
 	}
+	if units := os.Getenv(systemdEnv); units != "" {
+		fmt.Fprintln(os.Stderr, "becoming systemd:", becomeSystemd(units))
+		os.Exit(1)
+	}
 	os.Exit(testMain(m))
 }
 

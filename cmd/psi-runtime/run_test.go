@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -164,6 +165,33 @@ func TestPreserveFDs(t *testing.T) {
 	got = c.run("run", "--preserve-fds", "5", "-b", c.bundle("true"), "x")
 	if got.code != 1 || !strings.Contains(got.err, "file descriptor 3") {
 		t.Errorf("missing descriptors: %d, %q", got.code, got.err)
+	}
+}
+
+// TestSocketActivation: what systemd passes to psi-runtime itself is the container's, which is
+// told so; what it passed to another process is not.
+func TestSocketActivation(t *testing.T) {
+	c := newLine(t)
+	bundle := c.bundle("echo $LISTEN_FDS $LISTEN_PID $$; ls /proc/$$/fd; true")
+	for pid, want := range map[string]string{"$$": "1 1 1\n0\n1\n2\n3\n", "1": "1\n0\n1\n2\n"} {
+		run := c.command("run", "-b", bundle, "x")
+		cmd := exec.Command("sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=` + pid + ` exec "$@"`, "sh", os.Args[0]}, run.Args[1:]...)...)
+		cmd.Env = run.Env
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.ExtraFiles = []*os.File{f}
+		if r := c.wait(cmd); r.code != 0 || r.out != want {
+			t.Errorf("LISTEN_PID=%s: exit code %d, %q: %s", pid, r.code, r.out, r.err)
+		}
+		f.Close()
+	}
+	cmd := c.command("run", "-b", bundle, "x")
+	cmd = exec.Command("sh", append([]string{"-c", `LISTEN_FDS=many LISTEN_PID=$$ exec "$@"`, "sh", os.Args[0]}, cmd.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), cliEnv+"=1")
+	if r := c.wait(cmd); r.code != 1 || !strings.Contains(r.err, "LISTEN_FDS") {
+		t.Errorf("%+v", r)
 	}
 }
 

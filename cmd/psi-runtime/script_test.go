@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/cgroups/systemd"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
@@ -42,7 +43,7 @@ import (
 // does takes a static program, and a race detector would make each line last. It is
 // in $PATH too. $ROOTFS is a root file system with a shell, $PYTHON the one with Python
 // that make built. The condition [v2] says that the host has cgroup v2 only, [criu] that
-// criu works with the kernel.
+// criu works with the kernel, [systemd] that systemd is the first process.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(files) == 0 {
@@ -70,6 +71,8 @@ func scriptCondition(name string) (bool, error) {
 	case "v2":
 		_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
 		return err == nil, nil
+	case "systemd":
+		return systemd.IsRunningSystemd(), nil
 	case "criu":
 		return exec.Command("criu", "check").Run() == nil, nil
 	}

@@ -94,9 +94,11 @@ type Options struct {
 	// the programs alone, names among them not at all, and nothing is opened.
 	Filter bool
 	// Files are the host's LSM programs; nil where the guest's mounts hold its file
-	// rules. OwnFiles are the rules for the guest's own root, beside its policy's.
+	// rules. OwnFiles are the rules for the guest's own root, beside its policy's, and
+	// Volumes, with Filter, the directories in which its policy's decide.
 	Files    *enforce.FilePrograms
 	OwnFiles []policy.FSRule
+	Volumes  []string
 	// Budget shares the process's descriptors among its guests; nil bounds nothing.
 	Budget *Budget
 	// Net is passed to the network proxy, but for what the policy says.

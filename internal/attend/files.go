@@ -10,8 +10,9 @@ import (
 // files is the guest's file rules, where the kernel holds them (BPF-LSM). Elsewhere
 // the guest's mounts do, which were made before.
 type files struct {
-	guest *enforce.FileGuest // nil where the mounts do it
-	rules enforce.Files
+	guest  *enforce.FileGuest // nil where the mounts do it
+	rules  enforce.Files
+	places func(policy.Policy) []string
 }
 
 // openFiles holds the guest to its file rules from its first instruction on, and
@@ -24,7 +25,9 @@ func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
 	if err != nil {
 		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
 	}
-	f := files{rules: enforce.Files{Own: opts.OwnFiles, Rules: p.FS(), Forked: c.Forked()}}
+	f := files{places: opts.places, rules: enforce.Files{
+		Own: opts.OwnFiles, Rules: p.FS(), Places: opts.places(p), Forked: c.Forked(),
+	}}
 	if f.rules.MountNamespace, err = c.MountNamespace(); err != nil {
 		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
 	}
@@ -34,13 +37,21 @@ func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
 	return f, nil
 }
 
+// places are where files of the host are.
+func (o Options) places(p policy.Policy) []string {
+	if o.Filter {
+		return o.Volumes
+	}
+	return policy.Places(p.FS())
+}
+
 // update puts another policy's rules into force, with one write.
 func (f *files) update(p policy.Policy) error {
 	if f.guest == nil {
 		return nil
 	}
 	next := f.rules
-	next.Rules = p.FS()
+	next.Rules, next.Places = p.FS(), f.places(p)
 	if err := f.guest.Update(next); err != nil {
 		return fmt.Errorf("updating the guest's file rules: %w", err)
 	}

@@ -38,7 +38,7 @@ func Features() features.Features {
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 			Seccomp:         &features.Seccomp{Enabled: &no},
 		},
-		PotentiallyUnsafeConfigAnnotations: []string{"bundle", "org.systemd.property.", "org.criu.config", annotationIDs},
+		PotentiallyUnsafeConfigAnnotations: []string{"bundle", "org.systemd.property.", "org.criu.config", "io.psi."},
 	}
 	if seccomp.Enabled {
 		f.Linux.Seccomp = &features.Seccomp{

@@ -219,10 +219,10 @@ func (e *entry) undo(run runDir) error {
 
 // undoContainer ends the processes and removes cgroups, state and mounts.
 func (e *entry) undoContainer() error {
-	if err := e.stopAttendant(); err != nil {
+	if err := killGroups(e.Cgroups); err != nil {
 		return err
 	}
-	if err := killGroups(e.Cgroups); err != nil {
+	if err := e.stopAttendant(); err != nil {
 		return err
 	}
 	if err := removeGroups(e.Cgroups); err != nil {

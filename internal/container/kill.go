@@ -116,11 +116,12 @@ func (c *Container) Delete(force bool) error {
 			return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.id, status)
 		}
 	}
-	if err := c.entry.stopAttendant(); err != nil {
-		return fmt.Errorf("container %s: ending its attendant: %w", c.id, err)
-	}
 	if err := c.endAll(); err != nil {
 		return err
+	}
+	// The attendant ends with the container, and takes with it what it put into the kernel.
+	if err := c.entry.stopAttendant(); err != nil {
+		return fmt.Errorf("container %s: ending its attendant: %w", c.id, err)
 	}
 	destroyErr := c.destroy()
 	if c.process != nil {

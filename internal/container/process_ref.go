@@ -46,7 +46,10 @@ func (r processRef) open() (*os.File, error) {
 	return f, nil
 }
 
-// stop asks the process to end and ends it if it has not within a second.
+// ownEnd is how long a process gets that is about to end by itself.
+const ownEnd = 5 * time.Second
+
+// stop waits for the process to end by itself, then asks it to, then ends it.
 func (r processRef) stop() error {
 	f, err := r.open()
 	if errors.Is(err, os.ErrProcessDone) {
@@ -56,6 +59,9 @@ func (r processRef) stop() error {
 		return err
 	}
 	defer f.Close()
+	if ended(f, ownEnd) {
+		return nil
+	}
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := signalFD(f, sig); err != nil {
 			return nil //nolint:nilerr // it has gone

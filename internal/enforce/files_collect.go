@@ -30,7 +30,7 @@ func (p *FilePrograms) tableOf(files Files) (tableName, error) {
 			return name, inner.Close()
 		}
 	}
-	a, err := policy.CompileGuest(files.Own, files.Rules)
+	a, err := policy.CompileGuest(files.Own, files.Rules, files.Places)
 	if err != nil {
 		return tableName{}, err
 	}
@@ -54,6 +54,7 @@ func (f Files) digest() [32]byte {
 		}
 		h.Write([]byte{0})
 	}
+	fmt.Fprintf(h, "%q", f.Places)
 	return [32]byte(h.Sum(nil))
 }
 

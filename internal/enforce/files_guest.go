@@ -20,6 +20,7 @@ import (
 type Files struct {
 	Own            []policy.FSRule // about its own root
 	Rules          []policy.FSRule // of its policy
+	Places         []string        // in which the policy's rules decide
 	MountNamespace uint32          // inode number of the namespace in which the rules' paths are
 	// Forked: the guest's program is one from outside of its mount namespace, and every
 	// process in the cgroup is the guest's.

@@ -91,7 +91,8 @@ func startFileGuest(t *testing.T, p *enforce.FilePrograms) *fileGuest {
 			{Mode: policy.Read, Pattern: "/**"}, {Mode: policy.Execute, Pattern: "/usr"}, {Mode: policy.Execute, Pattern: exe},
 			{Mode: policy.Write, Pattern: g.own}, {Mode: policy.Write, Pattern: "/proc"}, {Mode: policy.Write, Pattern: "/sys/fs/cgroup"}, {Mode: policy.Write, Pattern: "/dev"},
 		},
-		Rules: []policy.FSRule{{Mode: policy.Write, Pattern: g.host + "/*.csv"}},
+		Rules:  []policy.FSRule{{Mode: policy.Write, Pattern: g.host + "/*.csv"}},
+		Places: []string{g.host},
 	}
 	if g.FileGuest, err = p.Attach(g.cgroup, g.files); err != nil {
 		t.Fatal(err)
@@ -323,6 +324,7 @@ func attachFilesMain() int {
 	}
 	files := enforce.Files{MountNamespace: namespace, Own: []policy.FSRule{{Mode: policy.Read, Pattern: "/**"}},
 		Rules: []policy.FSRule{{Mode: policy.Read, Pattern: os.Getenv("PSI_READ")}}}
+	files.Places = policy.Places(files.Rules)
 	if _, err := p.Attach(os.Args[1], files); err != nil {
 		return 0
 	}

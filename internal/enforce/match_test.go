@@ -122,14 +122,14 @@ func TestMatcherAgrees(t *testing.T) {
 	}
 	for range rounds {
 		rules := randomRules(r)
-		a, err := policy.CompileGuest(ownRules, rules)
+		a, err := policy.CompileGuest(ownRules, rules, policy.Places(rules))
 		if err != nil {
 			t.Fatalf("%v: %v", rules, err)
 		}
 		table := m.install(a)
 		for range 100 {
 			path := randomPath(r)
-			want := policy.DecideGuest(ownRules, rules, path)
+			want := policy.DecideGuest(ownRules, rules, policy.Places(rules), path)
 			got := m.verdict(table, path)
 			if got&access != uint16(want) || a.Decide(path) != want {
 				t.Fatalf("%v: %q: kernel %#x, automaton %v, reference %v", rules, path, got, a.Decide(path), want)
@@ -154,7 +154,7 @@ func checkDirectory(t *testing.T, rules []policy.FSRule, path string, verdict ui
 	t.Helper()
 	for range 10 {
 		below := path + randomPath(r)
-		access := policy.DecideGuest(ownRules, rules, below)
+		access := policy.DecideGuest(ownRules, rules, policy.Places(rules), below)
 		if access&policy.MayRead != 0 && verdict&mayList == 0 {
 			t.Fatalf("%v: %q may not be listed, and %q may be read", rules, path, below)
 		}
@@ -172,7 +172,7 @@ func TestMatcherVerdicts(t *testing.T) {
 		{Mode: policy.Write, Pattern: "/srv/part/*"}, {Mode: policy.Read, Pattern: "/tmp/job"}, {Mode: policy.Read, Pattern: "/srv/long/**"},
 	}
 	own := []policy.FSRule{{Mode: policy.Execute, Pattern: "/usr"}, {Mode: policy.Write, Pattern: "/tmp"}}
-	a, err := policy.CompileGuest(own, rules)
+	a, err := policy.CompileGuest(own, rules, policy.Places(rules))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func thousand() []policy.FSRule {
 // TestTableOfThousandRules bounds the size of a large policy, and uses it.
 func TestTableOfThousandRules(t *testing.T) {
 	m := newMatcher(t)
-	a, err := policy.CompileGuest(ownRules, thousand())
+	a, err := policy.CompileGuest(ownRules, thousand(), policy.Places(thousand()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestTableOfThousandRules(t *testing.T) {
 // BenchmarkTableOfThousandRules makes the kernel's table of a large policy.
 func BenchmarkTableOfThousandRules(b *testing.B) {
 	for b.Loop() {
-		a, err := policy.CompileGuest(ownRules, thousand())
+		a, err := policy.CompileGuest(ownRules, thousand(), policy.Places(thousand()))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -251,7 +251,7 @@ func BenchmarkTableOfThousandRules(b *testing.B) {
 // BenchmarkMatch runs the kernel's matcher; the time of one match is reported.
 func BenchmarkMatch(b *testing.B) {
 	m := newMatcher(b)
-	a, err := policy.CompileGuest(ownRules, thousand())
+	a, err := policy.CompileGuest(ownRules, thousand(), policy.Places(thousand()))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -270,11 +270,12 @@ func BenchmarkMatch(b *testing.B) {
 
 // TestTableSharesDigest makes the same table from rules that mean the same.
 func TestTableSharesDigest(t *testing.T) {
-	one, err := policy.CompileGuest(ownRules, []policy.FSRule{{Mode: policy.Read, Pattern: "/srv/a"}, {Mode: policy.Write, Pattern: "/srv/b"}})
+	places := []string{"/srv/a", "/srv/b"}
+	one, err := policy.CompileGuest(ownRules, []policy.FSRule{{Mode: policy.Read, Pattern: "/srv/a"}, {Mode: policy.Write, Pattern: "/srv/b"}}, places)
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := policy.CompileGuest(ownRules, []policy.FSRule{{Mode: policy.Write, Pattern: "/srv/b/**"}, {Mode: policy.Read, Pattern: "/srv/a"}, {Mode: policy.Write, Pattern: "/srv/b"}})
+	two, err := policy.CompileGuest(ownRules, []policy.FSRule{{Mode: policy.Write, Pattern: "/srv/b/**"}, {Mode: policy.Read, Pattern: "/srv/a"}, {Mode: policy.Write, Pattern: "/srv/b"}}, places)
 	if err != nil {
 		t.Fatal(err)
 	}

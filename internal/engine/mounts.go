@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -164,7 +163,7 @@ func (n *narrowing) plumbing(m *specs.Mount) bool {
 
 // volumes needs a rule for each host directory and file.
 func (n *narrowing) volumes(at []int) error {
-	rules, denied, err := n.rules()
+	rules, err := n.rules()
 	if err != nil {
 		return err
 	}
@@ -174,15 +173,10 @@ func (n *narrowing) volumes(at []int) error {
 		if err := n.source(m); err != nil {
 			return err
 		}
-		for _, d := range denied {
-			if covers(d, path.Clean(m.Source)) || covers(d, m.Destination) {
-				return fmt.Errorf("the mount of %s at %s is denied by fs: deny %s: remove it", m.Source, m.Destination, d)
-			}
-			if covers(path.Clean(m.Source), d) {
-				n.mask(m.Destination + strings.TrimPrefix(d, path.Clean(m.Source)))
-			}
+		if err := n.deny(m); err != nil {
+			return err
 		}
-		n.out.Volumes = append(n.out.Volumes, m.Destination)
+		n.out.Files.Volumes = append(n.out.Files.Volumes, m.Destination)
 		p, err := n.volume(m, rules)
 		if err != nil {
 			return err
@@ -191,6 +185,7 @@ func (n *narrowing) volumes(at []int) error {
 			parts = append(parts, p)
 		}
 	}
+	n.idlePatterns()
 	return n.landlock(parts)
 }
 
@@ -228,26 +223,53 @@ func (rs reaches) open(name string) (best reach) {
 	return best
 }
 
-// rules sorts the fs rules: denied paths are masked, patterns are for BPF-LSM only.
-func (n *narrowing) rules() (opened reaches, denied []string, err error) {
-	errPattern := errors.New("only BPF-LSM programs can hold a pattern, and they are not used under engines: name files or directories")
+// rules sorts the fs rules: denied paths are masked, patterns are for LSM programs.
+func (n *narrowing) rules() (opened reaches, err error) {
 	for _, r := range n.policy.FS() {
-		text := fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern)
 		literal := strings.TrimSuffix(r.Pattern, "/**")
 		switch {
+		case policy.LiteralDir(literal) != literal && r.Mode != policy.Deny:
+			n.opening = append(n.opening, pattern{r})
 		case policy.LiteralDir(literal) != literal:
-			if err := n.misses(text, errPattern); err != nil {
-				return nil, nil, err
+			if err := n.denyPattern(pattern{r}); err != nil {
+				return nil, err
 			}
 		case r.Mode == policy.Deny:
 			n.mask(literal)
-			n.holds(text, "masked path")
-			denied = append(denied, literal)
+			n.holds(text(r), "masked path")
+			n.denied = append(n.denied, literal)
 		default:
-			opened = append(opened, reach{literal, r.Mode, text})
+			opened = append(opened, reach{literal, r.Mode, text(r)})
 		}
 	}
-	return opened, denied, nil
+	return opened, nil
+}
+
+// text writes a rule as documents do.
+func text(r policy.FSRule) string { return fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern) }
+
+// deny takes from a volume what is denied, by its place on the host and by that in the
+// container.
+func (n *narrowing) deny(m *specs.Mount) error {
+	source := path.Clean(m.Source)
+	for _, place := range []string{source, m.Destination} {
+		if access, by := policy.DecideFS(n.policy.FS(), place); access&policy.Denied != 0 {
+			return fmt.Errorf("the mount of %s at %s is denied by %s: remove it", m.Source, m.Destination, text(by[0]))
+		}
+	}
+	for _, d := range n.denied {
+		if covers(source, d) {
+			n.mask(m.Destination + strings.TrimPrefix(d, source))
+		}
+	}
+	for _, p := range n.denying {
+		if source != m.Destination && p.reaches(source) && !p.anywhere() {
+			if err := n.misses(text(p.FSRule), errElsewhere(m)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (n *narrowing) mask(name string) {
@@ -265,6 +287,12 @@ type part struct {
 // The result is for Landlock; it has no rules when the mount itself holds everything.
 func (n *narrowing) volume(m *specs.Mount, rules reaches) (part, error) {
 	p := part{dest: m.Destination}
+	if n.host.Kinds[m.Source] == File {
+		return p, n.file(m, rules)
+	}
+	if held, err := n.byPrograms(m, rules); held || err != nil {
+		return p, err
+	}
 	whole := n.both(m, rules, "")
 	writes := false
 	for _, below := range partsOf(m, rules) {
@@ -276,7 +304,7 @@ func (n *narrowing) volume(m *specs.Mount, rules reaches) (part, error) {
 	if whole.mode == "" && len(p.rules) == 0 && !n.degradedPattern(m.Destination) {
 		return p, n.closed(m, rules)
 	}
-	setOptions(m, "exec", "noexec", "suid", "nosuid", "dev", "nodev")
+	harmless(m)
 	if whole.mode != policy.Write && !writes {
 		readonly(m)
 	}
@@ -289,6 +317,9 @@ func (n *narrowing) volume(m *specs.Mount, rules reaches) (part, error) {
 	}
 	return p, nil
 }
+
+// harmless makes a volume one from which no program, device or privilege comes.
+func harmless(m *specs.Mount) { setOptions(m, "exec", "noexec", "suid", "nosuid", "dev", "nodev") }
 
 // both returns the weaker of what the rules say to a path of a volume, which is "" or
 // begins with a slash: on the host and in the container.

@@ -19,12 +19,21 @@ type Enforcement struct {
 
 // Narrowed is a container's specification under a policy.
 type Narrowed struct {
-	Spec    *specs.Spec
-	Confine Confine
-	// Volumes are the destinations of what shows files of the host: whoever makes the
-	// container sees to it that their sources are not exchanged meanwhile.
-	Volumes  []string
+	Spec     *specs.Spec
+	Confine  Confine
+	Files    Files
 	Enforced []Enforcement
+}
+
+// Files is what the host's LSM programs, where it has them, hold a container to.
+type Files struct {
+	Own []policy.FSRule `json:"own,omitempty"` // rules for the image's own files
+	// Volumes are the destinations of what shows files of the host: there the policy's
+	// rules decide. Whoever makes the container sees to it that their sources are not
+	// exchanged meanwhile.
+	Volumes []string `json:"volumes,omitempty"`
+	// Needed: nothing else holds some rule.
+	Needed bool `json:"needed,omitempty"`
 }
 
 // Confine is what psi-init puts on each process of the container, in a form that can
@@ -68,6 +77,9 @@ type Host struct {
 	Landlock int
 	// Network says why eBPF programs cannot hold network rules here; nil if they can.
 	Network error
+	// Files says why LSM programs cannot hold file rules here; nil if they can. It is
+	// called when a policy needs them.
+	Files func() error
 	// List names the files and directories (no links) in a directory of the image.
 	List func(dir string) ([]string, error)
 	// EngineMounts are directories of the host whose files need no rule.
@@ -91,6 +103,10 @@ type narrowing struct {
 	host   Host
 	spec   *specs.Spec // a copy, all of it ours
 	out    Narrowed
+
+	// Rules with wildcards that LSM programs are to hold: those that open and those that deny.
+	opening, denying []pattern
+	denied           []string // literal paths
 }
 
 // Narrow puts a policy on a container of an engine. It changes nothing that it is
@@ -102,6 +118,7 @@ func Narrow(spec *specs.Spec, p policy.Policy, host Host) (Narrowed, error) {
 		return Narrowed{}, err
 	}
 	n := &narrowing{policy: p, host: host, spec: own}
+	n.out.Files.Own = []policy.FSRule{{Mode: policy.Execute, Pattern: "/**"}, {Mode: policy.Write, Pattern: "/**"}}
 	for _, step := range []func() error{
 		n.namespaces, n.resources, n.process, n.network, n.mounts, n.kernelFiles, n.calls, n.agent,
 	} {

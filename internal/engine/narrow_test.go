@@ -55,8 +55,9 @@ func engineSpec(change ...func(*specs.Spec)) *specs.Spec {
 func testHost() Host {
 	return Host{
 		OwnNamespaces: map[string]bool{"/proc/1/ns/net": true},
-		Kinds:         map[string]Kind{"/engine/1/hosts": File, "/srv/data": Directory, "/run/docker.sock": Other, "/etc/shadow": File},
+		Kinds:         map[string]Kind{"/engine/1/hosts": File, "/srv/data": Directory, "/run/docker.sock": Other, "/etc/shadow": File, "/srv/data/a.csv": File, "/srv/data/a.txt": File},
 		Landlock:      6,
+		Files:         func() error { return errors.New("no BPF-LSM") },
 		List:          func(string) ([]string, error) { return []string{"usr", "etc", "srv"}, nil },
 	}
 }
@@ -136,38 +137,40 @@ func TestRefused(t *testing.T) {
 		change   func(*specs.Spec)
 		want     string
 	}{
-		"host network":          {"{}", drop(specs.NetworkNamespace), "network namespace"},
-		"host network by path":  {"{}", func(s *specs.Spec) { s.Linux.Namespaces[3].Path = "/proc/1/ns/net" }, "network namespace"},
-		"host pids":             {"{}", drop(specs.PIDNamespace), "pid namespace"},
-		"host ipc":              {"{}", drop(specs.IPCNamespace), "ipc namespace"},
-		"host mounts":           {"{}", drop(specs.MountNamespace), "mount namespace"},
-		"no namespaces":         {"{}", func(s *specs.Spec) { s.Linux = nil }, "namespace"},
-		"name":                  {`tcp: ["db.example:5432"]`, func(*specs.Spec) {}, "db.example:5432"},
-		"wildcard":              {`tcp: ["*.example.com:443"]`, func(*specs.Spec) {}, "*.example.com:443"},
-		"udp name":              {`udp: ["db.example:53"]`, func(*specs.Spec) {}, "udp: db.example:53"},
-		"connections":           {"net_conns: 5", func(*specs.Spec) {}, "net_conns: 5"},
-		"rate":                  {"net_rate: 1MiB", func(*specs.Spec) {}, "net_rate"},
-		"bytes":                 {"net_bytes: 1MiB", func(*specs.Spec) {}, "net_bytes"},
-		"volume without a rule": {"{}", volume("/srv/data", "/data"), "fs: [{read: /srv/data}, {read: /data}]"},
-		"rule for another":      {"fs: [{read: /srv/data2}]", volume("/srv/data", "/srv/data"), "fs: [{read: /srv/data}]"},
-		"rule for the source":   {"fs: [{read: /srv/data}]", volume("/srv/data", "/data"), "fs: [{read: /data}]"},
-		"rule for the place":    {"fs: [{write: /data}]", volume("/srv/data", "/data"), "fs: [{read: /srv/data}]"},
-		"another's part":        {"fs: [{read: /data/a}, {read: /srv/data/b}]", volume("/srv/data", "/data"), "no fs rule allows"},
-		"denied on the host":    {"fs: [{read: /data}, {read: /srv/data}, {deny: /srv}]", volume("/srv/data", "/data"), "denied by fs: deny /srv"},
-		"the whole host":        {"fs: [{read: /data}]", volume("/", "/data"), "whole host"},
-		"/proc of the host":     {"fs: [{read: /data}]", volume("/proc", "/data"), "/proc"},
-		"state of psi":          {"fs: [{read: /data}]", volume("/run/psi", "/data"), "/run/psi"},
-		"a relative source":     {"fs: [{read: /data}]", volume("data", "/data"), "absolute path"},
-		"a socket":              {"fs: [{read: /data}]", volume("/run/docker.sock", "/data"), "socket"},
-		"shadow as hosts":       {"{}", volume("/etc/shadow", "/etc/hosts"), "no fs rule allows"},
-		"shadow as hostname":    {"{}", volume("/etc/shadow", "/etc/hostname"), "no fs rule allows"},
-		"odd path":              {"{}", volume("/srv/data", "/etc/../data"), "at /data"},
-		"proc elsewhere":        {"{}", mount(specs.Mount{Destination: "/p", Type: "proc", Source: "proc"}), "proc is mounted at /p"},
-		"a disk":                {"{}", mount(specs.Mount{Destination: "/d", Type: "ext4", Source: "/dev/sda"}), "ext4"},
-		"an overlay":            {"{}", mount(specs.Mount{Destination: "/d", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/"}}), "overlay"},
-		"bind without the type": {"{}", mount(specs.Mount{Destination: "/d", Type: "tmpfs", Source: "/srv/data", Options: []string{"bind"}}), "no fs rule allows"},
-		"a pattern":             {`fs: [{read: "/srv/data/*.csv"}]`, volume("/srv/data", "/srv/data"), "BPF-LSM"},
-		"a denied pattern":      {`fs: [{deny: "/etc/*.key"}]`, func(*specs.Spec) {}, "BPF-LSM"},
+		"host network":                 {"{}", drop(specs.NetworkNamespace), "network namespace"},
+		"host network by path":         {"{}", func(s *specs.Spec) { s.Linux.Namespaces[3].Path = "/proc/1/ns/net" }, "network namespace"},
+		"host pids":                    {"{}", drop(specs.PIDNamespace), "pid namespace"},
+		"host ipc":                     {"{}", drop(specs.IPCNamespace), "ipc namespace"},
+		"host mounts":                  {"{}", drop(specs.MountNamespace), "mount namespace"},
+		"no namespaces":                {"{}", func(s *specs.Spec) { s.Linux = nil }, "namespace"},
+		"name":                         {`tcp: ["db.example:5432"]`, func(*specs.Spec) {}, "db.example:5432"},
+		"wildcard":                     {`tcp: ["*.example.com:443"]`, func(*specs.Spec) {}, "*.example.com:443"},
+		"udp name":                     {`udp: ["db.example:53"]`, func(*specs.Spec) {}, "udp: db.example:53"},
+		"connections":                  {"net_conns: 5", func(*specs.Spec) {}, "net_conns: 5"},
+		"rate":                         {"net_rate: 1MiB", func(*specs.Spec) {}, "net_rate"},
+		"bytes":                        {"net_bytes: 1MiB", func(*specs.Spec) {}, "net_bytes"},
+		"volume without a rule":        {"{}", volume("/srv/data", "/data"), "fs: [{read: /srv/data}, {read: /data}]"},
+		"rule for another":             {"fs: [{read: /srv/data2}]", volume("/srv/data", "/srv/data"), "fs: [{read: /srv/data}]"},
+		"rule for the source":          {"fs: [{read: /srv/data}]", volume("/srv/data", "/data"), "fs: [{read: /data}]"},
+		"rule for the place":           {"fs: [{write: /data}]", volume("/srv/data", "/data"), "fs: [{read: /srv/data}]"},
+		"another's part":               {"fs: [{read: /data/a}, {read: /srv/data/b}]", volume("/srv/data", "/data"), "no fs rule allows"},
+		"denied on the host":           {"fs: [{read: /data}, {read: /srv/data}, {deny: /srv}]", volume("/srv/data", "/data"), "denied by fs: deny /srv"},
+		"the whole host":               {"fs: [{read: /data}]", volume("/", "/data"), "whole host"},
+		"/proc of the host":            {"fs: [{read: /data}]", volume("/proc", "/data"), "/proc"},
+		"state of psi":                 {"fs: [{read: /data}]", volume("/run/psi", "/data"), "/run/psi"},
+		"a relative source":            {"fs: [{read: /data}]", volume("data", "/data"), "absolute path"},
+		"a socket":                     {"fs: [{read: /data}]", volume("/run/docker.sock", "/data"), "socket"},
+		"shadow as hosts":              {"{}", volume("/etc/shadow", "/etc/hosts"), "no fs rule allows"},
+		"shadow as hostname":           {"{}", volume("/etc/shadow", "/etc/hostname"), "no fs rule allows"},
+		"odd path":                     {"{}", volume("/srv/data", "/etc/../data"), "at /data"},
+		"proc elsewhere":               {"{}", mount(specs.Mount{Destination: "/p", Type: "proc", Source: "proc"}), "proc is mounted at /p"},
+		"a disk":                       {"{}", mount(specs.Mount{Destination: "/d", Type: "ext4", Source: "/dev/sda"}), "ext4"},
+		"an overlay":                   {"{}", mount(specs.Mount{Destination: "/d", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/"}}), "overlay"},
+		"bind without the type":        {"{}", mount(specs.Mount{Destination: "/d", Type: "tmpfs", Source: "/srv/data", Options: []string{"bind"}}), "no fs rule allows"},
+		"a pattern":                    {`fs: [{read: "/srv/data/*.csv"}]`, volume("/srv/data", "/srv/data"), "BPF-LSM"},
+		"a denied pattern":             {`fs: [{deny: "/etc/*.key"}]`, func(*specs.Spec) {}, "BPF-LSM"},
+		"a file that no pattern means": {`fs: [{read: "/srv/data/*.csv"}]`, volume("/srv/data/a.txt", "/srv/data/a.txt"), "no fs rule allows"},
+		"a file at another place":      {`fs: [{read: "/srv/data/*.csv"}]`, volume("/srv/data/a.csv", "/data/a.csv"), "no fs rule allows"},
 		"rlimit twice": {"{}", func(s *specs.Spec) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE"}, {Type: "RLIMIT_NOFILE", Hard: 1 << 20}}
 		}, "twice"},
@@ -212,7 +215,7 @@ func TestDegraded(t *testing.T) {
 			missing = append(missing, e.Rule)
 		}
 	}
-	want := []string{"tcp: db.example:1", "tcp", "fs: read /srv/data/*.csv", "fs: deny /**/x", "fs: read /more/part"}
+	want := []string{"tcp: db.example:1", "tcp", "fs: deny /**/x", "fs: read /srv/data/*.csv", "fs: read /more/part"}
 	if !slices.Equal(missing, want) {
 		t.Errorf("missing: %q", missing)
 	}

@@ -15,6 +15,7 @@ import (
 const (
 	enforcedKey = "io.psi.enforced"
 	confineKey  = "io.psi.confine"
+	filesKey    = "io.psi.files"
 )
 
 // Record is what is known of the policy of a container that exists.
@@ -22,6 +23,7 @@ type Record struct {
 	Policy   policy.Policy
 	Own      bool
 	Confine  Confine
+	Files    Files
 	Enforced []Enforcement
 }
 
@@ -35,26 +37,29 @@ func Visible(annotations map[string]string) map[string]string {
 	out := maps.Clone(annotations)
 	delete(out, enforcedKey)
 	delete(out, confineKey)
+	delete(out, filesKey)
 	return out
 }
 
 // Write puts the record among the annotations of a specification.
 func (r Record) Write(spec *specs.Spec) error {
-	enforced, err := json.Marshal(r.Enforced)
-	if err != nil {
-		return fmt.Errorf("writing down what is enforced: %w", err)
-	}
-	confine, err := json.Marshal(r.Confine)
-	if err != nil {
-		return fmt.Errorf("writing down what is enforced: %w", err)
-	}
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}
 	spec.Annotations[PolicyKey] = string(r.Policy.Canonical())
-	spec.Annotations[enforcedKey] = string(enforced)
-	spec.Annotations[confineKey] = string(confine)
+	for key, part := range r.parts() {
+		data, err := json.Marshal(part)
+		if err != nil {
+			return fmt.Errorf("writing down what is enforced: %w", err)
+		}
+		spec.Annotations[key] = string(data)
+	}
 	return nil
+}
+
+// parts are what is written down beside the policy, by annotation.
+func (r *Record) parts() map[string]any {
+	return map[string]any{enforcedKey: &r.Enforced, confineKey: &r.Confine, filesKey: &r.Files}
 }
 
 // ReadRecord reads the record of a container from its annotations; nil if it has no
@@ -69,7 +74,7 @@ func ReadRecord(annotations map[string]string) (*Record, error) {
 		return nil, fmt.Errorf("reading the container's policy: %w", err)
 	}
 	r := &Record{Policy: p, Own: annotations[IDsKey] == "auto"}
-	for key, into := range map[string]any{enforcedKey: &r.Enforced, confineKey: &r.Confine} {
+	for key, into := range r.parts() {
 		if text, ok := annotations[key]; ok {
 			if err := json.Unmarshal([]byte(text), into); err != nil {
 				return nil, fmt.Errorf("reading annotation %s of the container: %w", key, err)

@@ -167,7 +167,7 @@ func TestSettle(t *testing.T) {
 
 // What only psi-runtime writes is not believed of a bundle, and survives the state.
 func TestRecord(t *testing.T) {
-	spec := &specs.Spec{Annotations: map[string]string{"a": "b", enforcedKey: `[{"rule":"all","by":"magic"}]`, confineKey: "{}"}}
+	spec := &specs.Spec{Annotations: map[string]string{"a": "b", enforcedKey: `[{"rule":"all","by":"magic"}]`, confineKey: "{}", filesKey: "{}"}}
 	Forget(spec)
 	if len(spec.Annotations) != 1 {
 		t.Errorf("%v", spec.Annotations)
@@ -176,18 +176,18 @@ func TestRecord(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 	n := narrow(t, engineSpec(volume("/srv/data", "/srv/data")), parse(t, "{seccomp: python, fs: [{read: /srv/data/x}]}"))
-	in := Record{Policy: parse(t, "seccomp: python"), Confine: n.Confine, Enforced: n.Enforced}
+	in := Record{Policy: parse(t, "seccomp: python"), Confine: n.Confine, Files: n.Files, Enforced: n.Enforced}
 	if err := in.Write(spec); err != nil {
 		t.Fatal(err)
 	}
 	out, err := ReadRecord(spec.Annotations)
-	if err != nil || !reflect.DeepEqual(out.Confine, in.Confine) || !reflect.DeepEqual(out.Enforced, in.Enforced) || out.Policy.Digest() != in.Policy.Digest() {
+	if err != nil || !reflect.DeepEqual(out.Confine, in.Confine) || !reflect.DeepEqual(out.Enforced, in.Enforced) || !reflect.DeepEqual(out.Files, in.Files) || len(in.Files.Volumes) != 1 || out.Policy.Digest() != in.Policy.Digest() {
 		t.Errorf("%+v, %v", out, err)
 	}
 	if v := Visible(spec.Annotations); len(v) != 2 {
 		t.Errorf("%v", v)
 	}
-	for _, key := range []string{PolicyKey, enforcedKey, confineKey} {
+	for _, key := range []string{PolicyKey, enforcedKey, confineKey, filesKey} {
 		bad := map[string]string{PolicyKey: "{}"}
 		bad[key] = "{"
 		if _, err := ReadRecord(bad); err == nil {
@@ -195,7 +195,7 @@ func TestRecord(t *testing.T) {
 		}
 	}
 	spec = &specs.Spec{}
-	if err := in.Write(spec); err != nil || len(spec.Annotations) != 3 {
+	if err := in.Write(spec); err != nil || len(spec.Annotations) != 4 {
 		t.Errorf("%v, %v", spec.Annotations, err)
 	}
 }

@@ -1,24 +1,41 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Execute is the mode of a rule about the guest's own root: what it matches may be
 // read and executed. No policy holds such a rule, see [CompileGuest].
 const Execute FSMode = "execute"
 
+// Places are where files of the host are in a guest: the literal parts of what
+// opens them.
+func Places(rules []FSRule) []string {
+	var places []string
+	for _, r := range rules {
+		if r.Mode != Deny {
+			places = append(places, LiteralDir(r.Pattern))
+		}
+	}
+	slices.Sort(places)
+	return slices.Compact(places)
+}
+
 // CompileGuest makes the automaton that decides about every path that a guest can
-// name: those of its own root, by own, and those of the host that its policy
-// speaks about, by rules.
+// name: those of its own root, by own, and those of files of the host, which are in
+// places, by rules.
 //
-// The literal part of a read or write rule, and everything below it, is the
-// policy's: what rules says there is all that holds ([DecideFS]), and without a
-// match nothing is open. Everywhere else own decides, and no deny rule is heard:
-// it takes away from what other rules open, not from the guest's own Python. The
-// modes of own are [Read], [Execute], and [Write], whose paths lead to nobody but
-// the guest ([Own]). It is what the mounts of a guest do as well.
+// A place, and everything below it, is the policy's: what rules says there is all
+// that holds ([DecideFS]), and without a match nothing is open. Everywhere else own
+// decides, and rules are not heard: a deny rule takes away from what other rules
+// open, not from the guest's own Python. The modes of own are [Read], [Execute],
+// [Deny], and [Write], whose paths lead to nobody but the guest ([Own]). With
+// [Places] it is what the mounts of a guest do as well.
 //
 // An explosion of states is an [*Error], as in [CompileGlobs].
-func CompileGuest(own, rules []FSRule) (*Automaton, error) {
+func CompileGuest(own, rules []FSRule, places []string) (*Automaton, error) {
 	var all []FSRule
 	var meanings []meaning
 	for _, r := range own {
@@ -32,13 +49,10 @@ func CompileGuest(own, rules []FSRule) (*Automaton, error) {
 			err.Key = "fs"
 			return nil, err
 		}
-		says := meaning(r.access())
-		if r.Mode != Deny && isLiteral(r.Pattern) {
-			says |= hostPlace
-		} else if r.Mode != Deny {
-			all, meanings = append(all, FSRule{Read, LiteralDir(r.Pattern)}), append(meanings, hostPlace)
-		}
-		all, meanings = append(all, r), append(meanings, says)
+		all, meanings = append(all, r), append(meanings, meaning(r.access()))
+	}
+	for _, place := range places {
+		all, meanings = append(all, placeRule(place)), append(meanings, hostPlace)
 	}
 	a, err := compileGlobs(all, meanings)
 	if err != nil {
@@ -48,9 +62,9 @@ func CompileGuest(own, rules []FSRule) (*Automaton, error) {
 }
 
 // DecideGuest is the reference meaning of [CompileGuest].
-func DecideGuest(own, rules []FSRule, path string) Access {
-	for _, r := range rules {
-		if r.Mode != Deny && (FSRule{Read, LiteralDir(r.Pattern)}).Matches(path) {
+func DecideGuest(own, rules []FSRule, places []string, path string) Access {
+	for _, place := range places {
+		if placeRule(place).Matches(path) {
 			access, _ := DecideFS(rules, path)
 			return access
 		}
@@ -61,12 +75,20 @@ func DecideGuest(own, rules []FSRule, path string) Access {
 			access |= r.ownAccess()
 		}
 	}
+	if access&Denied != 0 {
+		return Denied
+	}
 	return access
 }
 
+// placeRule matches a place and all below it, whatever characters are in its name.
+func placeRule(place string) FSRule {
+	return FSRule{Read, strings.TrimSuffix(QuotePattern(place), "/") + "/**"}
+}
+
 func (r FSRule) checkOwn() error {
-	if r.Mode != Read && r.Mode != Write && r.Mode != Execute {
-		return fmt.Errorf("rule of the guest's own root: mode %q: write read, write or execute", r.Mode)
+	if r.Mode != Read && r.Mode != Write && r.Mode != Execute && r.Mode != Deny {
+		return fmt.Errorf("rule of the guest's own root: mode %q: write read, write, execute or deny", r.Mode)
 	}
 	if err := checkPattern(r.Pattern); err != nil {
 		err.Key = "own"
@@ -82,6 +104,8 @@ func (r FSRule) ownAccess() Access {
 		return MayRead | MayExecute
 	case Write:
 		return MayRead | MayWrite | Own
+	case Deny:
+		return Denied
 	}
 	return MayRead
 }
@@ -106,11 +130,12 @@ func plainMeanings(rules []FSRule) []meaning {
 
 // verdict is what rules say together.
 func (m meaning) verdict() Access {
+	access := Access(m & 0xff)
 	if m&hostPlace == 0 {
-		return Access(m >> ownShift)
+		access = Access(m >> ownShift)
 	}
-	if Access(m&0xff)&Denied != 0 {
+	if access&Denied != 0 {
 		return Denied
 	}
-	return Access(m & 0xff)
+	return access
 }

@@ -27,16 +27,17 @@ import (
 
 const (
 	built = "../../../build/conformance"
-	// least is how many of the programs must pass on a machine with hybrid cgroups.
-	least = 40
 	// patience is for one program: the suite itself waits ten seconds at most, some of them twice.
 	patience = 4 * time.Minute
 )
 
+// least is how many of the programs must pass, by place: what the suite knows of cgroups is v1.
+var least = map[string]int{"host": 40, "vm": 35}
+
 // outcome is what one program said of one runtime.
 type outcome struct {
-	passed bool
-	output string
+	ran, passed bool
+	output      string
 }
 
 // table collects the outcomes of all programs; the subtests that fill it run side by side.
@@ -75,7 +76,11 @@ func TestValidation(t *testing.T) {
 			if !sharesCgroup(program) {
 				t.Parallel()
 			}
-			r := row{runtimes[0].validate(t, program), runtimes[1].validate(t, program)}
+			r := row{psi: runtimes[0].validate(t, program)}
+			// The peer on the slow kernel: only where it could say that psi-runtime is wrong.
+			if place() == "host" || !r.psi.passed {
+				r.runc = runtimes[1].validate(t, program)
+			}
 			results.add(program, r)
 			judge(t, r, expected[program])
 		})
@@ -101,7 +106,10 @@ func (t *table) report(tb testing.TB, programs []string, expected map[string]exp
 	var out strings.Builder
 	var psi, runc int
 	verdict := func(o outcome, count *int) string {
-		if o.passed {
+		switch {
+		case !o.ran:
+			return "-"
+		case o.passed:
 			*count++
 			return "pass"
 		}
@@ -121,7 +129,7 @@ func (t *table) report(tb testing.TB, programs []string, expected map[string]exp
 	}
 	summary := fmt.Sprintf("%-32s %-4d  %-4d  of %d", "passed", psi, runc, len(t.rows))
 	tb.Logf("\n%-32s %-4s  %-4s\n%s%s", "program", "psi", "runc", out.String(), summary)
-	if len(t.rows) == len(programs) && place() == "host" && psi < least {
+	if least := least[place()]; len(t.rows) == len(programs) && psi < least {
 		tb.Errorf("%d of %d programs pass, want at least %d", psi, len(programs), least)
 	}
 }
@@ -255,7 +263,7 @@ func (r *runtime) validate(t *testing.T, program string) outcome {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.WaitDelay = 5 * time.Second
 	err = cmd.Run()
-	return outcome{err == nil && !failed(output.String()), concise(output.String())}
+	return outcome{true, err == nil && !failed(output.String()), concise(output.String())}
 }
 
 // failed reports whether TAP output has a failed point.
