@@ -11,6 +11,7 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/confine"
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/internal/engine"
 	"github.com/psi-runtime/psi/pkg/bundle"
@@ -160,8 +161,9 @@ func (g *guard) load() {
 
 // attendance is a guest being attended by this process.
 type attendance struct {
-	a  *attend.Attendant // nil without a policy
-	id string
+	a      *attend.Attendant // nil without a policy
+	events *control.EventLog
+	id     string
 }
 
 // attend puts the policy into force; the container must not have been started.
@@ -176,13 +178,24 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if files.err != nil && !errors.Is(files.err, enforce.ErrNotSupported) {
 		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), files.err)
 	}
-	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, Files: files.programs, OwnFiles: g.ownFiles(), Filter: !g.own, OnEvent: func(e attend.Event) {
-		logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type)
-	}})
+	events, err := control.OpenEventLog(c.StateDir(), c.ID())
 	if err != nil {
 		return &attendance{}, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
 	}
-	return &attendance{a: a, id: c.ID()}, nil
+	a, err := attend.Start(c, g.policy, attend.Options{Programs: <-g.programs, Files: files.programs, OwnFiles: g.ownFiles(), Filter: !g.own, OnEvent: func(e attend.Event) {
+		level := logrus.InfoLevel
+		if e.Type == attend.Denied {
+			level = logrus.DebugLevel // a guest may be denied as often as it likes, and nobody bounds the log
+		}
+		logrus.WithFields(logrus.Fields(e.Details)).Log(level, e.Type)
+		if err := events.Add(e.Type, e.Time, e.Details); err != nil {
+			logrus.WithError(err).Error("telling an event")
+		}
+	}})
+	if err != nil {
+		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), events.Close())
+	}
+	return &attendance{a: a, events: events, id: c.ID()}, nil
 }
 
 // ownFiles are the rules for the container's own root. What an engine made of it is
@@ -213,7 +226,7 @@ func (a *attendance) end() error {
 		logrus.Warnf("container %s was killed: %s", a.id, cause)
 	}
 	a.a = nil
-	return err
+	return errors.Join(err, a.events.Close())
 }
 
 // attendPatience is how long `create` waits for its attendant to be ready.
