@@ -30,12 +30,14 @@ func (p place) NetNS() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netns"), err
 }
 
-func (place) KillCgroup() error               { return nil }
-func (place) MountNamespace() (uint32, error) { return 1, nil }
-func (place) Forked() bool                    { return false }
-func (place) CPU() (time.Duration, error)     { return time.Millisecond, nil }
-func (place) Throttled() (uint64, error)      { return 0, nil }
-func (place) OOMKills() (uint64, error)       { return 0, nil }
+func (place) KillCgroup() error                 { return nil }
+func (place) MountNamespace() (uint32, error)   { return 1, nil }
+func (place) CPU() (time.Duration, error)       { return time.Millisecond, nil }
+func (place) Throttled() (uint64, error)        { return 0, nil }
+func (place) ParentGroup() string               { return "" }
+func (place) ParentCPU() (time.Duration, error) { return time.Millisecond, nil }
+func (place) OOMKills() (uint64, error)         { return 0, nil }
+func (place) Forked() bool                      { return false }
 
 func (place) OOMEvents(context.Context) (<-chan uint64, error) { return nil, nil }
 

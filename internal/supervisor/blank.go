@@ -150,7 +150,7 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{
-				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: bundle.OwnFiles(), Budget: s.budget,
+				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: bundle.OwnFiles(), Budget: s.budget, Throttles: s.throttles,
 			})
 			return err
 		},

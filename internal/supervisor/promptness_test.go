@@ -70,22 +70,27 @@ func TestMemKillIsTold(t *testing.T) {
 }
 
 // A guest that begins to compute is held back when its share of a period is used up:
-// from there on 100 ms may pass.
+// from there on 100 ms may pass. The best of three stretches counts: at any moment the
+// machine may have other things to do.
 func TestThrottleIsToldInTime(t *testing.T) {
 	_, c := embedded(t)
 	g := c.spawn(t, "busy", map[string]any{"cpu": 0.1})
-	time.Sleep(throttleWindow)
-	drain(c)
-	began := g.run(t, "import time\nt = time.time()\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass\npost(int(t * 1000))")
-	ev := c.event(t, "CPU_THROTTLE", scaled(5*time.Second))
-	start, err := time.ParseDuration(began + "ms")
-	if err != nil {
-		t.Fatal(err)
+	const share, reading = 10 * time.Millisecond, 20 * time.Millisecond
+	best := time.Hour
+	for range 3 {
+		time.Sleep(throttleWindow)
+		drain(c)
+		began := g.run(t, "import time\nt = time.time()\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass\npost(int(t * 1000))")
+		ev := c.event(t, "CPU_THROTTLE", scaled(5*time.Second))
+		start, err := time.ParseDuration(began + "ms")
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := time.Duration(ev["ts"].(float64)*float64(time.Second)) - start
+		t.Logf("told %v after the guest began to compute", late)
+		best = min(best, late)
 	}
-	late := time.Duration(ev["ts"].(float64)*float64(time.Second)) - start
-	t.Logf("told %v after the guest began to compute", late)
-	// A period, the promptness, and as much again for a machine that has other things to do.
-	if bound := scaled(100*time.Millisecond + 2*prompt); late > bound {
-		t.Errorf("told %v after the guest began to compute, allowed are %v", late, bound)
+	if bound := scaled(share + prompt + reading); best > bound {
+		t.Errorf("told %v after the guest began to compute, allowed are %v", best, bound)
 	}
 }
