@@ -87,9 +87,10 @@ func BenchmarkReload(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	throttles := NewThrottles()
 	all := make([]*Attendant, guests)
 	for i := range all {
-		if all[i], err = Start(newPlace(b, fmt.Sprint(i)), policies[0], Options{Programs: programs, OnEvent: func(Event) {}}); err != nil {
+		if all[i], err = Start(newPlace(b, fmt.Sprint(i)), policies[0], Options{Programs: programs, Throttles: throttles, OnEvent: func(Event) {}}); err != nil {
 			b.Fatal(err)
 		}
 	}
