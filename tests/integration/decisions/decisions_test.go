@@ -93,7 +93,8 @@ func (r reply) decidedBy(q question, answer string) string {
 		raw, err := url.PathUnescape(name)
 		return err == nil && name != "" && slices.ContainsFunc(r.Refused, func(refused string) bool {
 			path, err := url.PathUnescape(refused)
-			return err == nil && path == filepath.Clean(raw)
+			// A file without a name is told of as #NUMBER.
+			return err == nil && (path == filepath.Clean(raw) || q.Do == "tmpfile" && strings.HasPrefix(path, raw+"/#"))
 		})
 	}
 	within := q.Path // a name in a directory that was opened before
@@ -112,6 +113,9 @@ func (r reply) decidedBy(q question, answer string) string {
 		}
 		return "seccomp"
 	case "EACCES":
+		if q.Do == "execute-memfd" { // no mount is asked, and there is no path to be told
+			return "BPF-LSM"
+		}
 		if told(within) || told(q.To) {
 			return "BPF-LSM"
 		}
