@@ -158,11 +158,11 @@ func (t *Throttles) look(now time.Time) {
 		}
 		var total time.Duration // 0 is no figure: the container's start alone costs some
 		if len(t.guests) > 1 {
-			group, known := g.c.ParentGroup(), false
-			if total, known = above[group]; !known {
-				total, _ = g.c.ParentCPU()
-				above[group] = total
+			group := g.c.ParentGroup()
+			if _, known := above[group]; !known {
+				above[group], _ = g.c.ParentCPU()
 			}
+			total = above[group]
 		}
 		if total != 0 && total-g.seen < stirring {
 			continue
