@@ -77,7 +77,7 @@ func TestThrottleIsToldInTime(t *testing.T) {
 	g := c.spawn(t, "busy", map[string]any{"cpu": 0.1})
 	const share, reading = 10 * time.Millisecond, 20 * time.Millisecond
 	best := time.Hour
-	for range 3 {
+	for try, counted := 0, 0; try < 8 && counted < 3; try++ {
 		time.Sleep(throttleWindow)
 		drain(c)
 		began := g.run(t, "import time\nt = time.time()\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass\npost(int(t * 1000))")
@@ -88,7 +88,11 @@ func TestThrottleIsToldInTime(t *testing.T) {
 		}
 		late := time.Duration(ev["ts"].(float64)*float64(time.Second)) - start
 		t.Logf("told %v after the guest began to compute", late)
+		if late < 0 {
+			continue // on a slow machine the request alone uses the share up
+		}
 		best = min(best, late)
+		counted++
 	}
 	if bound := scaled(share + prompt + reading); best > bound {
 		t.Errorf("told %v after the guest began to compute, allowed are %v", best, bound)
