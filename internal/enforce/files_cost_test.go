@@ -28,7 +28,7 @@ func TestFileCost(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(base) })
 	rounds, wrong := 6, 1.35 // what a measurement may be wrong
 	if os.Getenv("PSI_TEST_COUNT") != "" {
-		rounds, wrong = 16, 1
+		rounds, wrong = 8, 1
 	}
 	for _, test := range []struct {
 		bytes int
