@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "python"))
 
 import engines  # noqa: E402  # bench/engines.py
+import kernel  # noqa: E402  # bench/kernel.py
 import pyisolate as psi  # noqa: E402
 
 RUNTIME = ROOT / "bin" / "psi-runtime"
@@ -217,6 +218,15 @@ def flooded_client() -> List[Row]:
     return [Row("client memory growth under a flood of posts, 3 s, nobody receives", "MiB", [(after - before) / 1024], target="bounded: ≤ 64 MiB", bound=64.0)]
 
 
+def kernel_rows(runs: int) -> List[Row]:
+    """What the kernel decides: reloads, tables and matches here, instructions on the second kernel."""
+    rows = [Row(name, unit, values, target=target, bound=bound or None)
+            for (name, unit, _, target, bound), values in kernel.benchmarks(min(runs, 5))]
+    for (name, held, free), bound in zip(kernel.instructions(), (1.2, 1.5)):
+        rows.append(Row(name + ", with a policy", "instructions", [held], "without", [free], f"≤ {bound} ×", bound))
+    return rows
+
+
 def markdown(rows: List[Row]) -> str:
     lines = [
         "# psi benchmarks", "",
@@ -249,6 +259,7 @@ def main() -> int:
             ("round trip", lambda: round_trip(options.runs)),
             ("reload", lambda: reload(options.runs, Path(work))),
             ("flooded client", flooded_client),
+            ("kernel", lambda: kernel_rows(options.runs)),
         ]
         for name, part in parts:
             progress(name)

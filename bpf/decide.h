@@ -26,13 +26,33 @@ struct {
 	__type(value, struct path_buffer);
 } buffers SEC(".maps");
 
+// hold is what a walk reads of a mount, which lies together in every kernel so far.
+struct hold {
+	struct mount *parent;
+	struct dentry *mountpoint;
+	struct dentry *root;
+};
+
+static __always_inline bool read_hold(struct hold *hold, struct mount *mount)
+{
+	const __u32 at = bpf_core_field_offset(struct mount, mnt_parent);
+
+	if (bpf_core_field_offset(struct mount, mnt_mountpoint) == at + 8 && bpf_core_field_offset(struct mount, mnt) == at + 16 &&
+	    bpf_core_field_offset(struct vfsmount, mnt_root) == 0)
+		return !bpf_probe_read_kernel(hold, sizeof(*hold), (void *)mount + at);
+	hold->parent = BPF_CORE_READ(mount, mnt_parent);
+	hold->mountpoint = BPF_CORE_READ(mount, mnt_mountpoint);
+	hold->root = BPF_CORE_READ(mount, mnt.mnt_root);
+	return hold->parent;
+}
+
 // walk is the way up from an entry.
 struct walk {
 	struct path_buffer *path;
 	struct dentry *dentry;
-	struct vfsmount *mnt;
-	struct dentry *root; // of mnt
-	__u32 at;            // where the path begins
+	struct mount *mount;
+	struct hold hold; // of mount
+	__u32 at;         // where the path begins
 	__u32 done;
 };
 
@@ -59,22 +79,19 @@ static __always_inline bool read_link(struct link *link, struct dentry *dentry)
 static long walk_step(__u32 i, struct walk *walk)
 {
 	struct dentry *dentry = walk->dentry;
-	struct vfsmount *mnt = walk->mnt;
 	struct path_buffer *path = walk->path;
 	struct link link;
 
 	(void)i;
-	if (dentry == walk->root) {
-		struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
-		struct mount *parent = BPF_CORE_READ(mount, mnt_parent);
-		if (parent == mount) {
+	if (dentry == walk->hold.root) {
+		struct mount *parent = walk->hold.parent;
+		if (parent == walk->mount) {
 			walk->done = 1;
 			return 1;
 		}
-		walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-		walk->root = BPF_CORE_READ(parent, mnt.mnt_root);
-		walk->mnt = (void *)parent + bpf_core_field_offset(struct mount, mnt);
-		return 0;
+		walk->dentry = walk->hold.mountpoint;
+		walk->mount = parent;
+		return !read_hold(&walk->hold, parent);
 	}
 	if (!read_link(&link, dentry) || link.parent == dentry)
 		return 1; // not below its mount: done stays 0
@@ -94,15 +111,67 @@ static long walk_step(__u32 i, struct walk *walk)
 	return 0;
 }
 
+// put_word writes a word anywhere: the compiler would write its bytes one by one where it sees that
+// the place may not be aligned.
+static __always_inline void put_word(void *place, __u64 word)
+{
+	*(__u64 *)place = word;
+}
+
+// copy_short copies a name that lies in its entry, in whole words: what is too much in front of a name
+// is where the rest of the path will be written. A copy by a helper costs four times as much.
+static __always_inline bool copy_short(struct path_buffer *path, __u32 at, struct dentry *dentry, __u32 length)
+{
+	if (!bpf_core_field_exists(struct dentry, d_iname) || length > 16 ||
+	    dentry->d_name.name != (void *)dentry + bpf_core_field_offset(struct dentry, d_iname))
+		return false;
+	__u32 last = at + length - 8;
+	if (last > PATH_END || last < PATH_FRONT - 8)
+		return false;
+	__u64 first = *(__u64 *)&dentry->d_iname[0];
+	if (length <= 8) {
+		put_word(&path->bytes[last], first << (64 - 8 * length));
+		return true;
+	}
+	__u64 second = *(__u64 *)&dentry->d_iname[8];
+	put_word(&path->bytes[last], second << (128 - 8 * length));
+	put_word(&path->bytes[at], first);
+	return true;
+}
+
+// DIRECT is how many names of a path are read where they lie, which costs half of a step of walk_step:
+// the verifier knows what an entry is that the kernel has handed over, and what is above it.
+#define DIRECT 8
+
 // write_path puts the path of an entry into the buffer; false if it has none there.
 static __noinline bool write_path(struct path_buffer *path, struct vfsmount *mnt, struct dentry *dentry)
 {
 	struct walk walk = {
-		.path = path, .dentry = dentry, .mnt = mnt, .root = BPF_CORE_READ(mnt, mnt_root), .at = PATH_END,
+		.path = path, .mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt),
 	};
+	struct dentry *root = mnt->mnt_root;
+	__u32 at = PATH_END;
 
+	for (int i = 0; i < DIRECT && dentry != root; i++) {
+		struct dentry *parent = dentry->d_parent;
+		__u32 length = dentry->d_name.len;
+		if (parent == dentry || length > 255 || length == 0)
+			return false; // not below its mount, or no name
+		at -= length;
+		if (at > PATH_END || at <= PATH_FRONT)
+			return false;
+		if (!copy_short(path, at, dentry, length) && bpf_probe_read_kernel(&path->bytes[at], length, dentry->d_name.name))
+			return false;
+		at--;
+		path->bytes[at] = '/';
+		dentry = parent;
+	}
+	walk.at = at;
+	walk.dentry = dentry;
+	if (!read_hold(&walk.hold, walk.mount))
+		return false;
 	bpf_loop(PATH_LONGEST, walk_step, &walk, 0);
-	__u32 at = walk.at;
+	at = walk.at;
 	if (!walk.done || at > PATH_END || at < PATH_FRONT)
 		return false;
 	if (at == PATH_END) {
@@ -112,7 +181,7 @@ static __noinline bool write_path(struct path_buffer *path, struct vfsmount *mnt
 	at &= 0x1fff;
 	if (at > PATH_END || at < PATH_FRONT)
 		return false;
-	*(__u64 *)&path->bytes[at - PATH_STEP] = 0;
+	put_word(&path->bytes[at - PATH_STEP], 0);
 	path->start = at;
 	return true;
 }
@@ -160,7 +229,7 @@ static __noinline int decide_file(struct subject *subject, struct file *file, __
 		.kind = want & MAY_EXECUTE ? EVENT_EXEC : want & MAY_WRITE ? EVENT_WRITE : EVENT_READ,
 	};
 
-	switch (place_of(mnt, subject->guest.mount_namespace)) {
+	switch (place_of(mnt, subject)) {
 	case LAYER:
 		return 0;
 	case INTERNAL:
@@ -186,7 +255,7 @@ static __noinline int decide_entry(struct subject *subject, struct vfsmount *mnt
 
 	if (subject->runtime)
 		return 0;
-	switch (place_of(mnt, subject->guest.mount_namespace)) {
+	switch (place_of(mnt, subject)) {
 	case LAYER:
 	case INTERNAL:
 		return 0;

@@ -58,6 +58,7 @@ struct {
 struct subject {
 	struct guest guest;
 	__u64 cgroup;
+	__u64 home; // address of the guest's mount namespace, if the task is in it
 	bool runtime;
 };
 
@@ -93,29 +94,41 @@ enum place {
 	LAYER,    // of the kernel alone, below a file system that has been asked already
 };
 
-static __always_inline enum place place_of(struct vfsmount *mnt, __u32 guest)
+static __always_inline enum place place_of(struct vfsmount *mnt, struct subject *subject)
 {
 	struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 	struct mnt_namespace *ns = BPF_CORE_READ(mount, mnt_ns);
 
 	if (!ns)
 		return FOREIGN;
+	if ((__u64)ns == subject->home)
+		return GUEST;
 	if ((unsigned long)ns >= (unsigned long)-4095)
 		return BPF_CORE_READ(mnt, mnt_sb, s_flags) & SB_KERNMOUNT ? INTERNAL : LAYER;
-	return BPF_CORE_READ(ns, ns.inum) == guest ? GUEST : FOREIGN;
+	return BPF_CORE_READ(ns, ns.inum) == subject->guest.mount_namespace ? GUEST : FOREIGN;
+}
+
+// find_home notes the guest's namespace, which the task keeps alive: to compare addresses is
+// enough then, and costs less than to look into each.
+static __always_inline void find_home(struct subject *subject, struct task_struct *task)
+{
+	struct nsproxy *proxy = task->nsproxy;
+	struct mnt_namespace *ns = proxy ? proxy->mnt_ns : 0;
+
+	if (ns && ns->ns.inum == subject->guest.mount_namespace)
+		subject->home = (__u64)ns;
 }
 
 // is_runtime says whether the current task runs a program from outside of the guest.
-static __always_inline bool is_runtime(struct subject *subject)
+static __always_inline bool is_runtime(struct subject *subject, struct task_struct *task)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct mm_struct *mm = task->mm;
 	if (!mm)
 		return false;
 	struct file *exe = mm->exe_file;
 	if (!exe)
 		return false;
-	return place_of(exe->f_path.mnt, subject->guest.mount_namespace) != GUEST;
+	return place_of(exe->f_path.mnt, subject) != GUEST;
 }
 
 // enter says whether the current task is held to anything.
@@ -123,7 +136,9 @@ static __noinline bool enter(struct subject *subject)
 {
 	if (!find_guest(subject))
 		return false;
-	subject->runtime = !subject->guest.forked && is_runtime(subject);
+	struct task_struct *task = bpf_get_current_task_btf();
+	find_home(subject, task);
+	subject->runtime = !subject->guest.forked && is_runtime(subject, task);
 	return true;
 }
 

@@ -27,6 +27,7 @@ struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
+	unsigned char d_iname[32]; // a short name; up to Linux 6.13
 	struct super_block *d_sb;
 };
 
@@ -66,8 +67,13 @@ struct mm_struct {
 	struct file *exe_file;
 };
 
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+};
+
 struct task_struct {
 	struct mm_struct *mm;
+	struct nsproxy *nsproxy;
 };
 
 struct vm_area_struct {

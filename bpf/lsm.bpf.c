@@ -296,14 +296,18 @@ int BPF_PROG(psi_socket_listen, struct socket *sock)
 // decide_peer is about the other end of an AF_UNIX socket.
 static __noinline int decide_peer(struct subject *subject, struct sock *other)
 {
-	struct unix_sock *peer = (void *)other;
+	struct unix_sock *peer = bpf_skc_to_unix_sock(other);
 
-	if (subject->runtime || !BPF_CORE_READ(peer, addr))
+	if (subject->runtime)
+		return 0;
+	if (!peer)
+		return refuse(subject, EVENT_UNIX, EPERM);
+	if (!peer->addr)
 		return 0; // without a name: the other end of a pair
-	struct dentry *dentry = BPF_CORE_READ(peer, path.dentry);
+	struct dentry *dentry = peer->path.dentry;
 	if (!dentry)
 		return refuse(subject, EVENT_UNIX, EPERM); // an abstract name
-	return decide_entry(subject, BPF_CORE_READ(peer, path.mnt), dentry, MAY_WRITE | OWN, EVENT_UNIX);
+	return decide_entry(subject, peer->path.mnt, dentry, MAY_WRITE | OWN, EVENT_UNIX);
 }
 
 SEC("lsm/unix_stream_connect")
@@ -317,7 +321,7 @@ SEC("lsm/unix_may_send")
 int BPF_PROG(psi_unix_may_send, struct socket *sock, struct socket *other)
 {
 	ENTER;
-	return decide_peer(&subject, BPF_CORE_READ(other, sk));
+	return decide_peer(&subject, other->sk);
 }
 
 char LICENSE[] SEC("license") = "GPL";

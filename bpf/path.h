@@ -22,7 +22,7 @@ struct path_buffer {
 	__u32 start; // where the path begins in bytes
 	// The tail lets a name, or an event, of any length begin anywhere: the verifier does not know
 	// that those which begin late are short.
-	__u8 bytes[PATH_END + PATH_LONGEST + 256];
+	__u8 bytes[PATH_END + PATH_LONGEST + 256] __attribute__((aligned(8)));
 };
 
 // What a path may be used for. internal/enforce has the same.
@@ -55,6 +55,10 @@ struct path_run {
 	__u32 state;
 };
 
+// KEPT has the compiler compute a value here and keep it, where it would prepare the addresses of
+// all bytes of a step first and run out of registers: that doubles the instructions for each.
+#define KEPT(value) asm volatile("" : "+r"(value))
+
 // PATH_MATCHER defines struct table_NAME and match_NAME(path, table), the verdict of a path.
 #define PATH_MATCHER(name, entries)                                                              \
 	struct table_##name {                                                                    \
@@ -69,10 +73,14 @@ struct path_run {
 		__u32 at = run->at, state = run->state, width = table->head.width;               \
 		if (at > PATH_END - PATH_STEP)                                                   \
 			return 1;                                                                \
+		__u64 bytes = *(__u64 *)&path->bytes[at];                                        \
 		_Pragma("unroll") for (int byte = 0; byte < PATH_STEP; byte++)                   \
 		{                                                                                \
-			__u32 class = table->head.classes[path->bytes[at + byte]];               \
+			__u32 class = table->head.classes[bytes & 0xff];                         \
+			KEPT(bytes);                                                             \
+			bytes >>= 8;                                                             \
 			state = table->next[(state * width + class) & (entries - 1)];            \
+			KEPT(state);                                                             \
 		}                                                                                \
 		run->at = at + PATH_STEP;                                                        \
 		run->state = state;                                                              \

@@ -13,6 +13,9 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 )
 
+// farewell is how long the last events of a container that has ended may take to come.
+const farewell = 5 * time.Second
+
 type eventsOptions struct {
 	interval time.Duration
 	once     bool
@@ -21,9 +24,9 @@ type eventsOptions struct {
 func eventsCommand(g *global) *cli.Command {
 	return &cli.Command{
 		Name:        "events",
-		Usage:       "print a container's statistics and out-of-memory events, or a guest's events, as JSON lines",
+		Usage:       "print a container's statistics and events, or a guest's events, as JSON lines",
 		ArgsUsage:   "ID",
-		Description: "Ends when the container does. Of a supervisor's guest (psi-…) all events are printed, DENIED among them: one is what `psi-runtime policy explain POLICY -` reads.",
+		Description: "Ends when the container does. Of a container with a policy, and of a supervisor's guest (psi-…), what happened to it\nis printed too (the last events of before first), DENIED among it: such a line is what `psi-runtime policy explain POLICY -` reads.",
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "interval", Value: 5 * time.Second, Usage: "time between statistics"},
 			&cli.BoolFlag{Name: "stats", Usage: "print the statistics once"},
@@ -53,6 +56,10 @@ func events(c *container.Container, o eventsOptions, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	told, err := toldOf(c)
+	if err != nil {
+		return err
+	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -62,6 +69,14 @@ func events(c *container.Container, o eventsOptions, w io.Writer) error {
 	defer tick.Stop()
 	for {
 		select {
+		case line, ok := <-told:
+			if !ok {
+				told = nil
+				continue
+			}
+			if _, err := fmt.Fprintln(w, line); err != nil {
+				return err
+			}
 		case _, ok := <-ooms:
 			if !ok {
 				ooms = nil
@@ -75,7 +90,7 @@ func events(c *container.Container, o eventsOptions, w io.Writer) error {
 				return err
 			}
 		case <-ended:
-			return nil
+			return lastTold(told, w)
 		}
 	}
 }

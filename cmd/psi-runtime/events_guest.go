@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -12,6 +15,7 @@ import (
 
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/engine"
 )
 
 // eventsOf prints the events of a container of psi-runtime's own, or else of a guest that
@@ -62,6 +66,52 @@ func guestEvents(tool *control.Tool, guest string, out io.Writer) error {
 			return err
 		}
 	}
+}
+
+// toldOf gives the lines of what happens to a container with a policy, until it has ended.
+// The channel is nil if it has none: nobody attends it.
+func toldOf(c *container.Container) (<-chan string, error) {
+	record, err := engine.ReadRecord(c.Annotations())
+	if err != nil || record == nil {
+		return nil, err
+	}
+	conn, err := control.DialEvents(c.StateDir())
+	if err != nil {
+		return nil, err
+	}
+	told := make(chan string)
+	go func() {
+		defer close(told)
+		defer conn.Close()
+		lines := bufio.NewReader(conn)
+		for {
+			line, err := lines.ReadBytes('\n')
+			if err != nil {
+				return
+			}
+			told <- asciiJSON(bytes.TrimSuffix(line, []byte{'\n'}))
+		}
+	}()
+	return told, nil
+}
+
+// lastTold prints what is told between the end of a container and that of its attendance.
+func lastTold(told <-chan string, w io.Writer) error {
+	late := time.After(farewell)
+	for told != nil {
+		select {
+		case line, ok := <-told:
+			if !ok {
+				return nil
+			}
+			if _, err := fmt.Fprintln(w, line); err != nil {
+				return err
+			}
+		case <-late:
+			return nil
+		}
+	}
+	return nil
 }
 
 // asciiJSON writes JSON with nothing but printable ASCII.

@@ -12,6 +12,7 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/confine"
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/internal/engine"
 	"github.com/psi-runtime/psi/pkg/bundle"
@@ -171,8 +172,9 @@ func (g *guard) load() {
 
 // attendance is a guest being attended by this process.
 type attendance struct {
-	a  *attend.Attendant // nil without a policy
-	id string
+	a      *attend.Attendant // nil without a policy
+	events *control.EventLog
+	id     string
 }
 
 // attend puts the policy into force; the container must not have been started.
@@ -187,14 +189,30 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if files.err != nil && (g.held.Needed || !errors.Is(files.err, enforce.ErrNotSupported)) {
 		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), files.err)
 	}
-	a, err := attend.Start(c, g.policy, attend.Options{
-		Programs: <-g.programs, Files: files.programs, OwnFiles: g.held.Own, Volumes: g.held.Volumes, Filter: !g.own,
-		OnEvent: func(e attend.Event) { logrus.WithFields(logrus.Fields(e.Details)).Info(e.Type) },
-	})
+	events, err := control.OpenEventLog(c.StateDir(), c.ID())
 	if err != nil {
 		return &attendance{}, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
 	}
-	return &attendance{a: a, id: c.ID()}, nil
+	a, err := attend.Start(c, g.policy, attend.Options{
+		Programs: <-g.programs, Files: files.programs, OwnFiles: g.held.Own, Volumes: g.held.Volumes, Filter: !g.own,
+		OnEvent: func(e attend.Event) { tellEvent(events, e) },
+	})
+	if err != nil {
+		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), events.Close())
+	}
+	return &attendance{a: a, events: events, id: c.ID()}, nil
+}
+
+// tellEvent writes an event down for `psi-runtime events`, and into the log.
+func tellEvent(events *control.EventLog, e attend.Event) {
+	level := logrus.InfoLevel
+	if e.Type == attend.Denied {
+		level = logrus.DebugLevel // a guest may be denied as often as it likes, and nobody bounds the log
+	}
+	logrus.WithFields(logrus.Fields(e.Details)).Log(level, e.Type)
+	if err := events.Add(e.Type, e.Time, e.Details); err != nil {
+		logrus.WithError(err).Error("telling an event")
+	}
 }
 
 // end stops attending and says why the guest was ended, if attend ended it. The
@@ -216,7 +234,7 @@ func (a *attendance) end() error {
 		logrus.Warnf("container %s was killed: %s", a.id, cause)
 	}
 	a.a = nil
-	return err
+	return errors.Join(err, a.events.Close())
 }
 
 // attendPatience is how long `create` waits for its attendant to be ready.

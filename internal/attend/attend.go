@@ -26,6 +26,7 @@ package attend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -73,6 +74,10 @@ type Container interface {
 	Throttled() (uint64, error)
 	// Forked: its first process is a copy of a zygote's.
 	Forked() bool
+	// ParentGroup names the cgroup above the guest's, and ParentCPU is the cpu time that
+	// everything in it has consumed.
+	ParentGroup() string
+	ParentCPU() (time.Duration, error)
 	// MountNamespace is the inode number of the guest's mount namespace.
 	MountNamespace() (uint32, error)
 	// OOMKills counts the guest's processes that the kernel killed for memory.
@@ -84,8 +89,8 @@ type Container interface {
 // Options are the parts of attending that differ between owners.
 type Options struct {
 	// OnEvent is told every event, one at a time, before the guest is killed for it.
-	// It must not block: it runs on the clock's goroutine, or (DENIED) on that of all
-	// guests' denials. Nil drops events.
+	// It must not block: it runs on the clock's goroutine, or on that of all guests'
+	// denials or throttling. Nil drops events.
 	OnEvent func(Event)
 	// Programs are those that the process already has in the kernel; nil loads them
 	// for this guest alone.
@@ -99,6 +104,8 @@ type Options struct {
 	Files    *enforce.FilePrograms
 	OwnFiles []policy.FSRule
 	Volumes  []string
+	// Throttles are those of the process; nil makes some for this guest alone.
+	Throttles *Throttles
 	// Budget shares the process's descriptors among its guests; nil bounds nothing.
 	Budget *Budget
 	// Net is passed to the network proxy, but for what the policy says.
@@ -115,8 +122,9 @@ type Attendant struct {
 	updates chan update
 	base    atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
 	stop    context.CancelFunc
-	done    chan struct{}                 // closed when the clock goroutine has ended
-	clocks  clocks                        // owned by the clock goroutine
+	done    chan struct{} // closed when the clock goroutine has ended
+	clocks  clocks        // owned by the clock goroutine
+	cpu     *throttled
 	policy  atomic.Pointer[policy.Policy] // in force
 	closing sync.Once
 	closed  error // of the one Close
@@ -159,6 +167,12 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 	}
 	if err = a.clocks.begin(ctx, c, p.Limits(), a.started); err != nil {
 		return nil, err
+	}
+	if a.opts.Throttles == nil {
+		a.opts.Throttles = NewThrottles()
+	}
+	if a.cpu, err = a.opts.Throttles.watch(c, p.Limits().CPU, a.tellThrottled); err != nil {
+		return nil, fmt.Errorf("watching the guest's cpu statistics: %w", err)
 	}
 	go a.run(ctx)
 	return a, nil
@@ -206,6 +220,7 @@ func (a *Attendant) change(p policy.Policy) error {
 		return errors.Join(err, a.files.update(*old))
 	}
 	a.policy.Store(&p)
+	a.opts.Throttles.setQuota(a.cpu, p.Limits().CPU)
 	return nil
 }
 
@@ -242,6 +257,7 @@ func (a *Attendant) Close() error {
 	a.closing.Do(func() {
 		a.stop()
 		<-a.done
+		a.opts.Throttles.forget(a.cpu)
 		a.lastLook()
 		a.closed = errors.Join(a.net.close(), a.files.close())
 	})

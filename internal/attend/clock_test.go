@@ -77,7 +77,7 @@ func TestThrottlePhase(t *testing.T) {
 	start := time.Unix(1000, 0)
 	for _, test := range []struct {
 		name   string
-		counts []uint64 // one reading per throttlePoll
+		counts []uint64 // one reading per throttleLook
 		want   []int    // readings with an event
 	}{
 		{"never", []uint64{0, 0, 0, 0}, nil},
@@ -90,7 +90,7 @@ func TestThrottlePhase(t *testing.T) {
 			var phase throttlePhase
 			var got []int
 			for i, count := range test.counts {
-				if phase.observe(start.Add(time.Duration(i)*throttlePoll), count) {
+				if phase.observe(start.Add(time.Duration(i)*throttleLook), count) {
 					got = append(got, i)
 				}
 			}

@@ -25,28 +25,21 @@ type update struct {
 type clocks struct {
 	limits   policy.Limits
 	cpu      cpuClock
-	phase    throttlePhase
 	failures int
 	oom      <-chan uint64
 	cpuTimer *time.Timer
 	wall     *time.Timer
-	throttle *time.Ticker
 }
 
-// begin takes the first readings and arms the timers. Throttling of the container's
-// own start is nobody's event.
+// begin takes the first readings and arms the timers.
 func (k *clocks) begin(ctx context.Context, c Container, l policy.Limits, started time.Time) (err error) {
 	if k.oom, err = c.OOMEvents(ctx); err != nil {
 		return fmt.Errorf("watching the guest's memory events: %w", err)
-	}
-	if k.phase.count, err = c.Throttled(); err != nil {
-		return fmt.Errorf("reading the guest's cpu statistics: %w", err)
 	}
 	if used, err := c.CPU(); l.CPUTime > 0 && (err != nil || used == 0) {
 		return noFigure(err)
 	}
 	k.cpuTimer, k.wall = time.NewTimer(0), time.NewTimer(0)
-	k.throttle = time.NewTicker(throttlePoll)
 	k.set(l, started)
 	return nil
 }
@@ -72,7 +65,6 @@ func (k *clocks) set(l policy.Limits, started time.Time) {
 func (k *clocks) end() {
 	k.cpuTimer.Stop()
 	k.wall.Stop()
-	k.throttle.Stop()
 }
 
 // run is the clock goroutine.
@@ -90,8 +82,6 @@ func (a *Attendant) run(ctx context.Context) {
 			} else {
 				a.endForMemory(kills)
 			}
-		case now := <-k.throttle.C:
-			a.lookAtThrottling(now)
 		case <-k.cpuTimer.C:
 			a.lookAtCPU()
 		case <-k.wall.C:
@@ -121,13 +111,10 @@ func (a *Attendant) lastLook() {
 	}
 }
 
-func (a *Attendant) lookAtThrottling(now time.Time) {
-	count, err := a.c.Throttled()
-	if err != nil || !a.clocks.phase.observe(now, count) {
-		return
-	}
+// tellThrottled makes an event of the beginning of a stretch of throttling.
+func (a *Attendant) tellThrottled(now time.Time, count uint64) {
 	a.tell(Event{Time: now, Type: CPUThrottle, Details: map[string]any{
-		"reason": "quota", "limit": a.clocks.limits.CPU, "observed": count,
+		"reason": "quota", "limit": a.policy.Load().Limits().CPU, "observed": count,
 	}})
 }
 

@@ -140,6 +140,10 @@ func (c *Container) Close() error {
 // ID is the container's id.
 func (c *Container) ID() string { return c.id }
 
+// StateDir is where the container's state is, which goes when the container is deleted.
+// Only its owner may enter it.
+func (c *Container) StateDir() string { return filepath.Join(c.root, c.id) }
+
 // InitPID is the pid of the first process in the caller's pid namespace, for
 // display; 0 if it had gone when the container was loaded.
 func (c *Container) InitPID() int { return c.pid }

@@ -9,13 +9,17 @@ type Event struct {
 	Details map[string]any `json:"details"`
 }
 
-// The types of event that every client knows; a policy that watches denials has more.
+// The types of event.
 const (
 	MemKill     = "MEM_KILL"       // details: limit, oom_kills
 	CPUThrottle = "CPU_THROTTLE"   // details: reason "quota" or "cpu_ms", limit, observed
 	Hotload     = "POLICY_HOTLOAD" // details: policy_digest
 	Broken      = "BROKER_ERROR"   // details: error
+	Denied      = "DENIED"         // details: kind, operation, path or address, rule, errno, pid, command, suppressed
 )
+
+// Suppressed is the kind of a DENIED event that only says how many denials were not told.
+const Suppressed = "suppressed"
 
 // Exit is the end of a guest, pushed as {"exited": …}.
 type Exit struct {

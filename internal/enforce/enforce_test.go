@@ -192,7 +192,7 @@ func TestUpdateUnderLoad(t *testing.T) {
 	if denied := r.Counts[eperm.Error()]; denied != 0 {
 		t.Errorf("%d spurious denials", denied)
 	}
-	if r.Counts[syscall.Errno(0).Error()] < 1000 || updates < 20 {
+	if r.Counts[syscall.Errno(0).Error()] < 200 || updates < 20 {
 		t.Errorf("too little happened to prove anything: %d updates, outcomes %v", updates, r.Counts)
 	}
 	// When Update returns the new list is in force.

@@ -36,8 +36,10 @@ type FilePrograms struct {
 // those that are pinned there already. They hold nobody until a guest is attached,
 // and stay until [CollectFiles] finds no guest. The error wraps [ErrNotSupported]
 // when the host cannot do it.
-func LoadFiles() (*FilePrograms, error) {
-	p := &FilePrograms{dir: pinDir(bpf.LSMObject()), owner: rand.Uint64()}
+func LoadFiles() (*FilePrograms, error) { return loadFiles(pinDir(bpf.LSMObject())) }
+
+func loadFiles(dir string) (*FilePrograms, error) {
+	p := &FilePrograms{dir: dir, owner: rand.Uint64()}
 	if _, err := os.Stat(p.dir); err != nil {
 		if err := probeLSM(); err != nil {
 			return nil, err

@@ -169,11 +169,12 @@ func TestFileHooks(t *testing.T) {
 // TestFileHooksControl has the same guest, held to nothing, do what the programs
 // refuse: nobody else would have. What would reach the machine is left out.
 func TestFileHooksControl(t *testing.T) {
+	elsewhere := newCgroup(t)
 	g := startFileGuest(t, loadFiles(t))
 	if err := g.Close(); err != nil {
 		t.Fatal(err)
 	}
-	forget(t, g)
+	forget(t, g, elsewhere)
 	listen(t, "unix", g.host+"/socket.csv")
 	for _, try := range []struct{ op, path string }{
 		{"open", g.host + "/a.txt"}, {"create", g.host + "/new.txt"}, {"execute", "/bin/true"}, {"execute-memfd", ""}, {"mkfifo", g.host + "/fifo.csv"}, {"chroot", g.own},
@@ -302,6 +303,38 @@ func TestFilesCollected(t *testing.T) {
 	if entries, err := os.ReadDir("/sys/fs/bpf/psi"); err != nil || len(entries) != 1 {
 		t.Errorf("%v, %v", entries, err)
 	}
+}
+
+// TestVersionsCoexist has two versions of psi hold guests at the same time: each its
+// own, and each version goes with its last.
+func TestVersionsCoexist(t *testing.T) {
+	g := startFileGuest(t, loadFiles(t))
+	t.Run("another", func(t *testing.T) {
+		p, err := enforce.LoadFilesOf("another")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		other := startFileGuest(t, p)
+		for _, guest := range []*fileGuest{g, other} {
+			guest.ask("open", guest.host+"/a.csv", 0)
+			guest.ask("open", guest.host+"/a.txt", syscall.EACCES)
+			if n, err := guest.Denied(); err != nil || n != 1 {
+				t.Errorf("%d denials, %v: both versions have decided", n, err)
+			}
+		}
+		if removed, err := enforce.CollectFiles(); err != nil || len(removed) != 0 {
+			t.Errorf("with guests of both, %q were collected: %v", removed, err)
+		}
+	})
+	if removed, err := enforce.CollectFiles(); err != nil || !slices.Equal(removed, []string{"/sys/fs/bpf/psi/another"}) {
+		t.Errorf("collected %q, %v", removed, err)
+	}
+	g.ask("open", g.host+"/a.txt", syscall.EACCES)
 }
 
 // TestFilesNeedNamespace refuses what would pass every process for the runtime.

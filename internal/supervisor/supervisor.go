@@ -33,21 +33,22 @@ type Options struct {
 // Supervisor makes, watches and ends guests for the clients that are connected.
 // Its methods may be called from any goroutine.
 type Supervisor struct {
-	opts     Options
-	warmth   cgroupWarmth
-	owner    *container.Owner
-	place    string                // private directory for the mounts of layers
-	programs *enforce.Programs     // shared by all guests; nil if this host has no eBPF
-	files    *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
-	budget   *attend.Budget        // of descriptors for guests' connections
-	root     bundle.RootfsInfo     // of Options.Rootfs; zero if it names none
-	layers   layers                // that hold import lists
-	policies policies
-	pool     *pool
-	zygotes  *zygotes
-	removing chan struct{}  // a slot per guest being taken away
-	running  sync.WaitGroup // guests whose removal has not ended
-	serving  sync.WaitGroup // connections
+	opts      Options
+	warmth    cgroupWarmth
+	owner     *container.Owner
+	place     string                // private directory for the mounts of layers
+	programs  *enforce.Programs     // shared by all guests; nil if this host has no eBPF
+	files     *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
+	throttles *attend.Throttles
+	budget    *attend.Budget    // of descriptors for guests' connections
+	root      bundle.RootfsInfo // of Options.Rootfs; zero if it names none
+	layers    layers            // that hold import lists
+	policies  policies
+	pool      *pool
+	zygotes   *zygotes
+	removing  chan struct{}  // a slot per guest being taken away
+	running   sync.WaitGroup // guests whose removal has not ended
+	serving   sync.WaitGroup // connections
 
 	mu       sync.Mutex // guards the fields below
 	guests   map[string]*guest
@@ -72,7 +73,7 @@ func New(opts Options) (_ *Supervisor, err error) {
 	}
 	s := &Supervisor{
 		opts: opts, guests: make(map[string]*guest), clients: make(map[*client]struct{}),
-		plans: make(map[string]blankPlan), spawning: make(map[uint32]chan struct{}), removing: make(chan struct{}, removers),
+		plans: make(map[string]blankPlan), spawning: make(map[uint32]chan struct{}), removing: make(chan struct{}, removers), throttles: attend.NewThrottles(),
 	}
 	var undo undoStack
 	defer func() {

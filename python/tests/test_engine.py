@@ -213,6 +213,15 @@ class Podman(PodmanTest):
         self.assertEqual(self.event_of(sb), "CPU_THROTTLE")
         self.assertEqual(self.end_of(self.spawn({"wall_ms": 2000})).cause, "wall")
 
+    def test_denials_are_events(self) -> None:
+        sb = self.spawn()
+        sb.exec("import socket\nwith socket.socket() as s:\n    s.connect(('127.0.0.1', 9))")
+        with self.assertRaises(PermissionError):
+            sb.recv(timeout=5)
+        event = self.event_of(sb)
+        self.assertEqual(event, "DENIED")
+        self.assertEqual((event.details["address"], event.details["errno"], event.details["rule"]), ("127.0.0.1:9", "EPERM", None))
+
     def test_files_that_the_command_mounts(self) -> None:
         """The policy gives nothing, and holds what the engine's command gives."""
         data = Path(self.directory) / "data"

@@ -18,6 +18,9 @@ type machine struct {
 	Kernel, Initrd, Disk string
 	Console, Results     string // files that the two serial ports are written to
 	MemoryMiB            int
+	// Count: one processor whose clock is the number of instructions that it has executed, a
+	// nanosecond each, so that time in the machine is a measure that other work does not touch.
+	Count bool
 }
 
 // exitLine is the guest's last word; without it the run has failed.
@@ -32,13 +35,17 @@ func boot(ctx context.Context, m machine) (int, error) {
 	}
 	defer results.Close()
 	reader, writer := io.Pipe()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(m.MemoryMiB),
+	processors := []string{"-accel", "tcg,thread=multi", "-smp", "2"}
+	if m.Count {
+		processors = []string{"-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off"}
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(processors,
+		"-cpu", "max", "-m", strconv.Itoa(m.MemoryMiB),
 		"-kernel", m.Kernel, "-initrd", m.Initrd,
 		"-append", "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,bpf systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
 		"-drive", "file="+m.Disk+",format=raw,if=virtio,cache=unsafe",
 		"-display", "none", "-no-reboot", "-nic", "none", "-monitor", "none",
-		"-serial", "file:"+m.Console, "-serial", "stdio")
+		"-serial", "file:"+m.Console, "-serial", "stdio")...)
 	cmd.Stdout = writer
 	cmd.Stderr = os.Stderr
 	cmd.WaitDelay = 5 * time.Second

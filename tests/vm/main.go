@@ -31,6 +31,7 @@ type options struct {
 	Work    string        // -work: directory for kernel, image and logs
 	Timeout time.Duration // -timeout: for the whole boot
 	Memory  int           // -memory: MiB
+	Count   bool          // -count: measure in instructions
 }
 
 func main() {
@@ -39,6 +40,7 @@ func main() {
 	flag.StringVar(&o.Work, "work", "build/vm", "`DIR` for the kernel, the image and the logs")
 	flag.DurationVar(&o.Timeout, "timeout", 20*time.Minute, "time limit of the whole boot")
 	flag.IntVar(&o.Memory, "memory", 2560, "memory of the machine in MiB")
+	flag.BoolVar(&o.Count, "count", false, "one processor, whose clock counts its instructions; sets PSI_TEST_COUNT")
 	flag.Parse()
 	o.Suites = flag.Args()
 
@@ -66,6 +68,14 @@ func run(ctx context.Context, o options) (int, error) {
 	if err != nil {
 		return 1, err
 	}
+	for i := range steps {
+		if o.Count {
+			steps[i].Env = append(steps[i].Env, "PSI_TEST_COUNT=1")
+		}
+		if os.Getenv("PSI_UPDATE") != "" { // print what a table should say
+			steps[i].Env = append(steps[i].Env, "PSI_UPDATE=1")
+		}
+	}
 	kernel, err := fetchKernel(ctx, filepath.Join(work, "kernel"))
 	if err != nil {
 		return 1, fmt.Errorf("fetching the kernel: %w", err)
@@ -81,7 +91,7 @@ func run(ctx context.Context, o options) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	return boot(ctx, machine{
-		Kernel: kernel.Image, Initrd: initrd, Disk: image, MemoryMiB: o.Memory,
+		Kernel: kernel.Image, Initrd: initrd, Disk: image, MemoryMiB: o.Memory, Count: o.Count,
 		Console: filepath.Join(work, "console.log"), Results: filepath.Join(work, "results.log"),
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,6 +44,8 @@ type question struct {
 type reply struct {
 	Answers  []string
 	Enforced []struct{ Rule, By string }
+	Refused  []string // paths of DENIED events: below base without it, percent-encoded
+	Untold   int      // denials without an event
 }
 
 func TestDecisions(t *testing.T) {
@@ -63,17 +66,63 @@ func TestDecisions(t *testing.T) {
 	if os.Getenv("PSI_TEST_VM") != "" && mechanism != "BPF-LSM" {
 		t.Error("the second kernel has BPF-LSM, and the guest says it is held by mounts alone")
 	}
+	byKernel := 0
 	for i, q := range asked.Cases {
 		want := q.Mounts
 		if mechanism == "BPF-LSM" {
 			want = q.LSM
 		}
 		name := strings.TrimSpace(q.Do + " " + q.Path + " " + q.To)
-		t.Logf("%-9s %-60.60s %s", mechanism, name, got.Answers[i])
+		decided := got.decidedBy(q, got.Answers[i])
+		if decided == "BPF-LSM" {
+			byKernel++
+		}
+		t.Logf("%-9s %-60.60s %s", decided, name, got.Answers[i])
 		if got.Answers[i] != want {
 			t.Errorf("%s: %s says %s, want %s", mechanism, name, got.Answers[i], want)
 		}
 	}
+	if mechanism == "BPF-LSM" && byKernel < 20 {
+		t.Errorf("of %d cases, %d were told as refused by the programs, and %d denials untold", len(asked.Cases), byKernel, got.Untold)
+	}
+}
+
+// decidedBy is what said no, as far as the guest's errors and the kernel's events show it.
+func (r reply) decidedBy(q question, answer string) string {
+	told := func(name string) bool {
+		raw, err := url.PathUnescape(name)
+		return err == nil && name != "" && slices.ContainsFunc(r.Refused, func(refused string) bool {
+			path, err := url.PathUnescape(refused)
+			// A file without a name is told of as #NUMBER.
+			return err == nil && (path == filepath.Clean(raw) || q.Do == "tmpfile" && strings.HasPrefix(path, raw+"/#"))
+		})
+	}
+	within := q.Path // a name in a directory that was opened before
+	if q.Do == "dirfd-read" || q.Do == "proc-cwd-read" {
+		within = filepath.Join(q.Path, q.To)
+	}
+	switch answer {
+	case "ok":
+		return "allowed"
+	case "EPERM":
+		switch q.Do {
+		case "map-execute":
+			return "mounts"
+		case "setxattr":
+			return "BPF-LSM"
+		}
+		return "seccomp"
+	case "EACCES":
+		if q.Do == "execute-memfd" { // no mount is asked, and there is no path to be told
+			return "BPF-LSM"
+		}
+		if told(within) || told(q.To) {
+			return "BPF-LSM"
+		}
+	case "ENAMETOOLONG":
+		return "kernel"
+	}
+	return "mounts" // hidden, read-only, or without execution
 }
 
 // TestTable checks that the two columns agree, or say why they do not.

@@ -91,6 +91,24 @@ def deleted_reopen(path):
     opened(b"/proc/self/fd/%d" % fd, os.O_RDWR)
     os.close(fd)
 
+def reopen(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        opened(b"/proc/self/fd/%d" % fd, os.O_WRONLY)
+    finally:
+        os.close(fd)
+
+def protect_execute(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        address = libc().mmap
+        address.restype, address.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+        protect = libc().mprotect
+        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        checked(protect(address(None, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0), 4096, mmap.PROT_READ | mmap.PROT_EXEC))
+    finally:
+        os.close(fd)
+
 def connect(path):
     s = socket.socket(socket.AF_UNIX)
     try:
@@ -117,6 +135,11 @@ ASK = {
     "rename": os.rename, "exchange": exchange, "link": os.link,
     "symlink": lambda path: os.symlink("x", path),
     "chmod": lambda path: os.chmod(path, 0o644),
+    "chown": lambda path: os.chown(path, 0, 0),
+    "touch": lambda path: os.utime(path, (1, 1)),
+    "setxattr": lambda path: os.setxattr(path, "user.psi", b"x"),
+    "mkfifo": os.mkfifo,
+    "mknod": lambda path: os.mknod(path, 0o020600, os.makedev(1, 3)),
     "tmpfile": tmpfile,
     "dirfd-read": under,
     "proc-root-read": lambda path: read(b"/proc/self/root" + path),
@@ -125,6 +148,8 @@ ASK = {
     "execute": execute,
     "execute-self": lambda path: execute(path, ("python3", "-I", "-S", "-c", "pass")),
     "map-execute": map_execute,
+    "protect-execute": protect_execute,
+    "reopen-to-write": reopen,
     "connect": connect,
     "socketpair": lambda path: pair(),
     "memfd": lambda path: memfd(),

@@ -1,4 +1,5 @@
 """Runs on the host: spawns a guest and asks it; argv is one JSON document, and so is the answer."""
+import asyncio
 import json
 import os
 import sys
@@ -35,4 +36,23 @@ with psi.spawn("decisions", policy=job["policy"]) as sandbox:
         sandbox.exec(f"post(ask({case['do']!r}, *{paths!r}))")
         answers.append(sandbox.recv(timeout=120))
     enforced = sandbox.enforced
-print(json.dumps({"answers": answers, "enforced": enforced}))
+
+
+async def refused():
+    """What the kernel says that it refused, once the guest has ended."""
+    paths, untold = [], 0
+    while True:
+        try:
+            _, _, event = await asyncio.wait_for(psi.events.__anext__(), 1)
+        except asyncio.TimeoutError:
+            return paths, untold
+        if event == "DENIED":
+            untold += event.details["suppressed"]
+            if "path" in event.details:
+                raw = event.details.get("path_hex")
+                path = bytes.fromhex(raw) if raw else event.details["path"].encode()
+                paths.append(urllib.parse.quote(path.removeprefix(base + b"/")))
+
+
+paths, untold = asyncio.run(refused())
+print(json.dumps({"answers": answers, "enforced": enforced, "refused": paths, "untold": untold}))
