@@ -43,7 +43,7 @@ func (a *Attendant) tellDenied(d enforce.Denial) {
 //	kind        "fs", "net", or the operation itself when no rule of a policy is about it
 //	operation   "connect", "read" …
 //	path        of fs, with "read" or "write" as access; path_hex beside it if it is not text
-//	address     of net, and the name that stands for it in the guest, if one does
+//	address     of net and bind; of net also protocol, "tcp" or "udp", and the name that stands for it in the guest, if one does
 //	rule        the rule that denied; null: no rule allowed it
 //	errno, pid (the host's), command (the guest's own word for itself)
 //	suppressed  denials before this one that were not told; alone, after a flood
@@ -62,10 +62,13 @@ func (a *Attendant) denialDetails(d enforce.Denial) map[string]any {
 	case d.Kind.IsFile():
 		fileDetails(details, d, p)
 	default:
-		if d.Kind == enforce.DeniedConnect {
-			details["kind"] = "net"
-		}
 		details["address"] = d.Address.String()
+		switch d.Kind {
+		case enforce.DeniedConnect:
+			details["kind"], details["protocol"] = "net", "tcp"
+		case enforce.DeniedSend:
+			details["kind"], details["protocol"] = "net", "udp"
+		}
 		for name, address := range a.net.proxyHosts() {
 			if address == d.Address.Addr() {
 				details["name"] = name
@@ -97,15 +100,24 @@ func fileDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
 // denyingEndpoint finds the rule that takes an address out of what others allow. The
 // kernel's table does not have it: there, what is denied is just not allowed.
 func denyingEndpoint(p policy.Policy, d enforce.Denial) (rule string, denies bool) {
-	_, denied := p.TCPRules()
+	key, rules := "tcp", p.TCPRules
+	switch d.Kind {
+	case enforce.DeniedConnect:
+	case enforce.DeniedSend:
+		key, rules = "udp", p.UDPRules
+	default:
+		return "", false
+	}
+	_, denied := rules()
 	at := slices.IndexFunc(denied, func(e policy.Endpoint) bool {
 		block, ok := e.Prefix()
-		return ok && e.Port == d.Address.Port() && block.Contains(d.Address.Addr())
+		first, last := e.Ports()
+		return ok && first <= d.Address.Port() && d.Address.Port() <= last && block.Contains(d.Address.Addr())
 	})
 	if at < 0 {
 		return "", false
 	}
-	return fmt.Sprintf("tcp: {deny: %q}", denied[at]), true
+	return fmt.Sprintf("%s: {deny: %q}", key, denied[at]), true
 }
 
 // text is a guest's bytes as JSON can carry them.

@@ -84,13 +84,13 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	}()
 	eps := p.Endpoints()
 	if opts.Filter {
-		n.guest, err = attach(c, addressesOnly(eps), opts.Programs)
+		n.guest, err = attach(c, addressesOnly(eps), nil, opts.Programs)
 		if err != nil && p.AllowDegraded() && errors.Is(err, enforce.ErrNotSupported) {
 			err = nil
 		}
 		return n, err
 	}
-	if n.guest, err = attach(c, eps, opts.Programs); err != nil {
+	if n.guest, err = attach(c, eps, p.Expose(), opts.Programs); err != nil {
 		// Without endpoints the empty network namespace holds all there is to hold.
 		if n.unsupported = err; !errors.Is(err, enforce.ErrNotSupported) || !n.mayLack(p) {
 			return n, err
@@ -112,7 +112,7 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 
 // mayLack says whether a guest with this policy can do without the programs.
 func (n *network) mayLack(p policy.Policy) bool {
-	return len(p.Endpoints()) == 0 || p.AllowDegraded()
+	return len(p.Endpoints())+len(p.Expose()) == 0 || p.AllowDegraded()
 }
 
 // enforced tells which mechanism holds the network rules; an engine's are told of elsewhere.
@@ -126,6 +126,9 @@ func (n *network) enforced(p policy.Policy) []Enforcement {
 	}
 	for _, e := range p.Endpoints() {
 		list = append(list, Enforcement{rule(e), "proxy"})
+	}
+	for _, port := range p.Expose() {
+		list = append(list, Enforcement{fmt.Sprintf("expose %d", port), "sockets of the guest's network namespace, on request"})
 	}
 	return list
 }
@@ -159,16 +162,16 @@ func netLimits(l policy.Limits) (conns int, rate, total int64) {
 	return int(l.Connections()), l.NetRate, l.NetBytes
 }
 
-func attach(c Container, eps []policy.Endpoint, programs *enforce.Programs) (*enforce.Guest, error) {
+func attach(c Container, eps []policy.Endpoint, exposed []uint16, programs *enforce.Programs) (*enforce.Guest, error) {
 	dir, err := c.UnifiedCgroup()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", enforce.ErrNotSupported, err)
 	}
 	names := addresses(netproxy.Names(eps))
 	if programs != nil {
-		return programs.Attach(dir, eps, names)
+		return programs.Attach(dir, eps, names, exposed...)
 	}
-	return enforce.Attach(dir, eps, names)
+	return enforce.Attach(dir, eps, names, exposed...)
 }
 
 // addresses are those at which the guest finds each name, as enforce wants them.
@@ -195,14 +198,14 @@ func (n *network) update(before, p policy.Policy) error {
 		return n.unsupported
 	}
 	n.proxy.SetLimits(netLimits(p.Limits()))
-	if slices.Equal(old, eps) {
+	if slices.Equal(old, eps) && slices.Equal(before.Expose(), p.Expose()) {
 		return nil
 	}
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.
 		names, err := n.proxy.HostsWith(eps)
 		if err == nil {
-			err = n.guest.Update(eps, addresses(names))
+			err = n.guest.Update(eps, addresses(names), p.Expose()...)
 		}
 		if err != nil {
 			return fmt.Errorf("updating the network programs: %w", err)
@@ -211,7 +214,7 @@ func (n *network) update(before, p policy.Policy) error {
 	if err := n.proxy.Update(eps); err != nil {
 		err = fmt.Errorf("updating the network proxy: %w", err)
 		if n.guest != nil {
-			err = errors.Join(err, n.guest.Update(old, addresses(n.proxy.Hosts())))
+			err = errors.Join(err, n.guest.Update(old, addresses(n.proxy.Hosts()), before.Expose()...))
 		}
 		return err
 	}

@@ -42,10 +42,12 @@ type Proxy struct {
 	rules    rules
 	maxConns int
 	conns    map[*conn]bool
-	flows    map[flow]bool // those that have a conn, or will
-	closed   bool
-	accepted uint64
-	refused  map[Reason]uint64
+	// connecting counts the connections to the guest that are being made.
+	connecting int
+	flows      map[flow]bool // those that have a conn, or will
+	closed     bool
+	accepted   uint64
+	refused    map[Reason]uint64
 
 	dynamic           dynamicNames
 	quota             quota

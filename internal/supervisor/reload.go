@@ -22,6 +22,7 @@ import (
 //	imports    the directories with modules in them, mounted over with another layer, and a
 //	           file that the guest's agent looks at
 //	tcp        /etc/hosts, programs, proxy; connections that are now forbidden are cut
+//	expose     programs, and what connect gives out from now on
 //
 // The last is the only one that cannot be taken back, so it comes last.
 
@@ -194,6 +195,9 @@ func checkReload(old, next policy.Policy) error {
 	}
 	if old.Isolation() != policy.IsolationFresh && next.Isolation() == policy.IsolationFresh {
 		return fmt.Errorf("%w: a running guest cannot become fresh: %s", errPolicy, wayOut)
+	}
+	if len(old.Expose()) == 0 && len(next.Expose()) > 0 {
+		return fmt.Errorf("%w: expose of a running guest cannot begin: its seccomp filter lets it listen nowhere: %s", errPolicy, wayOut)
 	}
 	if attend.AsksForNames(next) && !attend.AsksForNames(old) {
 		return fmt.Errorf("%w: a running guest cannot learn wildcards: its /etc/resolv.conf was written before it started: allow the names themselves, or %s", errPolicy, wayOut)

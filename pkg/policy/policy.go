@@ -23,6 +23,7 @@ type Policy struct {
 	limits         Limits // the zero Limits, which is not valid, stands for the defaults
 	fs             []FSRule
 	tcp, udp       endpoints
+	expose         []uint16 // sorted
 	imports        []string // sorted
 	importsLimited bool
 	allowDegraded  bool
@@ -320,6 +321,12 @@ func (p *Policy) addEndpoint(text string, like Endpoint) (Endpoint, *Error) {
 			allow, deny = other, e
 		}
 		if err := clash(allow, deny); err != nil {
+			return e, err
+		}
+	}
+	for _, port := range p.expose {
+		if err := taken(port, e); err != nil {
+			err.Value = text
 			return e, err
 		}
 	}
