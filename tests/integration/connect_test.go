@@ -77,4 +77,7 @@ func TestConnectToAnExposedPort(t *testing.T) {
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the socket is still there")
 	}
+	mustPsi(t, "kill", id, "KILL")
+	waitFor(t, func() bool { return state(t, id)["status"] == "stopped" })
+	mustPsi(t, "delete", id)
 }
