@@ -105,7 +105,7 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 		opts.Net.Steer = steer
 	}
 	opts.Net.Budget = opts.Budget
-	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total = netLimits(p.Limits())
+	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total, opts.Net.Memory = netLimits(p.Limits())
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err
 }
@@ -158,8 +158,8 @@ func steer(netns *os.File, entries []endpoint.Entry, listeners [4]int) (io.Close
 	return enforce.Steer(netns, entries, listeners)
 }
 
-func netLimits(l policy.Limits) (conns int, rate, total int64) {
-	return int(l.Connections()), l.NetRate, l.NetBytes
+func netLimits(l policy.Limits) (conns int, rate, total, memory int64) {
+	return int(l.Connections()), l.NetRate, l.NetBytes, l.Mem
 }
 
 func attach(c Container, eps []policy.Endpoint, exposed []uint16, programs *enforce.Programs) (*enforce.Guest, error) {
@@ -197,7 +197,9 @@ func (n *network) update(before, p policy.Policy) error {
 	if n.unsupported != nil && !n.mayLack(p) {
 		return n.unsupported
 	}
-	n.proxy.SetLimits(netLimits(p.Limits()))
+	if err := n.proxy.SetLimits(netLimits(p.Limits())); err != nil {
+		return fmt.Errorf("updating the limits of the network proxy: %w", err)
+	}
 	if slices.Equal(old, eps) && slices.Equal(before.Expose(), p.Expose()) {
 		return nil
 	}

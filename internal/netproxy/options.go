@@ -18,6 +18,10 @@ type Options struct {
 	// means any. Total is how many they may move at all: then every connection is
 	// reset. 0 means any.
 	Rate, Total int64
+	// Memory is what the sockets of all connections may hold together, in bytes, as far as
+	// they can with buffers of 64 KiB: the larger it is for each connection, the faster
+	// they are. 0 means 1 MiB for each.
+	Memory int64
 	// Budget is shared with the other guests of this process; nil bounds nothing.
 	Budget *Budget
 	// Steer serves ranges of ports; without it they are an error.
@@ -50,9 +54,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.DialTimeout == 0 {
 		o.DialTimeout = defaultDialTimeout
-	}
-	if o.Dial == nil {
-		o.Dial = dialBounded
 	}
 	if o.Resolve == nil {
 		o.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
