@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/psi-runtime/psi/internal/netproxy"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -24,8 +25,9 @@ type denial struct {
 	Address string      `json:"address"` // of net: host:port, or the host alone beside port
 	Name    string      `json:"name"`    // of net: the name that the guest connected to, if there was one
 	Port    json.Number `json:"port"`    // of net
-	// Protocol of net: tcp or udp; empty is tcp.
-	Protocol string  `json:"protocol"`
+	// Protocol of net: tcp or udp; none is tcp. That of a socket is a number.
+	Protocol any     `json:"protocol"`
+	Reason   string  `json:"reason"` // of net, if the proxy denied it: rebound
 	Module   string  `json:"module"` // of import
 	Details  *denial `json:"details"`
 }
@@ -146,17 +148,25 @@ func (d denial) netLine(p policy.Policy) (string, error) {
 	}
 	key, rules, allow := "tcp", p.TCPRules, p.AllowTCP
 	switch d.Protocol {
-	case "", "tcp":
+	case nil, "tcp":
 	case "udp":
 		key, rules, allow = "udp", p.UDPRules, p.AllowUDP
 	default:
-		return "", fmt.Errorf("%w: its protocol is %q: tcp and udp have rules", errNothingDenied, d.Protocol)
+		return "", fmt.Errorf("%w: its protocol is %v: tcp and udp have rules", errNothingDenied, d.Protocol)
 	}
 	allowed, denied := rules()
 	a, err := explainNet(key, allowed, denied, key+":"+text, text)
 	switch {
 	case err != nil:
 		return "", err
+	case a.Allowed && d.Reason == string(netproxy.Rebound):
+		if allow = p.AllowPrivateTCP; key == "udp" {
+			allow = p.AllowPrivateUDP
+		}
+		if _, err := allow(e.String()); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("%s: [{allow: %q, private: true}]", key, e.String()), nil
 	case a.Allowed:
 		return "", fmt.Errorf("the policy allows %s:%s already: the event is of another policy", key, e)
 	case len(a.Rules) > 0:

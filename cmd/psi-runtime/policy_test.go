@@ -225,7 +225,7 @@ func TestPolicyExplain(t *testing.T) {
 // TestPolicyExplainEvent asks for the line that allows what was denied, and then
 // whether it does.
 func TestPolicyExplainEvent(t *testing.T) {
-	base := "fs: [{deny: /srv/no}, /srv/yes]\ntcp: ['127.0.0.1:80', {deny: '10.0.0.0/8:1'}]\nimports: []\n"
+	base := "fs: [{deny: /srv/no}, /srv/yes]\ntcp: ['127.0.0.1:80', 'here.example.org:80', {deny: '10.0.0.0/8:1'}]\nimports: []\n"
 	path := file(t, "p.yml", base)
 	for _, test := range []struct{ event, line, target string }{
 		{`{"kind":"fs","path":"/srv/data/x.csv","access":"read"}`, `fs: [{read: "/srv/data/x.csv"}]`, "fs:/srv/data/x.csv"},
@@ -236,6 +236,8 @@ func TestPolicyExplainEvent(t *testing.T) {
 		{`{"details":{"address":"127.65.0.9:443","name":"API.example.com"}}`, `tcp: ["api.example.com:443"]`, "net:api.example.com:443"},
 		{`{"details":{"kind":"net","operation":"send","address":"192.0.2.1:53","protocol":"udp"}}`, `udp: ["192.0.2.1:53"]`, "udp:192.0.2.1:53"},
 		{`{"details":{"kind":"bind","operation":"bind","address":"0.0.0.0:8000"}}`, `expose: [8000]`, "expose:8000"},
+		{`{"details":{"kind":"net","name":"here.example.org","address":"127.65.0.1:80","protocol":"tcp","reason":"rebound"}}`,
+			`tcp: [{allow: "here.example.org:80", private: true}]`, "net:here.example.org:80"},
 		{`{"module":"xml.etree"}`, `imports: [xml.etree]`, "import:xml.etree"},
 	} {
 		out, errs, code := psiPolicy(t, test.event, "explain", path, "-")
@@ -257,9 +259,10 @@ func TestPolicyExplainEvent(t *testing.T) {
 		`{"kind":"net","address":"10.0.0.1:1"}`:                  `no line allows 10.0.0.1:1: tcp: {deny: "10.0.0.0/8:1"} wins`,
 		`{"kind":"net","address":"127.0.0.1:80"}`:                "already",
 		`{"kind":"bind","address":"127.0.0.1:0"}`:                "is not a port at which a guest can listen",
-		`{"kind":"bind","address":"[::1]:80"}`:                   "are one port inside the guest",
+		`{"kind":"bind","address":"[::1]:80"}`:                   "is not a port at which a guest can listen",
 		`{"kind":"bind","address":"nowhere"}`:                    "is not address:port",
 		`{"kind":"net","address":"1.2.3.4:5","protocol":"sctp"}`: "tcp and udp have rules",
+		`{"kind":"socket","family":2,"type":2,"protocol":17}`:    `its kind is "socket"`,
 		`{"kind":"mount","path":"/x"}`:                           `its kind is "mount"`,
 		`{}`:                                                     `its kind is ""`,
 		`[]`:                                                     "is not one JSON object",

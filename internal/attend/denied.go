@@ -62,23 +62,31 @@ func (a *Attendant) denialDetails(d enforce.Denial) map[string]any {
 	case d.Kind.IsFile():
 		fileDetails(details, d, p)
 	default:
-		details["address"] = d.Address.String()
-		switch d.Kind {
-		case enforce.DeniedConnect:
-			details["kind"], details["protocol"] = "net", "tcp"
-		case enforce.DeniedSend:
-			details["kind"], details["protocol"] = "net", "udp"
-		}
-		for name, address := range a.net.proxyHosts() {
-			if address == d.Address.Addr() {
-				details["name"] = name
-			}
-		}
-		if rule, denies := denyingEndpoint(p, d); denies {
-			details["rule"] = rule
-		}
+		a.addressDetails(details, d, p)
 	}
 	return details
+}
+
+func (a *Attendant) addressDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
+	details["address"] = d.Address.String()
+	if name := a.net.name(d.Address.Addr()); name != "" {
+		details["name"] = name
+	}
+	switch d.Kind {
+	case enforce.DeniedConnect:
+		details["kind"], details["protocol"] = "net", "tcp"
+	case enforce.DeniedSend:
+		details["kind"], details["protocol"] = "net", "udp"
+	default:
+		return
+	}
+	rule, denies := denyingRule(p, details["protocol"].(string), d.Address.Port(), func(e policy.Endpoint) bool {
+		block, ok := e.Prefix()
+		return ok && block.Contains(d.Address.Addr())
+	})
+	if denies {
+		details["rule"] = rule
+	}
 }
 
 func fileDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
@@ -97,22 +105,16 @@ func fileDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
 	}
 }
 
-// denyingEndpoint finds the rule that takes an address out of what others allow. The
-// kernel's table does not have it: there, what is denied is just not allowed.
-func denyingEndpoint(p policy.Policy, d enforce.Denial) (rule string, denies bool) {
-	key, rules := "tcp", p.TCPRules
-	switch d.Kind {
-	case enforce.DeniedConnect:
-	case enforce.DeniedSend:
-		key, rules = "udp", p.UDPRules
-	default:
-		return "", false
+// denyingRule finds the rule of tcp or udp that takes an endpoint out of what others
+// allow. The kernel's table does not have it: there, what is denied is just not allowed.
+func denyingRule(p policy.Policy, key string, port uint16, covers func(policy.Endpoint) bool) (rule string, denies bool) {
+	_, denied := p.TCPRules()
+	if key == "udp" {
+		_, denied = p.UDPRules()
 	}
-	_, denied := rules()
 	at := slices.IndexFunc(denied, func(e policy.Endpoint) bool {
-		block, ok := e.Prefix()
 		first, last := e.Ports()
-		return ok && first <= d.Address.Port() && d.Address.Port() <= last && block.Contains(d.Address.Addr())
+		return first <= port && port <= last && covers(e)
 	})
 	if at < 0 {
 		return "", false

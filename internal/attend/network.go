@@ -124,8 +124,13 @@ func (n *network) enforced(p policy.Policy) []Enforcement {
 	if n.unsupported != nil {
 		list[0].By = "empty network namespace only: " + n.unsupported.Error()
 	}
+	unserved := n.proxy.Unserved()
 	for _, e := range p.Endpoints() {
-		list = append(list, Enforcement{rule(e), "proxy"})
+		by := "proxy"
+		if slices.Contains(unserved, e) {
+			by = "nothing to hold: out of the guest's reach, because this host has no IPv6"
+		}
+		list = append(list, Enforcement{rule(e), by})
 	}
 	for _, port := range p.Expose() {
 		list = append(list, Enforcement{fmt.Sprintf("expose %d", port), "sockets of the guest's network namespace, on request"})
@@ -223,13 +228,13 @@ func (n *network) update(before, p policy.Policy) error {
 	return nil
 }
 
-// proxyHosts are the addresses that stand for names in the guest: none under an engine, which
+// name is what an address stands for in the guest, or "": always under an engine, which
 // makes the network itself.
-func (n *network) proxyHosts() map[string]netip.Addr {
+func (n *network) name(addr netip.Addr) string {
 	if n.proxy == nil {
-		return nil
+		return ""
 	}
-	return n.proxy.Hosts()
+	return n.proxy.NameOf(addr)
 }
 
 func (n *network) close() error {

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
 // Options is how a [Proxy] serves its guest. The zero value is the default.
@@ -87,10 +89,11 @@ const (
 
 // Refusal is one connection that was not served, or was cut.
 type Refusal struct {
-	Dest   netip.AddrPort // what the guest connected to
-	Name   string         // the name that Dest stands for, or ""
-	Reason Reason
-	Err    error // details; may be nil
+	Protocol endpoint.Protocol
+	Dest     netip.AddrPort // what the guest connected to
+	Name     string         // the name that Dest stands for, or ""
+	Reason   Reason
+	Err      error // details; may be nil
 }
 
 // Error says which destination, why, and what can be done about it.

@@ -172,6 +172,16 @@ func (p *Proxy) Hosts() map[string]netip.Addr {
 	return maps.Clone(p.rules.hosts)
 }
 
+// NameOf returns the name that an address stands for in the guest, or "".
+func (p *Proxy) NameOf(addr netip.Addr) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if name, ok := p.rules.names[addr]; ok {
+		return name
+	}
+	return p.dynamic.name(addr)
+}
+
 // HostsWith returns what Hosts would after an Update with eps.
 func (p *Proxy) HostsWith(eps []policy.Endpoint) (map[string]netip.Addr, error) {
 	r, err := newRules(eps, p.Hosts())

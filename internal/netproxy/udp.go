@@ -181,7 +181,7 @@ func (p *Proxy) serveFlow(key flow, first []byte) {
 		return err
 	})
 	if err != nil {
-		p.opts.OnRefuse(Refusal{Dest: key.to, Reason: NoResources, Err: err})
+		p.opts.OnRefuse(Refusal{Protocol: endpoint.UDP, Dest: key.to, Reason: NoResources, Err: err})
 		return
 	}
 	defer guest.Close()
@@ -190,12 +190,12 @@ func (p *Proxy) serveFlow(key flow, first []byte) {
 		reason, err := p.exchange(c, key, first)
 		p.release(c, reason)
 		if c.reason != "" && c.reason != closing {
-			p.opts.OnRefuse(Refusal{Dest: c.dest, Name: c.name, Reason: c.reason, Err: err})
+			p.opts.OnRefuse(Refusal{Protocol: c.protocol, Dest: c.dest, Name: c.name, Reason: c.reason, Err: err})
 		}
 		return
 	}
 	if c.reason != closing {
-		p.opts.OnRefuse(Refusal{Dest: c.dest, Name: c.name, Reason: c.reason})
+		p.opts.OnRefuse(Refusal{Protocol: c.protocol, Dest: c.dest, Name: c.name, Reason: c.reason})
 	}
 }
 

@@ -215,7 +215,7 @@ func (p Policy) WithLimits(l Limits) (Policy, error) {
 }
 
 // BeforeStart returns the part of the policy that has to be in force before a guest's process
-// is started: its imports, its datagrams, its open files, whether /tmp can be written. All else
+// is started: its imports, its datagrams, whether it can listen, its open files, whether /tmp can be written. All else
 // can be put into force while the process waits. Policies with the same BeforeStart can have the same guests.
 func (p Policy) BeforeStart() Policy {
 	l := defaultLimits()
@@ -223,8 +223,12 @@ func (p Policy) BeforeStart() Policy {
 	if p.Limits().Tmp == 0 {
 		l.Tmp = 0
 	}
+	var expose []uint16
+	if len(p.expose) > 0 {
+		expose = []uint16{firstExposed} // which port can be said later
+	}
 	return Policy{
-		limits: l, udp: p.udp.clone(), imports: slices.Clone(p.imports), importsLimited: p.importsLimited,
+		limits: l, udp: p.udp.clone(), expose: expose, imports: slices.Clone(p.imports), importsLimited: p.importsLimited,
 		allowDegraded: p.allowDegraded, isolation: p.isolation,
 	}
 }
