@@ -43,7 +43,7 @@ func connectCommand(g *global) *cli.Command {
 			if err != nil {
 				return err
 			}
-			defer guest.close()
+			defer func() { _ = guest.close() }()
 			if path := c.Path("listen"); path != "" {
 				return listenFor(guest, path)
 			}
