@@ -29,7 +29,7 @@ NetRule = Union[str, Dict[str, Any]]
 _SIZES = ("mem", "tmp", "message", "output", "net_rate", "net_bytes")
 _COUNTS = ("cpu_ms", "wall_ms", "pids", "open_files", "net_conns")
 # … and the rest.
-_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "expose", "imports", "seccomp", "read_only", "allow_degraded", "version")
+_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "expose", "imports", "seccomp", "isolation", "read_only", "allow_degraded", "version")
 
 _MODES = {"r": "read", "rw": "write"}
 
@@ -220,7 +220,7 @@ def check(document: Mapping[str, Any]) -> None:
                 raise PolicyError(f"policy key {key!r} takes a list, not {value!r}")
             for item in value:
                 _CHECKS[key](key, item)
-        elif key in ("seccomp", "version"):
+        elif key in ("seccomp", "isolation", "version"):
             pass  # the supervisor's to read
         elif key in ("allow_degraded", "read_only"):
             if not isinstance(value, bool):
