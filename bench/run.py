@@ -188,6 +188,74 @@ def round_trip(runs: int) -> List[Row]:
                 [v * to_us for v in theirs], "≤ 2 ×", 2.0)]
 
 
+DOWNLOAD = 256 << 20
+DOWNLOADER = '''
+import socket
+connection = socket.create_connection(("127.0.0.1", PORT))
+room = bytearray(256 << 10)
+def download():
+    connection.sendall(b"x")
+    left = SIZE
+    while left:
+        left -= connection.recv_into(room, min(left, len(room)))
+'''
+
+
+def sender(clients: int) -> int:
+    """Start processes that send each client DOWNLOAD bytes for every byte that it sends; the port at which they listen."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    if os.fork() == 0:
+        for _ in range(clients):
+            connection = listener.accept()[0]
+            if os.fork() == 0:
+                block = os.urandom(256 << 10)
+                while connection.recv(1):
+                    for _ in range(DOWNLOAD // len(block)):
+                        connection.sendall(block)
+                os._exit(0)
+            connection.close()
+        os._exit(0)
+    return int(listener.getsockname()[1])
+
+
+def bare_download(source: str) -> Callable[[], None]:
+    """The downloader as a Python process with nothing around it."""
+    here, there = socket.socketpair()
+    if os.fork() == 0:
+        here.close()
+        names: Dict[str, Callable[[], None]] = {}
+        exec(source, names)  # the guest's own code
+        while there.recv(1):
+            names["download"]()
+            there.sendall(b"x")
+        os._exit(0)
+    there.close()
+
+    def once() -> None:
+        here.sendall(b"x")
+        here.recv(1)
+    return once
+
+
+def proxied(runs: int) -> List[Row]:
+    """A guest's download from a server on the host through the proxy, against the same two processes over plain loopback.
+
+    A relay has the work of loopback twice, so how near it comes depends on whether a processor is free for it.
+    """
+    port = sender(3)
+    source = DOWNLOADER.replace("PORT", str(port)).replace("SIZE", str(DOWNLOAD))
+    bare = bare_download(source)
+    policy = {"cpu": os.cpu_count() or 1, "tcp": [f"127.0.0.1:{port}"]}
+    with psi.spawn("bench-net", policy) as many, psi.spawn("bench-net-few", {**policy, "net_conns": 16}) as few:
+        for sandbox in (many, few):
+            sandbox.exec(source)
+        plain, default, limited = interleaved(runs, bare, lambda: many.call("download"), lambda: few.call("download"))
+    ms = [[value * 1e3 for value in column] for column in (plain, default, limited)]
+    peer = "the same over plain loopback"
+    return [Row("download of 256 MiB through the proxy", "ms", ms[1], peer, ms[0], "≤ 1.25 ×", 1.25),
+            Row("download of 256 MiB through the proxy, net_conns: 16", "ms", ms[2], peer, ms[0], "≤ 1.25 ×", 1.25)]
+
+
 def reload(runs: int, work: Path) -> List[Row]:
     """Another policy for several running guests by one request: other endpoints and another cpu limit."""
     guests, path = 8, work / "reload.yml"
@@ -257,6 +325,7 @@ def main() -> int:
             ("engines", lambda: engine_runs(options.runs, Path(work))),
             ("cold spawn", lambda: cold_spawn(options.runs)),
             ("round trip", lambda: round_trip(options.runs)),
+            ("proxy", lambda: proxied(options.runs)),
             ("reload", lambda: reload(options.runs, Path(work))),
             ("flooded client", flooded_client),
             ("kernel", lambda: kernel_rows(options.runs)),

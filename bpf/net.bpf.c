@@ -10,6 +10,7 @@
 //   cgroup of the socket ──► guests[cgroup].policy
 //   {policy, protocol, port} ──► ports ──► the range of ports that the policy tells apart
 //   {range, policy, address} ──► endpoints ──► 1 or 0
+//   {policy, LISTEN, port} ──► ports ──► the guest may bind it
 //
 //   * `guests` is cgroup storage: it belongs to the place where the program is attached, so child
 //     cgroups that a guest makes have the same policy, and it goes away with the cgroup. The kernel
@@ -29,10 +30,12 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define LOOPBACK4 0x7f000001
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define LISTEN 254 // in the place of a protocol: the ports of the guest's own that it may listen at
 
 #define DENY 0 // the system call gives EPERM
 #define ALLOW 1
@@ -148,11 +151,15 @@ static __always_inline int decide(__u16 kind, __u32 protocol, __u32 port, __u32 
 
 static __always_inline int decide4(struct bpf_sock_addr *ctx, __u16 kind)
 {
+	if (ctx->protocol == IPPROTO_UDP)
+		kind = EVENT_SEND;
 	return decide(kind, ctx->protocol, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
 }
 
 static __always_inline int decide6(struct bpf_sock_addr *ctx, __u16 kind)
 {
+	if (ctx->protocol == IPPROTO_UDP)
+		kind = EVENT_SEND;
 	return decide(kind, ctx->protocol, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
 		      ctx->user_ip6[2], ctx->user_ip6[3]);
 }
@@ -185,19 +192,35 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	return decide6(ctx, EVENT_SEND);
 }
 
-// A guest is a client: it has no port of its own.
+// A guest is a client: it has no port of its own but those that the policy exposes to the host, on its
+// loopback or on every address, which in a namespace of psi's making is the same.
+
+static __always_inline int may_listen(struct bpf_sock_addr *ctx, struct guest *guest)
+{
+	return ctx->protocol == IPPROTO_TCP && range_of_port(guest->policy, LISTEN, ctx->user_port);
+}
 
 SEC("cgroup/bind4")
 int bind4(struct bpf_sock_addr *ctx)
 {
-	return deny(current_guest(), EVENT_BIND, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
+	struct guest *guest = current_guest();
+
+	if ((ctx->user_ip4 == 0 || ctx->user_ip4 == bpf_htonl(LOOPBACK4)) && may_listen(ctx, guest))
+		return ALLOW;
+	return deny(guest, EVENT_BIND, ctx->user_port, 0, 0, bpf_htonl(0xffff), ctx->user_ip4);
 }
 
 SEC("cgroup/bind6")
 int bind6(struct bpf_sock_addr *ctx)
 {
-	return deny(current_guest(), EVENT_BIND, ctx->user_port, ctx->user_ip6[0], ctx->user_ip6[1],
-		    ctx->user_ip6[2], ctx->user_ip6[3]);
+	struct guest *guest = current_guest();
+	__u32 a0 = ctx->user_ip6[0], a1 = ctx->user_ip6[1], a2 = ctx->user_ip6[2], a3 = ctx->user_ip6[3];
+	int own = !a2 && (!a3 || a3 == bpf_htonl(1));                                 // :: and ::1
+	int mapped = a2 == bpf_htonl(0xffff) && (!a3 || a3 == bpf_htonl(LOOPBACK4)); // the same of IPv4
+
+	if (!a0 && !a1 && (own || mapped) && may_listen(ctx, guest))
+		return ALLOW;
+	return deny(guest, EVENT_BIND, ctx->user_port, a0, a1, a2, a3);
 }
 
 // The kernel calls this for AF_INET and AF_INET6 only: every other family (AF_PACKET, AF_NETLINK,

@@ -117,7 +117,7 @@ func newApp(class string) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(g), createCommand(g), startCommand(g), stateCommand(g), killCommand(g),
-			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g),
+			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g), connectCommand(g),
 			pauseCommand(g), resumeCommand(g), updateCommand(g),
 			checkpointCommand(g), restoreCommand(g),
 			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), installCommand(), uninstallCommand(), attendCommand(g),

@@ -41,6 +41,7 @@ type compiledPolicy struct {
 	Canonical int           `json:"canonical_bytes"`
 	FS        compiledFS    `json:"fs"`
 	TCP       []compiledTCP `json:"tcp"`
+	Expose    []uint16      `json:"expose,omitempty"`
 	Imports   *int          `json:"imports"` // null: every module
 }
 
@@ -83,6 +84,7 @@ func compilePolicy(p policy.Policy, table bool) (compiledPolicy, error) {
 	if out.TCP, err = compileTCP(p.Endpoints()); err != nil {
 		return out, err
 	}
+	out.Expose = p.Expose()
 	if modules, limited := p.Imports(); limited {
 		n := len(modules)
 		out.Imports = &n
@@ -114,7 +116,7 @@ func compileTCP(endpoints []policy.Endpoint) ([]compiledTCP, error) {
 
 func (p compiledPolicy) print(c *cli.Context) {
 	w := c.App.Writer
-	fmt.Fprintf(w, "digest   %s\ncanonical  %d bytes\n", p.Digest, p.Canonical)
+	fmt.Fprintf(w, "digest   %s\ncanonical %d bytes\n", p.Digest, p.Canonical)
 	fmt.Fprintf(w, "fs       %d rules: %d states, %d classes of bytes, %d bytes of table, %.1f ms\n",
 		p.FS.Rules, p.FS.States, p.FS.Classes, p.FS.Bytes, p.FS.Milliseconds)
 	fmt.Fprintf(w, "tcp      %d entries\n", len(p.TCP))
@@ -124,6 +126,9 @@ func (p compiledPolicy) print(c *cli.Context) {
 			verdict = "allow"
 		}
 		fmt.Fprintf(w, "  %-5s  %s  %5s  %s  %s\n", verdict, e.Protocol, e.Ports, e.Block, e.Name)
+	}
+	if len(p.Expose) > 0 {
+		fmt.Fprintf(w, "expose   %v\n", p.Expose)
 	}
 	if p.Imports == nil {
 		fmt.Fprintln(w, "imports  every module")

@@ -7,24 +7,29 @@ import (
 	"io"
 	"net/netip"
 	"path"
+	"slices"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/psi-runtime/psi/internal/netproxy"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // denial is a DENIED event, as far as a policy can answer it. The fields stand in
 // the event itself or in its details.
 type denial struct {
-	Kind    string      `json:"kind"`    // fs, net or import
+	Kind    string      `json:"kind"`    // fs, net, bind or import
 	Path    string      `json:"path"`    // of fs
 	Access  string      `json:"access"`  // of fs: read or write; empty is read
 	Address string      `json:"address"` // of net: host:port, or the host alone beside port
 	Name    string      `json:"name"`    // of net: the name that the guest connected to, if there was one
 	Port    json.Number `json:"port"`    // of net
-	Module  string      `json:"module"`  // of import
-	Details *denial     `json:"details"`
+	// Protocol of net: tcp or udp; none is tcp. That of a socket is a number.
+	Protocol any     `json:"protocol"`
+	Reason   string  `json:"reason"` // of net, if the proxy denied it: rebound
+	Module   string  `json:"module"` // of import
+	Details  *denial `json:"details"`
 }
 
 var errNothingDenied = errors.New("the event says nothing that a policy could allow")
@@ -84,6 +89,8 @@ func (d denial) allowingLine(p policy.Policy) (string, error) {
 		return d.fsLine(p)
 	case "net":
 		return d.netLine(p)
+	case "bind":
+		return d.bindLine(p)
 	case "import":
 		if allowed, _ := p.DecideImport(d.Module); allowed {
 			return "", fmt.Errorf("the policy allows import:%s already: the event is of another policy", d.Module)
@@ -93,7 +100,7 @@ func (d denial) allowingLine(p policy.Policy) (string, error) {
 		}
 		return fmt.Sprintf("imports: [%s]", d.Module), nil
 	}
-	return "", fmt.Errorf("%w: its kind is %q: fs, net and import have rules", errNothingDenied, d.Kind)
+	return "", fmt.Errorf("%w: its kind is %q: fs, net, bind and import have rules", errNothingDenied, d.Kind)
 }
 
 func (d denial) fsLine(p policy.Policy) (string, error) {
@@ -139,20 +146,54 @@ func (d denial) netLine(p policy.Policy) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	allowed, denied := p.TCPRules()
-	a, err := explainNet("tcp", allowed, denied, "net:"+text, text)
+	key, rules, allow := "tcp", p.TCPRules, p.AllowTCP
+	switch d.Protocol {
+	case nil, "tcp":
+	case "udp":
+		key, rules, allow = "udp", p.UDPRules, p.AllowUDP
+	default:
+		return "", fmt.Errorf("%w: its protocol is %v: tcp and udp have rules", errNothingDenied, d.Protocol)
+	}
+	allowed, denied := rules()
+	a, err := explainNet(key, allowed, denied, key+":"+text, text)
 	switch {
 	case err != nil:
 		return "", err
+	case a.Allowed && d.Reason == string(netproxy.Rebound):
+		if allow = p.AllowPrivateTCP; key == "udp" {
+			allow = p.AllowPrivateUDP
+		}
+		if _, err := allow(e.String()); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("%s: [{allow: %q, private: true}]", key, e.String()), nil
 	case a.Allowed:
-		return "", fmt.Errorf("the policy allows net:%s already: the event is of another policy", e)
+		return "", fmt.Errorf("the policy allows %s:%s already: the event is of another policy", key, e)
 	case len(a.Rules) > 0:
 		return "", fmt.Errorf("no line allows %s: %s wins over every other rule: remove or narrow that one", e, a.Rules[0])
 	}
-	if _, err := p.AllowTCP(e.String()); err != nil {
+	if _, err := allow(e.String()); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("tcp: [%q]", e.String()), nil
+	return fmt.Sprintf("%s: [%q]", key, e.String()), nil
+}
+
+// bindLine exposes the port that the guest wanted to listen at.
+func (d denial) bindLine(p policy.Policy) (string, error) {
+	at, err := netip.ParseAddrPort(d.Address)
+	if err != nil {
+		return "", fmt.Errorf("%w: its address %q is not address:port", errNothingDenied, d.Address)
+	}
+	host := at.Addr().Unmap()
+	switch _, err := p.ExposePort(int(at.Port())); {
+	case d.Protocol == "udp":
+		return "", fmt.Errorf("%w: a guest has no port of its own for datagrams", errNothingDenied)
+	case err != nil:
+		return "", err
+	case slices.Contains(p.Expose(), at.Port()):
+		return "", fmt.Errorf("the policy exposes port %d already: a guest listens there at 127.0.0.1, ::1 or every address, and the event says %s", at.Port(), host)
+	}
+	return fmt.Sprintf("expose: [%d]", at.Port()), nil
 }
 
 // joinPort writes host and port as an endpoint, unless the host has its port.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -19,7 +20,7 @@ import (
 func policyExplainCommand() *cli.Command {
 	return &cli.Command{
 		Name: "explain", Usage: "say whether a policy permits something, by which rule and by which mechanism",
-		ArgsUsage: "NAME|FILE[#SANDBOX] fs:/PATH|net:HOST:PORT|udp:HOST:PORT|import:MODULE|-",
+		ArgsUsage: "NAME|FILE[#SANDBOX] fs:/PATH|net:HOST:PORT|udp:HOST:PORT|expose:PORT|import:MODULE|-",
 		Description: "With - a denial event is read from stdin as JSON, and the one line of policy that would allow it is printed. " +
 			"The exit code is 0 when it is permitted, 1 when it is not, 2 when that cannot be said.",
 		Flags: []cli.Flag{varFlag(), jsonFlag()},
@@ -91,10 +92,12 @@ func explainTarget(p policy.Policy, target string) (answer, error) {
 	case "udp":
 		allowed, denied := p.UDPRules()
 		return explainNet("udp", allowed, denied, target, value)
+	case "expose":
+		return explainExpose(p, target, value)
 	case "import":
 		return explainImport(p, target, value)
 	}
-	return answer{}, fmt.Errorf("%q is nothing to explain: write fs:/path, net:host:port, udp:host:port or import:module", target)
+	return answer{}, fmt.Errorf("%q is nothing to explain: write fs:/path, net:host:port, udp:host:port, expose:port or import:module", target)
 }
 
 func explainFS(p policy.Policy, target, file string) (answer, error) {
@@ -198,15 +201,36 @@ func explainNet(key string, allowed, denied []policy.Endpoint, target, text stri
 
 // connectPrograms says whether this host loads the programs that hold the list
 // of endpoints a second time.
-func connectPrograms() string {
+func connectPrograms() string { return cgroupPrograms("cgroup/connect", "hold the same list") }
+
+// bindPrograms says the same of those that hold the list of exposed ports.
+func bindPrograms() string { return cgroupPrograms("cgroup/bind", "hold the list of ports") }
+
+func cgroupPrograms(which, does string) string {
 	programs, err := enforce.Load()
 	if err != nil {
-		return "not by cgroup/connect programs, which this host does not load: " + err.Error()
+		return "not by " + which + " programs, which this host does not load: " + err.Error()
 	}
 	if err := programs.Close(); err != nil {
-		return "cgroup/connect programs (" + err.Error() + ")"
+		return which + " programs (" + err.Error() + ")"
 	}
-	return "cgroup/connect programs hold the same list"
+	return which + " programs " + does
+}
+
+func explainExpose(p policy.Policy, target, text string) (answer, error) {
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return answer{}, fmt.Errorf("%q is not a port: write a number from 1 to 65535", text)
+	}
+	a := answer{Target: target, Rules: []string{}, Allowed: slices.Contains(p.Expose(), uint16(port)), Mechanism: bindPrograms()}
+	if a.Allowed {
+		a.Rules = append(a.Rules, fmt.Sprintf("expose: [%d]", port))
+		a.Mechanism += "; the host connects from a socket in the guest's network namespace"
+	}
+	if len(p.Expose()) == 0 {
+		a.Mechanism = "seccomp: the guest cannot bind and listen; " + a.Mechanism
+	}
+	return a, nil
 }
 
 func explainImport(p policy.Policy, target, module string) (answer, error) {

@@ -57,7 +57,7 @@ func TestPolicyCheck(t *testing.T) {
 	}
 	bad := file(t, "bad.yml", "memory: 1GiB\nfs:\n  - data/*\n  - {reed: /srv}\ntcp: [\"*.a:1\"]\n")
 	out, _, code := psiPolicy(t, "", "check", bad)
-	want := bad + `:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, imports, mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation, preload (did you mean "mem"?)
+	want := bad + `:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, expose, imports, mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation, preload (did you mean "mem"?)
   1 | memory: 1GiB
     | ^
 ` + bad + `:3:5: fs: "data/*": is not absolute: begin it with /, such as /srv/data/*.csv
@@ -225,7 +225,7 @@ func TestPolicyExplain(t *testing.T) {
 // TestPolicyExplainEvent asks for the line that allows what was denied, and then
 // whether it does.
 func TestPolicyExplainEvent(t *testing.T) {
-	base := "fs: [{deny: /srv/no}, /srv/yes]\ntcp: ['127.0.0.1:80', {deny: '10.0.0.0/8:1'}]\nimports: []\n"
+	base := "fs: [{deny: /srv/no}, /srv/yes]\ntcp: ['127.0.0.1:80', 'here.example.org:80', {deny: '10.0.0.0/8:1'}]\nimports: []\n"
 	path := file(t, "p.yml", base)
 	for _, test := range []struct{ event, line, target string }{
 		{`{"kind":"fs","path":"/srv/data/x.csv","access":"read"}`, `fs: [{read: "/srv/data/x.csv"}]`, "fs:/srv/data/x.csv"},
@@ -234,6 +234,10 @@ func TestPolicyExplainEvent(t *testing.T) {
 		{`{"kind":"net","address":"1.2.3.4:443"}`, `tcp: ["1.2.3.4:443"]`, "net:1.2.3.4:443"},
 		{`{"kind":"net","address":"::1","port":80}`, `tcp: ["[::1]:80"]`, "net:[::1]:80"},
 		{`{"details":{"address":"127.65.0.9:443","name":"API.example.com"}}`, `tcp: ["api.example.com:443"]`, "net:api.example.com:443"},
+		{`{"details":{"kind":"net","operation":"send","address":"192.0.2.1:53","protocol":"udp"}}`, `udp: ["192.0.2.1:53"]`, "udp:192.0.2.1:53"},
+		{`{"details":{"kind":"bind","operation":"bind","address":"0.0.0.0:8000"}}`, `expose: [8000]`, "expose:8000"},
+		{`{"details":{"kind":"net","name":"here.example.org","address":"127.65.0.1:80","protocol":"tcp","reason":"rebound"}}`,
+			`tcp: [{allow: "here.example.org:80", private: true}]`, "net:here.example.org:80"},
 		{`{"module":"xml.etree"}`, `imports: [xml.etree]`, "import:xml.etree"},
 	} {
 		out, errs, code := psiPolicy(t, test.event, "explain", path, "-")
@@ -247,18 +251,23 @@ func TestPolicyExplainEvent(t *testing.T) {
 		}
 	}
 	for event, want := range map[string]string{
-		`{"kind":"fs","path":"/srv/no/x"}`:               `no line allows "/srv/no/x": {deny: "/srv/no"} wins`,
-		`{"kind":"fs","path":"/srv/yes/x"}`:              "allows fs:/srv/yes/x already",
-		`{"kind":"fs","path":"/proc/1/mem"}`:             "no policy may open /proc",
-		`{"kind":"fs","path":"rel"}`:                     "is not absolute and clean",
-		`{"kind":"fs","path":"/srv/a","access":"mknod"}`: "read and write have rules",
-		`{"kind":"net","address":"10.0.0.1:1"}`:          `no line allows 10.0.0.1:1: tcp: {deny: "10.0.0.0/8:1"} wins`,
-		`{"kind":"net","address":"127.0.0.1:80"}`:        "already",
-		`{"kind":"mount","path":"/x"}`:                   `its kind is "mount"`,
-		`{}`:                                             `its kind is ""`,
-		`[]`:                                             "is not one JSON object",
-		`{"module":"a"} {"module":"b"}`:                  "is not one JSON object",
-		`{"path":"` + strings.Repeat("x", 70_000) + `"}`: "larger than",
+		`{"kind":"fs","path":"/srv/no/x"}`:                       `no line allows "/srv/no/x": {deny: "/srv/no"} wins`,
+		`{"kind":"fs","path":"/srv/yes/x"}`:                      "allows fs:/srv/yes/x already",
+		`{"kind":"fs","path":"/proc/1/mem"}`:                     "no policy may open /proc",
+		`{"kind":"fs","path":"rel"}`:                             "is not absolute and clean",
+		`{"kind":"fs","path":"/srv/a","access":"mknod"}`:         "read and write have rules",
+		`{"kind":"net","address":"10.0.0.1:1"}`:                  `no line allows 10.0.0.1:1: tcp: {deny: "10.0.0.0/8:1"} wins`,
+		`{"kind":"net","address":"127.0.0.1:80"}`:                "already",
+		`{"kind":"bind","address":"127.0.0.1:0"}`:                "is not a port at which a guest can listen",
+		`{"kind":"bind","address":"[::1]:80"}`:                   "is not a port at which a guest can listen",
+		`{"kind":"bind","address":"nowhere"}`:                    "is not address:port",
+		`{"kind":"net","address":"1.2.3.4:5","protocol":"sctp"}`: "tcp and udp have rules",
+		`{"kind":"socket","family":2,"type":2,"protocol":17}`:    `its kind is "socket"`,
+		`{"kind":"mount","path":"/x"}`:                           `its kind is "mount"`,
+		`{}`:                                                     `its kind is ""`,
+		`[]`:                                                     "is not one JSON object",
+		`{"module":"a"} {"module":"b"}`:                          "is not one JSON object",
+		`{"path":"` + strings.Repeat("x", 70_000) + `"}`:         "larger than",
 	} {
 		if out, errs, code := psiPolicy(t, event, "explain", path, "-"); code != 2 || !strings.Contains(errs, want) {
 			t.Errorf("%.80s: code %d: %s%s", event, code, out, errs)

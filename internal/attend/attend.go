@@ -114,20 +114,22 @@ type Options struct {
 
 // Attendant attends one guest. Its methods may be called from any goroutine.
 type Attendant struct {
-	c       Container
-	opts    Options
-	started time.Time // owned by the clock goroutine once it runs
-	net     network
-	files   files
-	updates chan update
-	base    atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
-	stop    context.CancelFunc
-	done    chan struct{} // closed when the clock goroutine has ended
-	clocks  clocks        // owned by the clock goroutine
-	cpu     *throttled
-	policy  atomic.Pointer[policy.Policy] // in force
-	closing sync.Once
-	closed  error // of the one Close
+	c        Container
+	opts     Options
+	started  time.Time // owned by the clock goroutine once it runs
+	net      network
+	files    files
+	updates  chan update
+	base     atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
+	stop     context.CancelFunc
+	done     chan struct{} // closed when the clock goroutine has ended
+	clocks   clocks        // owned by the clock goroutine
+	cpu      *throttled
+	policy   atomic.Pointer[policy.Policy] // in force
+	closing  sync.Once
+	telling  sync.Mutex // one event at a time
+	refusals refusals
+	closed   error // of the one Close
 
 	mu       sync.Mutex // guards the fields below
 	cause    string
@@ -154,6 +156,7 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 			undo[i]()
 		}
 	}()
+	opts.Net.OnRefuse = a.tellRefused
 	if a.net, err = openNetwork(c, p, opts); err != nil {
 		return nil, err
 	}
@@ -300,6 +303,8 @@ func (a *Attendant) tell(ev Event) {
 	if ev.Time.IsZero() {
 		ev.Time = time.Now()
 	}
+	a.telling.Lock()
+	defer a.telling.Unlock()
 	a.opts.OnEvent(ev)
 }
 

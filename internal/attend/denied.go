@@ -43,7 +43,7 @@ func (a *Attendant) tellDenied(d enforce.Denial) {
 //	kind        "fs", "net", or the operation itself when no rule of a policy is about it
 //	operation   "connect", "read" …
 //	path        of fs, with "read" or "write" as access; path_hex beside it if it is not text
-//	address     of net, and the name that stands for it in the guest, if one does
+//	address     of net and bind; of net also protocol, "tcp" or "udp", and the name that stands for it in the guest, if one does
 //	rule        the rule that denied; null: no rule allowed it
 //	errno, pid (the host's), command (the guest's own word for itself)
 //	suppressed  denials before this one that were not told; alone, after a flood
@@ -62,20 +62,31 @@ func (a *Attendant) denialDetails(d enforce.Denial) map[string]any {
 	case d.Kind.IsFile():
 		fileDetails(details, d, p)
 	default:
-		if d.Kind == enforce.DeniedConnect {
-			details["kind"] = "net"
-		}
-		details["address"] = d.Address.String()
-		for name, address := range a.net.proxyHosts() {
-			if address == d.Address.Addr() {
-				details["name"] = name
-			}
-		}
-		if rule, denies := denyingEndpoint(p, d); denies {
-			details["rule"] = rule
-		}
+		a.addressDetails(details, d, p)
 	}
 	return details
+}
+
+func (a *Attendant) addressDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
+	details["address"] = d.Address.String()
+	if name := a.net.name(d.Address.Addr()); name != "" {
+		details["name"] = name
+	}
+	switch d.Kind {
+	case enforce.DeniedConnect:
+		details["kind"], details["protocol"] = "net", "tcp"
+	case enforce.DeniedSend:
+		details["kind"], details["protocol"] = "net", "udp"
+	default:
+		return
+	}
+	rule, denies := denyingRule(p, details["protocol"].(string), d.Address.Port(), func(e policy.Endpoint) bool {
+		block, ok := e.Prefix()
+		return ok && block.Contains(d.Address.Addr())
+	})
+	if denies {
+		details["rule"] = rule
+	}
 }
 
 func fileDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
@@ -94,18 +105,21 @@ func fileDetails(details map[string]any, d enforce.Denial, p policy.Policy) {
 	}
 }
 
-// denyingEndpoint finds the rule that takes an address out of what others allow. The
-// kernel's table does not have it: there, what is denied is just not allowed.
-func denyingEndpoint(p policy.Policy, d enforce.Denial) (rule string, denies bool) {
+// denyingRule finds the rule of tcp or udp that takes an endpoint out of what others
+// allow. The kernel's table does not have it: there, what is denied is just not allowed.
+func denyingRule(p policy.Policy, key string, port uint16, covers func(policy.Endpoint) bool) (rule string, denies bool) {
 	_, denied := p.TCPRules()
+	if key == "udp" {
+		_, denied = p.UDPRules()
+	}
 	at := slices.IndexFunc(denied, func(e policy.Endpoint) bool {
-		block, ok := e.Prefix()
-		return ok && e.Port == d.Address.Port() && block.Contains(d.Address.Addr())
+		first, last := e.Ports()
+		return first <= port && port <= last && covers(e)
 	})
 	if at < 0 {
 		return "", false
 	}
-	return fmt.Sprintf("tcp: {deny: %q}", denied[at]), true
+	return fmt.Sprintf("%s: {deny: %q}", key, denied[at]), true
 }
 
 // text is a guest's bytes as JSON can carry them.

@@ -84,13 +84,13 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	}()
 	eps := p.Endpoints()
 	if opts.Filter {
-		n.guest, err = attach(c, addressesOnly(eps), opts.Programs)
+		n.guest, err = attach(c, addressesOnly(eps), nil, opts.Programs)
 		if err != nil && p.AllowDegraded() && errors.Is(err, enforce.ErrNotSupported) {
 			err = nil
 		}
 		return n, err
 	}
-	if n.guest, err = attach(c, eps, opts.Programs); err != nil {
+	if n.guest, err = attach(c, eps, p.Expose(), opts.Programs); err != nil {
 		// Without endpoints the empty network namespace holds all there is to hold.
 		if n.unsupported = err; !errors.Is(err, enforce.ErrNotSupported) || !n.mayLack(p) {
 			return n, err
@@ -105,14 +105,14 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 		opts.Net.Steer = steer
 	}
 	opts.Net.Budget = opts.Budget
-	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total = netLimits(p.Limits())
+	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total, opts.Net.Memory = netLimits(p.Limits())
 	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
 	return n, err
 }
 
 // mayLack says whether a guest with this policy can do without the programs.
 func (n *network) mayLack(p policy.Policy) bool {
-	return len(p.Endpoints()) == 0 || p.AllowDegraded()
+	return len(p.Endpoints())+len(p.Expose()) == 0 || p.AllowDegraded()
 }
 
 // enforced tells which mechanism holds the network rules; an engine's are told of elsewhere.
@@ -124,8 +124,16 @@ func (n *network) enforced(p policy.Policy) []Enforcement {
 	if n.unsupported != nil {
 		list[0].By = "empty network namespace only: " + n.unsupported.Error()
 	}
+	unserved := n.proxy.Unserved()
 	for _, e := range p.Endpoints() {
-		list = append(list, Enforcement{rule(e), "proxy"})
+		by := "proxy"
+		if slices.Contains(unserved, e) {
+			by = "nothing to hold: out of the guest's reach, because this host has no IPv6"
+		}
+		list = append(list, Enforcement{rule(e), by})
+	}
+	for _, port := range p.Expose() {
+		list = append(list, Enforcement{fmt.Sprintf("expose %d", port), "sockets of the guest's network namespace, on request"})
 	}
 	return list
 }
@@ -155,20 +163,20 @@ func steer(netns *os.File, entries []endpoint.Entry, listeners [4]int) (io.Close
 	return enforce.Steer(netns, entries, listeners)
 }
 
-func netLimits(l policy.Limits) (conns int, rate, total int64) {
-	return int(l.Connections()), l.NetRate, l.NetBytes
+func netLimits(l policy.Limits) (conns int, rate, total, memory int64) {
+	return int(l.Connections()), l.NetRate, l.NetBytes, l.Mem
 }
 
-func attach(c Container, eps []policy.Endpoint, programs *enforce.Programs) (*enforce.Guest, error) {
+func attach(c Container, eps []policy.Endpoint, exposed []uint16, programs *enforce.Programs) (*enforce.Guest, error) {
 	dir, err := c.UnifiedCgroup()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", enforce.ErrNotSupported, err)
 	}
 	names := addresses(netproxy.Names(eps))
 	if programs != nil {
-		return programs.Attach(dir, eps, names)
+		return programs.Attach(dir, eps, names, exposed...)
 	}
-	return enforce.Attach(dir, eps, names)
+	return enforce.Attach(dir, eps, names, exposed...)
 }
 
 // addresses are those at which the guest finds each name, as enforce wants them.
@@ -194,15 +202,17 @@ func (n *network) update(before, p policy.Policy) error {
 	if n.unsupported != nil && !n.mayLack(p) {
 		return n.unsupported
 	}
-	n.proxy.SetLimits(netLimits(p.Limits()))
-	if slices.Equal(old, eps) {
+	if err := n.proxy.SetLimits(netLimits(p.Limits())); err != nil {
+		return fmt.Errorf("updating the limits of the network proxy: %w", err)
+	}
+	if slices.Equal(old, eps) && slices.Equal(before.Expose(), p.Expose()) {
 		return nil
 	}
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.
 		names, err := n.proxy.HostsWith(eps)
 		if err == nil {
-			err = n.guest.Update(eps, addresses(names))
+			err = n.guest.Update(eps, addresses(names), p.Expose()...)
 		}
 		if err != nil {
 			return fmt.Errorf("updating the network programs: %w", err)
@@ -211,20 +221,20 @@ func (n *network) update(before, p policy.Policy) error {
 	if err := n.proxy.Update(eps); err != nil {
 		err = fmt.Errorf("updating the network proxy: %w", err)
 		if n.guest != nil {
-			err = errors.Join(err, n.guest.Update(old, addresses(n.proxy.Hosts())))
+			err = errors.Join(err, n.guest.Update(old, addresses(n.proxy.Hosts()), before.Expose()...))
 		}
 		return err
 	}
 	return nil
 }
 
-// proxyHosts are the addresses that stand for names in the guest: none under an engine, which
+// name is what an address stands for in the guest, or "": always under an engine, which
 // makes the network itself.
-func (n *network) proxyHosts() map[string]netip.Addr {
+func (n *network) name(addr netip.Addr) string {
 	if n.proxy == nil {
-		return nil
+		return ""
 	}
-	return n.proxy.Hosts()
+	return n.proxy.NameOf(addr)
 }
 
 func (n *network) close() error {

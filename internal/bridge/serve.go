@@ -246,6 +246,8 @@ func (s *server) handle(r control.Request) (any, error) {
 		return nil, fmt.Errorf("no guest %q: it has ended, or is not yours", r.Guest)
 	}
 	switch r.Op {
+	case "connect":
+		return nil, fmt.Errorf("%w: the network of an engine's container is its engine's: have it publish port %d", control.ErrPolicy, r.Port)
 	case "close":
 		return done, g.close(r.Timeout)
 	case "kill":

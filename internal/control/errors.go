@@ -13,6 +13,7 @@ const (
 	KindSandbox     = "sandbox"     // this guest cannot be had, or is not there
 	KindProtocol    = "protocol"    // the client does not speak the protocol
 	KindUnavailable = "unavailable" // not now, or not on this machine
+	KindTimeout     = "timeout"     // the guest did not do it in the time that was given
 )
 
 // What the kinds stand for, to be wrapped; anything else is of kind "sandbox".
@@ -21,6 +22,7 @@ var (
 	ErrUnavailable = errors.New("supervisor unavailable")
 	ErrPolicy      = errors.New("policy")
 	ErrAuth        = errors.New("not authorised")
+	ErrTimeout     = errors.New("timed out")
 )
 
 // Kind says which of the kinds an error is on the wire.
@@ -33,6 +35,8 @@ func Kind(err error) string {
 		return KindPolicy
 	case errors.Is(err, ErrProtocol):
 		return KindProtocol
+	case errors.Is(err, ErrTimeout):
+		return KindTimeout
 	case errors.Is(err, ErrUnavailable):
 		return KindUnavailable
 	}

@@ -60,7 +60,16 @@ func FindGuest(guest, client string) (*Tool, error) {
 // WatchGuest connects to the supervisor that runs a guest of this user's own, whose
 // events are then pushed.
 func WatchGuest(guest, client string) (*Tool, error) {
-	return findGuest(client, true, func(t *Tool) (found bool, err error) {
+	return findGuest(client, true, isOwn(guest))
+}
+
+// OwnGuest connects to the supervisor that runs a guest of this user's own.
+func OwnGuest(guest, client string) (*Tool, error) {
+	return findGuest(client, false, isOwn(guest))
+}
+
+func isOwn(guest string) func(*Tool) (bool, error) {
+	return func(t *Tool) (found bool, err error) {
 		var reply struct {
 			Guests []struct {
 				Guest string `json:"guest"`
@@ -71,7 +80,7 @@ func WatchGuest(guest, client string) (*Tool, error) {
 			found = found || g.Guest == guest
 		}
 		return found, err
-	})
+	}
 }
 
 func findGuest(client string, watch bool, has func(*Tool) (bool, error)) (*Tool, error) {
@@ -142,6 +151,15 @@ func (r *Refusal) Error() string { return r.Message }
 // Ask makes a request and decodes its reply into ok, if that is not nil. A refusal is a
 // [*Refusal].
 func (t *Tool) Ask(op string, fields map[string]any, ok any) error {
+	file, err := t.AskFile(op, fields, ok)
+	if file != nil {
+		_ = file.Close()
+	}
+	return err
+}
+
+// AskFile is Ask for a reply that carries a descriptor; nil if it carries none.
+func (t *Tool) AskFile(op string, fields map[string]any, ok any) (*os.File, error) {
 	t.last++
 	request := map[string]any{"id": t.last, "op": op}
 	for key, value := range fields {
@@ -158,24 +176,32 @@ func (t *Tool) Ask(op string, fields map[string]any, ok any) error {
 			Error *Refusal        `json:"error"`
 		}
 		var body []byte
-		if body, err = t.receive(); err != nil {
+		var files []*os.File
+		if body, files, err = t.receiver.Receive(); err != nil {
 			break
 		}
-		if err = json.Unmarshal(body, &reply); err != nil {
+		if err = json.Unmarshal(body, &reply); err != nil || len(files) > 1 {
+			closeAll(files)
+			err = errors.Join(err, fmt.Errorf("%w: a reply with %d descriptors", ErrProtocol, len(files)))
 			break
 		}
 		switch {
 		case reply.ID == nil:
+			closeAll(files)
 			t.pushed = append(t.pushed, body)
+			continue
 		case reply.Error != nil:
-			return reply.Error
-		case ok == nil:
-			return nil
-		default:
-			return json.Unmarshal(reply.OK, ok)
+			closeAll(files)
+			return nil, reply.Error
+		case ok != nil:
+			err = json.Unmarshal(reply.OK, ok)
 		}
+		if len(files) == 0 {
+			return nil, err
+		}
+		return files[0], err
 	}
-	return fmt.Errorf("asking the supervisor for %s: %w", op, err)
+	return nil, fmt.Errorf("asking the supervisor for %s: %w", op, err)
 }
 
 // Next returns the next message that nobody asked for. io.EOF is the supervisor's end.

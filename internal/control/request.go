@@ -47,6 +47,7 @@ type Request struct {
 	Guest   string
 	Timeout time.Duration
 	Error   string
+	Port    uint16 // of connect: one that the guest listens at
 }
 
 // Keys names the keys an operation takes beside id and op.
@@ -59,6 +60,8 @@ func Keys(op string) (keys []string, known bool) {
 		return append(policyKeys, "name", "allowed_imports", "rootfs"), true
 	case "close":
 		return []string{"guest", "timeout"}, true
+	case "connect":
+		return []string{"guest", "port", "timeout"}, true
 	case "kill", "stats", "find":
 		return []string{"guest"}, true
 	case "reload":
@@ -92,7 +95,7 @@ func Decode(data []byte) (Request, error) {
 	}
 	keys, known := Keys(r.Op)
 	if !known {
-		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, close, kill, stats, reload, find, protect, report, list", ErrProtocol, r.Op)
+		return r, fmt.Errorf("%w: unknown op %q; known are hello, spawn, connect, close, kill, stats, reload, find, protect, report, list", ErrProtocol, r.Op)
 	}
 	for key := range fields {
 		if key != "id" && key != "op" && !slices.Contains(keys, key) {
@@ -116,7 +119,7 @@ func (r *Request) fill(fields map[string]json.RawMessage) error {
 		optional("name", &r.Name), optional("policy_text", &r.PolicyText), optional("policy_source", &r.PolicySource),
 		optional("policy_name", &r.PolicyName), optional("allowed_imports", &r.AllowedImports), optional("rootfs", &r.Rootfs),
 		optional("guest", &r.Guest), optional("timeout", &timeout), optional("error", &r.Error),
-		optional("guests", &r.Guests), optional("token", &r.Token), optional("dry_run", &r.DryRun),
+		optional("guests", &r.Guests), optional("token", &r.Token), optional("dry_run", &r.DryRun), optional("port", &r.Port),
 	)
 	if err != nil {
 		return err
@@ -129,8 +132,11 @@ func (r *Request) fill(fields map[string]json.RawMessage) error {
 		return fmt.Errorf("%w: timeout %v is not between 0 and 3600 seconds", ErrProtocol, timeout)
 	}
 	r.Timeout = time.Duration(timeout * float64(time.Second))
-	if r.Op == "spawn" {
+	switch {
+	case r.Op == "spawn":
 		return checkName(r.Name)
+	case r.Op == "connect" && r.Port == 0:
+		return fmt.Errorf("%w: connect needs a port from 1 to 65535", ErrProtocol)
 	}
 	return nil
 }

@@ -37,12 +37,12 @@ type Guest struct {
 }
 
 // Attach is [Load] and [Programs.Attach] for a process with one guest.
-func Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Addr) (*Guest, error) {
+func Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Addr, exposed ...uint16) (*Guest, error) {
 	p, err := Load()
 	if err != nil {
 		return nil, err
 	}
-	g, err := p.Attach(cgroupDir, eps, names)
+	g, err := p.Attach(cgroupDir, eps, names, exposed...)
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -52,9 +52,9 @@ func Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Ad
 
 // Attach holds every process of the cgroup2 directory cgroupDir, and of those
 // below it, to eps. names gives the addresses at which the guest finds each name
-// of eps. On an error the cgroup is as it was. The error wraps [ErrNotSupported]
+// of eps, exposed the ports at which it may listen. On an error the cgroup is as it was. The error wraps [ErrNotSupported]
 // when the host lacks something.
-func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Addr) (*Guest, error) {
+func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[string][]netip.Addr, exposed ...uint16) (*Guest, error) {
 	entries, err := compile(eps, names)
 	if err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 	}
 	defer dir.Close()
 
-	t, err := p.write(entries)
+	t, err := p.write(entries, exposed)
 	if err != nil {
 		return nil, err
 	}
@@ -162,10 +162,10 @@ func (g *Guest) use(t table) error {
 	return nil
 }
 
-// Update replaces the guest's endpoints. Each call of the guest sees the old list or
+// Update replaces the guest's endpoints and the ports that it may listen at. Each call of the guest sees the old list or
 // the new one; what begins after Update has returned sees the new one. On an error the
 // old list stays in force. Connections that exist are not touched.
-func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr) error {
+func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr, exposed ...uint16) error {
 	entries, err := compile(eps, names)
 	if err != nil {
 		return err
@@ -175,7 +175,7 @@ func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr) err
 	if g.closed {
 		return fmt.Errorf("updating the policy of cgroup %s: %w", g.cgroup, os.ErrClosed)
 	}
-	t, err := g.programs.write(entries)
+	t, err := g.programs.write(entries, exposed)
 	if err != nil {
 		return err
 	}

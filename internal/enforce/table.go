@@ -30,10 +30,21 @@ type table struct {
 	keys   []bpf.NetEndpoint
 }
 
+// listening stands in the place of a protocol for the ports at which the guest may
+// listen; net.bpf.c has the same number.
+const listening endpoint.Protocol = 254
+
 // write puts entries into the maps under a new policy number, which no guest
-// uses yet. On an error nothing is left there.
-func (p *Programs) write(entries []endpoint.Entry) (table, error) {
+// uses yet, and the ports at which the guest may listen. On an error nothing is left
+// there.
+func (p *Programs) write(entries []endpoint.Entry, exposed []uint16) (table, error) {
 	t := table{policy: p.nextPolicy()}
+	for _, port := range exposed {
+		e := endpoint.Entry{Protocol: listening, Ports: endpoint.Ports{First: port, Last: port}}
+		if err := p.writePorts(&t, e, rangeNumber(e)); err != nil {
+			return table{}, errors.Join(err, p.erase(t))
+		}
+	}
 	ranges := make(map[uint32]bool) // those that are in the trie of ports
 	for _, e := range entries {
 		t.udp = t.udp || e.Protocol == endpoint.UDP

@@ -83,7 +83,7 @@ func TestKernelTrieAgreesWithReference(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		written, err := p.write(entries)
+		written, err := p.write(entries, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -55,6 +55,11 @@ func (n *narrowing) network() error {
 			return err
 		}
 	}
+	for _, port := range n.policy.Expose() {
+		if err := n.misses(fmt.Sprintf("expose: %d", port), errors.New("under an engine's network a port would be open to whoever reaches that network, not to the host alone: run it as a guest of psi, or leave expose out and have the engine publish the port of a container without a policy")); err != nil {
+			return err
+		}
+	}
 	if n.host.Network != nil {
 		return n.misses("tcp", n.host.Network)
 	}

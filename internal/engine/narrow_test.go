@@ -146,6 +146,7 @@ func TestRefused(t *testing.T) {
 		"name":                         {`tcp: ["db.example:5432"]`, func(*specs.Spec) {}, "db.example:5432"},
 		"wildcard":                     {`tcp: ["*.example.com:443"]`, func(*specs.Spec) {}, "*.example.com:443"},
 		"udp name":                     {`udp: ["db.example:53"]`, func(*specs.Spec) {}, "udp: db.example:53"},
+		"a port":                       {"expose: [8000]", func(*specs.Spec) {}, "expose: 8000: under an engine's network"},
 		"connections":                  {"net_conns: 5", func(*specs.Spec) {}, "net_conns: 5"},
 		"rate":                         {"net_rate: 1MiB", func(*specs.Spec) {}, "net_rate"},
 		"bytes":                        {"net_bytes: 1MiB", func(*specs.Spec) {}, "net_bytes"},

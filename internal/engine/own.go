@@ -27,6 +27,9 @@ func Own(p policy.Policy, network error) []Enforcement {
 	for _, e := range p.Endpoints() {
 		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: endpointRule(e), By: "proxy, " + by, Missing: network != nil})
 	}
+	for _, port := range p.Expose() {
+		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: fmt.Sprintf("expose: %d", port), By: "connect on request, " + by, Missing: network != nil})
+	}
 	for _, r := range p.FS() {
 		n.holds(fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern), "mounts, made when the bundle was")
 	}

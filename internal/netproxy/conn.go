@@ -94,7 +94,7 @@ func (p *Proxy) serve(guest *net.TCPConn) {
 		failed = err
 	}
 	if c.reason != "" && c.reason != closing {
-		p.opts.OnRefuse(Refusal{Dest: c.dest, Name: c.name, Reason: c.reason, Err: failed})
+		p.opts.OnRefuse(Refusal{Protocol: c.protocol, Dest: c.dest, Name: c.name, Reason: c.reason, Err: failed})
 	}
 }
 

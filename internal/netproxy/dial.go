@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/psi-runtime/psi/internal/endpoint"
-
-	"golang.org/x/sys/unix"
 )
 
 // maxAddresses is how many addresses of a name are tried. Whoever answers for the
@@ -91,12 +89,11 @@ func (p *Proxy) dialFirst(ctx context.Context, protocol endpoint.Protocol, addrs
 }
 
 // dialBounded connects from the host's network, with buffers of a fixed size.
-func dialBounded(ctx context.Context, network, addr string) (net.Conn, error) {
+func (p *Proxy) dialBounded(ctx context.Context, network, addr string) (net.Conn, error) {
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		control := raw.Control(func(fd uintptr) {
-			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer),
-				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer))
+			err = setBuffers(int(fd), int(p.buffer.Load()))
 		})
 		return errors.Join(control, err)
 	}}

@@ -38,6 +38,11 @@
 // A flow, which is a port of the guest and a destination, is served as a connection is:
 // see [Options] for its limits. It ends when nothing was sent for a minute.
 //
+// # Towards the guest
+//
+// [Proxy.Connect] connects to a port that the guest listens at. That socket is handed
+// to whoever asked; nothing of it passes here.
+//
 // # What a guest sees
 //
 //	destination not in the policy   ECONNREFUSED or ENETUNREACH (EPERM, with

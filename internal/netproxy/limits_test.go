@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -180,4 +182,68 @@ func TestManyConnections(t *testing.T) {
 		c.Close()
 	}
 	eventually(t, "no connection is left", func() bool { return p.Stats().Active == 0 })
+}
+
+// The memory of the guest is shared among the connections that it may have.
+func TestBuffersAreShared(t *testing.T) {
+	for _, test := range []struct {
+		memory int64
+		conns  int
+		want   int
+	}{{256 << 20, 256, 64 << 10}, {256 << 20, 64, 256 << 10}, {256 << 20, 1, 512 << 10}, {0, 1024, 64 << 10}, {8 << 20, 16, 64 << 10}} {
+		if got := bufferSize(test.memory, test.conns); got != test.want {
+			t.Errorf("%d bytes for %d connections: buffers of %d bytes, want %d", test.memory, test.conns, got, test.want)
+		}
+	}
+	watchLeaks(t)
+	netns := newNetns(t)
+	addr := server(t, "127.0.0.1:0", echo)
+	p := open(t, netns, Options{Memory: 32 << 20, MaxConns: 16}, addr)
+	size := func() (host, guest int) {
+		t.Helper()
+		c := mustDial(t, netns, addr)
+		defer c.Close()
+		wantEcho(t, c)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for own := range p.conns {
+			return receiveBuffer(t, own.host), receiveBuffer(t, own.guest)
+		}
+		t.Fatal("no connection")
+		return 0, 0
+	}
+	if host, guest := size(); host != 2*128<<10 || guest != host { // the kernel doubles it
+		t.Errorf("buffers of %d and %d bytes, want twice 128 KiB", host, guest)
+	}
+	eventually(t, "no connection", func() bool { return p.Stats().Active == 0 })
+	if err := p.SetLimits(64, 0, 0, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	if host, guest := size(); host != 2*64<<10 || guest != host {
+		t.Errorf("after more connections were allowed: buffers of %d and %d bytes, want twice 64 KiB", host, guest)
+	}
+	err := inside(netns, func() error {
+		text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_rmem")
+		if err == nil && strings.Fields(string(text))[2] != "131072" {
+			err = fmt.Errorf("the guest's sockets may have %s", text)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func receiveBuffer(t *testing.T, c net.Conn) (size int) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { size, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF) })
+	if err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
+	return size
 }

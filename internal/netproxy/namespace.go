@@ -18,11 +18,28 @@ import (
 // connects a thousand times at once waits for nobody.
 const backlog = 4096
 
-// socketBuffer is what each of a connection's sockets on our side may hold in
-// either direction, in bytes (the kernel doubles it for its own book-keeping). Left to
-// the kernel's tuning it grows to several MiB, which a guest with a thousand
-// connections to somebody who does not read turns into gigabytes of the host's.
-const socketBuffer = 64 << 10
+// A socket buffer is what each of a connection's sockets may hold in either direction,
+// in bytes (the kernel doubles it for its own book-keeping). Left to the kernel's tuning
+// it grows to several MiB, which a guest with a thousand connections to somebody who does
+// not read turns into gigabytes of the host's. So the guest's memory is shared among the
+// connections that it may have: few connections have large buffers, and are fast.
+const (
+	minBuffer = 64 << 10
+	maxBuffer = 512 << 10
+	// buffersPerConn: four sockets, two directions, twice what was asked for.
+	buffersPerConn = 16
+)
+
+func bufferSize(memory int64, conns int) int {
+	return int(min(max(memory/int64(conns)/buffersPerConn, minBuffer), maxBuffer))
+}
+
+// setBuffers fixes the buffers of a socket; accepted sockets inherit their listener's.
+// Where net.core.rmem_max or wmem_max is less, that much is what they get.
+func setBuffers(fd, size int) error {
+	return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size))
+}
 
 // loopbackIndex is the number of lo in every network namespace (the kernel's
 // LOOPBACK_IFINDEX).
@@ -77,8 +94,8 @@ func (n network) loopbackUp() error {
 
 // boundBuffers keeps the kernel from growing the buffers of the guest's own sockets:
 // the limits of tcp belong to the network namespace of the thread that writes them.
-func boundBuffers() error {
-	sizes := []byte(fmt.Sprintf("4096 %d %d", socketBuffer, 2*socketBuffer))
+func boundBuffers(size int) error {
+	sizes := []byte(fmt.Sprintf("4096 %d %d", minBuffer, 2*size))
 	for _, name := range []string{"tcp_rmem", "tcp_wmem"} {
 		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, sizes, 0); err != nil {
 			return fmt.Errorf("bounding the guest's socket buffers: %w", err)
@@ -123,7 +140,7 @@ func isLocalAnyway(block netip.Prefix) bool {
 // listen opens a socket that accepts connections to every local address at port.
 // Which of them are served is decided for each connection. Port 0 is for what is
 // steered to it: the socket itself is bound where nobody looks for it.
-func listen(ipv6 bool, port uint16) (listener, error) {
+func listen(ipv6 bool, port uint16, buffer int) (listener, error) {
 	family := unix.AF_INET
 	var everywhere unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	if ipv6 {
@@ -143,10 +160,7 @@ func listen(ipv6 bool, port uint16) (listener, error) {
 	if ipv6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	// Accepted sockets inherit the buffers' sizes.
-	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer))
+	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), setBuffers(fd, buffer))
 	if err == nil {
 		err = unix.Bind(fd, everywhere)
 	}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
 // Options is how a [Proxy] serves its guest. The zero value is the default.
@@ -18,6 +20,10 @@ type Options struct {
 	// means any. Total is how many they may move at all: then every connection is
 	// reset. 0 means any.
 	Rate, Total int64
+	// Memory is what the sockets of all connections may hold together, in bytes, as far as
+	// they can with buffers of 64 KiB: the larger it is for each connection, the faster
+	// they are. 0 means 1 MiB for each.
+	Memory int64
 	// Budget is shared with the other guests of this process; nil bounds nothing.
 	Budget *Budget
 	// Steer serves ranges of ports; without it they are an error.
@@ -51,9 +57,6 @@ func (o Options) withDefaults() Options {
 	if o.DialTimeout == 0 {
 		o.DialTimeout = defaultDialTimeout
 	}
-	if o.Dial == nil {
-		o.Dial = dialBounded
-	}
 	if o.Resolve == nil {
 		o.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
 			if strings.Contains(name, ".") {
@@ -86,10 +89,11 @@ const (
 
 // Refusal is one connection that was not served, or was cut.
 type Refusal struct {
-	Dest   netip.AddrPort // what the guest connected to
-	Name   string         // the name that Dest stands for, or ""
-	Reason Reason
-	Err    error // details; may be nil
+	Protocol endpoint.Protocol
+	Dest     netip.AddrPort // what the guest connected to
+	Name     string         // the name that Dest stands for, or ""
+	Reason   Reason
+	Err      error // details; may be nil
 }
 
 // Error says which destination, why, and what can be done about it.

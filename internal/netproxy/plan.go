@@ -82,7 +82,7 @@ func (p *Proxy) extend(change plan) error {
 			}
 		}
 		for _, s := range change.newSockets {
-			l, err := s.open()
+			l, err := p.open(s)
 			if err != nil {
 				return errors.Join(err, n.removeAll(change.newRoutes))
 			}
@@ -114,11 +114,11 @@ func (p *Proxy) extend(change plan) error {
 }
 
 // open opens the socket in the namespace of this thread.
-func (s socket) open() (listener, error) {
+func (p *Proxy) open(s socket) (listener, error) {
 	if s.udp {
 		return listenUDP(s)
 	}
-	return listen(s.ipv6, s.port)
+	return listen(s.ipv6, s.port, int(p.buffer.Load()))
 }
 
 // withdraw removes what is left over. Nothing there is allowed any more, so what

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -42,13 +43,16 @@ type Proxy struct {
 	rules    rules
 	maxConns int
 	conns    map[*conn]bool
-	flows    map[flow]bool // those that have a conn, or will
-	closed   bool
-	accepted uint64
-	refused  map[Reason]uint64
+	// connecting counts the connections to the guest that are being made.
+	connecting int
+	flows      map[flow]bool // those that have a conn, or will
+	closed     bool
+	accepted   uint64
+	refused    map[Reason]uint64
 
 	dynamic           dynamicNames
 	quota             quota
+	buffer            atomic.Int64 // bytes of a socket buffer
 	bytesOut, bytesIn atomic.Uint64
 }
 
@@ -137,7 +141,10 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		refused:   make(map[Reason]uint64),
 		steering:  nopCloser{},
 	}
-	p.SetLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total)
+	if p.opts.Dial == nil {
+		p.opts.Dial = p.dialBounded
+	}
+	p.buffer.Store(int64(p.setLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total, p.opts.Memory)))
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	err = inside(p.netns, func() error {
 		n, err := openNetwork()
@@ -146,7 +153,7 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		}
 		defer n.handle.Close()
 		p.ipv6 = hasIPv6()
-		return errors.Join(n.loopbackUp(), boundBuffers())
+		return errors.Join(n.loopbackUp(), boundBuffers(int(p.buffer.Load())))
 	})
 	if err == nil {
 		err = p.Update(eps)
@@ -163,6 +170,16 @@ func (p *Proxy) Hosts() map[string]netip.Addr {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return maps.Clone(p.rules.hosts)
+}
+
+// NameOf returns the name that an address stands for in the guest, or "".
+func (p *Proxy) NameOf(addr netip.Addr) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if name, ok := p.rules.names[addr]; ok {
+		return name
+	}
+	return p.dynamic.name(addr)
 }
 
 // HostsWith returns what Hosts would after an Update with eps.
@@ -219,9 +236,32 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 	return errors.Join(old.Close(), p.withdraw(plan))
 }
 
-// SetLimits replaces what [Options] says of connections and bytes, from now on; what
-// was moved already counts. 0 means what it means there.
-func (p *Proxy) SetLimits(maxConns int, rate, total int64) {
+// SetLimits replaces what [Options] says of connections, bytes and memory, from now on;
+// what was moved already counts, and connections keep the buffers that they have. 0 means
+// what it means there.
+func (p *Proxy) SetLimits(maxConns int, rate, total, memory int64) error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	size := p.setLimits(maxConns, rate, total, memory)
+	if p.buffer.Swap(int64(size)) == int64(size) {
+		return nil
+	}
+	var errs []error
+	for _, l := range p.listeners {
+		if _, datagrams := l.(*net.UDPConn); datagrams {
+			continue
+		}
+		raw, err := l.SyscallConn()
+		if err == nil {
+			err = errors.Join(err, raw.Control(func(fd uintptr) { errs = append(errs, setBuffers(int(fd), size)) }))
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, inside(p.netns, func() error { return boundBuffers(size) }))...)
+}
+
+// setLimits returns the size of buffers that the limits come to.
+func (p *Proxy) setLimits(maxConns int, rate, total, memory int64) int {
 	if maxConns == 0 {
 		maxConns = defaultMaxConns
 	}
@@ -230,6 +270,7 @@ func (p *Proxy) SetLimits(maxConns int, rate, total int64) {
 	p.maxConns = maxConns
 	p.quota.rate.Store(rate)
 	p.quota.total.Store(total)
+	return bufferSize(memory, maxConns)
 }
 
 // use puts rules in force and cuts what they no longer allow.

@@ -73,8 +73,8 @@ func socketUDP(bound, to netip.AddrPort, prepare func(fd int) error) (*net.UDPCo
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
 	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 2*socketBuffer),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 2*socketBuffer))
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 2*minBuffer),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 2*minBuffer))
 	if err == nil && prepare != nil {
 		err = prepare(fd)
 	}
@@ -181,7 +181,7 @@ func (p *Proxy) serveFlow(key flow, first []byte) {
 		return err
 	})
 	if err != nil {
-		p.opts.OnRefuse(Refusal{Dest: key.to, Reason: NoResources, Err: err})
+		p.opts.OnRefuse(Refusal{Protocol: endpoint.UDP, Dest: key.to, Reason: NoResources, Err: err})
 		return
 	}
 	defer guest.Close()
@@ -190,12 +190,12 @@ func (p *Proxy) serveFlow(key flow, first []byte) {
 		reason, err := p.exchange(c, key, first)
 		p.release(c, reason)
 		if c.reason != "" && c.reason != closing {
-			p.opts.OnRefuse(Refusal{Dest: c.dest, Name: c.name, Reason: c.reason, Err: err})
+			p.opts.OnRefuse(Refusal{Protocol: c.protocol, Dest: c.dest, Name: c.name, Reason: c.reason, Err: err})
 		}
 		return
 	}
 	if c.reason != closing {
-		p.opts.OnRefuse(Refusal{Dest: c.dest, Name: c.name, Reason: c.reason})
+		p.opts.OnRefuse(Refusal{Protocol: c.protocol, Dest: c.dest, Name: c.name, Reason: c.reason})
 	}
 }
 

@@ -27,6 +27,8 @@ const (
 	farewell = time.Second
 	// greeting is how long a client may take to say hello.
 	greeting = 10 * time.Second
+	// maxFiles is how many descriptors may wait for a client that does not read.
+	maxFiles = 128
 	// maxEnded is how many ended guests a connection remembers.
 	maxEnded = 1024
 )
@@ -50,6 +52,7 @@ type client struct {
 
 	mu      sync.Mutex // guards the fields below, and sending on out against closing it
 	out     chan message
+	files   int // descriptors in out
 	dropped bool
 	token   []byte   // digest of what a reload of these guests needs; nil without
 	ended   []string // ids of guests that have ended, oldest first
@@ -148,8 +151,12 @@ func (c *client) start(r control.Request) {
 	c.working.Add(1)
 	go func() {
 		defer func() { c.working.Done(); <-c.flying }()
-		if r.Op == "spawn" {
+		switch r.Op {
+		case "spawn":
 			c.spawn(r)
+			return
+		case "connect":
+			c.connect(r)
 			return
 		}
 		ok, err := c.s.handle(c, r)
@@ -201,7 +208,10 @@ func (c *client) send(what any, file *os.File) {
 	if err == nil && !c.dropped {
 		select {
 		case c.out <- message{body, file}:
-			file = nil
+			if file != nil {
+				c.files++
+			}
+			file, full = nil, c.files > maxFiles
 		default:
 			full = true
 		}
@@ -214,7 +224,7 @@ func (c *client) send(what any, file *os.File) {
 		c.log.WithError(err).Error("a message could not be encoded")
 	}
 	if full {
-		c.drop(fmt.Errorf("the client does not read: %d messages are waiting", queueLength))
+		c.drop(errors.New("the client does not read: too many messages, or descriptors, are waiting"))
 	}
 }
 
@@ -247,6 +257,9 @@ func (c *client) write() {
 		}
 		if m.file != nil {
 			_ = m.file.Close()
+			c.mu.Lock()
+			c.files--
+			c.mu.Unlock()
 		}
 	}
 }

@@ -207,7 +207,7 @@ func (c *testClient) take(body []byte, files *[]*os.File) {
 		c.pushed <- m
 		return
 	}
-	if bytes.Contains(head.OK, []byte(`"enforced"`)) {
+	if len(*files) > 0 && (bytes.Contains(head.OK, []byte(`"enforced"`)) || string(head.OK) == `{"connected":true}`) {
 		head.file, *files = (*files)[0], (*files)[1:]
 	}
 	c.mu.Lock()

@@ -153,3 +153,28 @@ func TestDenialsGiveWay(t *testing.T) {
 		}
 	}
 }
+
+// What only the proxy knows to be forbidden is an event too: each wildcard has ports of
+// its own, which to the kernel are those of all names.
+func TestDeniedByTheProxy(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "names", map[string]any{"tcp": []string{"*.example.org:443", "*.example.com:80"}})
+	got := g.run(t, `
+import socket
+where = socket.getaddrinfo("a.example.org", 443, type=socket.SOCK_STREAM)[0][4][0]
+try:
+    socket.create_connection((where, 80), 5).recv(1)
+    post("nothing")
+except ConnectionResetError: post("reset")`)
+	if got != "reset" {
+		t.Fatalf("connecting a name at another's port: %s", got)
+	}
+	d := details(t, c.event(t, "DENIED", scaled(5*time.Second)))
+	for key, want := range map[string]any{
+		"kind": "net", "operation": "connect", "protocol": "tcp", "name": "a.example.org", "reason": "not allowed", "errno": "ECONNRESET", "rule": nil, "suppressed": 0.0,
+	} {
+		if d[key] != want {
+			t.Errorf("%s is %v, want %v", key, d[key], want)
+		}
+	}
+}

@@ -28,12 +28,17 @@
 //	                                     ◄──  {"id":1,"ok":{…}}
 //	  {"id":2,"op":"spawn",…}            ──►
 //	                                     ◄──  {"id":2,"ok":{…}} + one descriptor
+//	  {"id":3,"op":"connect",…}          ──►
+//	                                     ◄──  {"id":3,"ok":{…}} + one descriptor
 //	                                     ◄──  {"event":"MEM_KILL",…}        pushed
 //	                                     ◄──  {"exited":{…}}                pushed
 //
 // Events and ends of guests are pushed to the connection that owns the guest, and to
 // those connections of the same user whose hello said "watch": true. Denials
 // give way when a client's queue is half full.
+//
+// connect gives the client a socket that is connected to a port which a guest's policy
+// exposes (connect.go).
 //
 // reload changes the policy of running guests (reload.go), protect guards that with a
 // token (authority.go). Root's tools find every supervisor under an abstract name

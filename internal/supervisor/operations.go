@@ -63,7 +63,7 @@ func (s *Supervisor) list(c *client) any {
 	s.mu.Lock()
 	var mine []*guest
 	for _, g := range s.guests {
-		if g.running && g.client.peer.uid == c.peer.uid {
+		if g.running && !g.hasEnded() && g.client.peer.uid == c.peer.uid {
 			mine = append(mine, g)
 		}
 	}

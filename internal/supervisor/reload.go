@@ -23,6 +23,7 @@ import (
 //	imports    the directories with modules in them, mounted over with another layer, and a
 //	           file that the guest's agent looks at
 //	tcp        /etc/hosts, programs, proxy; connections that are now forbidden are cut
+//	expose     programs, and what connect gives out from now on
 //
 // The last is the only one that cannot be taken back, so it comes last.
 
@@ -198,6 +199,9 @@ func checkReload(old, next policy.Policy) error {
 	}
 	if !slices.Equal(old.Preload(), next.Preload()) {
 		return fmt.Errorf("%w: preload of a running guest cannot change: it has begun: %s", errPolicy, wayOut)
+	}
+	if len(old.Expose()) == 0 && len(next.Expose()) > 0 {
+		return fmt.Errorf("%w: expose of a running guest cannot begin: its seccomp filter lets it listen nowhere: %s", errPolicy, wayOut)
 	}
 	if attend.AsksForNames(next) && !attend.AsksForNames(old) {
 		return fmt.Errorf("%w: a running guest cannot learn wildcards: its /etc/resolv.conf was written before it started: allow the names themselves, or %s", errPolicy, wayOut)

@@ -6,6 +6,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // Seccomp returns the system call filter of a guest: the calls that CPython and
@@ -14,18 +16,34 @@ import (
 // library takes for an older kernel. A call of a foreign architecture (32 bit, x32)
 // kills its thread. The result depends on nothing but the architecture of the
 // build; it is made anew at each call, the caller may change it.
-func Seccomp() *specs.LinuxSeccomp { return seccomp(false) }
+func Seccomp() *specs.LinuxSeccomp { return seccomp(sockets{}) }
 
-// seccomp is Seccomp, with UDP sockets or without.
-func seccomp(udp bool) *specs.LinuxSeccomp {
+// sockets is what of the filter depends on the policy.
+type sockets struct {
+	udp    bool // datagrams, for a policy with udp rules
+	listen bool // bind and listen, for one that exposes ports
+}
+
+func socketsOf(p policy.Policy) sockets {
+	return sockets{udp: len(p.UDP()) > 0, listen: len(p.Expose()) > 0}
+}
+
+// seccomp is Seccomp for a policy that needs these sockets.
+func seccomp(may sockets) *specs.LinuxSeccomp {
 	unknown := uint(unix.ENOSYS)
+	allowed, forbidden := allowedCalls(), forbiddenCalls()
+	if may.listen {
+		allowed = append(allowed, servingCalls())
+	} else {
+		forbidden = append(forbidden, servingCalls())
+	}
 	s := &specs.LinuxSeccomp{
 		DefaultAction:   specs.ActErrno,
 		DefaultErrnoRet: &unknown,
 		Architectures:   []specs.Arch{nativeArch()},
 		Syscalls: []specs.LinuxSyscall{
-			{Names: names(allowedCalls()), Action: specs.ActAllow},
-			forbid(names(forbiddenCalls())),
+			{Names: names(allowed), Action: specs.ActAllow},
+			forbid(names(forbidden)),
 		},
 	}
 	for _, c := range singleArguments() {
@@ -33,7 +51,7 @@ func seccomp(udp bool) *specs.LinuxSeccomp {
 	}
 	s.Syscalls = append(s.Syscalls, modeRules()...)
 	s.Syscalls = append(s.Syscalls, cloneRules()...)
-	s.Syscalls = append(s.Syscalls, socketRules(udp)...)
+	s.Syscalls = append(s.Syscalls, socketRules(may.udp)...)
 	s.Syscalls = append(s.Syscalls, socketpairRules()...)
 	s.Syscalls = append(s.Syscalls, setsockoptRules()...)
 	return s

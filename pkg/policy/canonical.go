@@ -9,7 +9,7 @@ import (
 
 // document is the canonical form. The fields are in the order of their keys, so
 // that encoding/json writes them sorted; every limit is a number in the unit of
-// its key. Those of the network and udp are missing when the policy says nothing of
+// its key. Those of the network, udp and expose are missing when the policy says nothing of
 // them, so that a policy without them has the digest that it always had. imports is
 // missing when every module may be imported, seccomp when only the engine's filter is
 // meant.
@@ -17,6 +17,7 @@ type document struct {
 	AllowDegraded bool                `json:"allow_degraded"`
 	CPU           float64             `json:"cpu"`
 	CPUMillis     int64               `json:"cpu_ms"`
+	Expose        []uint16            `json:"expose,omitempty"`
 	FS            []map[FSMode]string `json:"fs"`
 	Imports       *[]string           `json:"imports,omitempty"`
 	Isolation     Isolation           `json:"isolation,omitempty"`
@@ -46,6 +47,7 @@ func (p Policy) Canonical() []byte {
 		AllowDegraded: p.allowDegraded,
 		CPU:           l.CPU,
 		CPUMillis:     l.CPUTime.Milliseconds(),
+		Expose:        p.expose,
 		FS:            make([]map[FSMode]string, 0, len(p.fs)),
 		Isolation:     p.isolation,
 		Mem:           l.Mem,

@@ -10,7 +10,7 @@ import (
 // Difference is something that one policy permits and another does not.
 type Difference struct {
 	Key     string `json:"key"`            // of the document: "fs", "tcp", "imports", "mem", …
-	Permits string `json:"permits"`        // "read", "write", "connect", "import", "more"
+	Permits string `json:"permits"`        // "read", "write", "connect", "listen", "import", "more"
 	Example string `json:"example"`        // a path, an endpoint, a module, or "256MiB → 1GiB"
 	Rule    string `json:"rule,omitempty"` // what permits it, as documents write it; empty for limits
 }
@@ -45,6 +45,7 @@ func Compare(a, b Policy) ([]Difference, error) {
 	all := append(compareLimits(a.Limits(), b.Limits()), files...)
 	all = append(all, compareEndpoints("tcp", a.tcp, b.tcp)...)
 	all = append(all, compareEndpoints("udp", a.udp, b.udp)...)
+	all = append(all, compareExposed(a, b)...)
 	all = append(all, compareImports(a, b)...)
 	if b.allowDegraded && !a.allowDegraded {
 		all = append(all, Difference{Key: "allow_degraded", Permits: "more", Example: "false → true"})

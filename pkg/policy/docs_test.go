@@ -118,7 +118,7 @@ func TestReferenceExamples(t *testing.T) {
 // TestReferenceTables compares the tables of the reference with the code.
 func TestReferenceTables(t *testing.T) {
 	_, rows := readReference(t)
-	keys, builtins, patterns := []string{"fs", "tcp", "udp", "imports", "seccomp", "isolation", "preload"}, []string(nil), 0
+	keys, builtins, patterns := []string{"fs", "tcp", "udp", "expose", "imports", "seccomp", "isolation", "preload"}, []string(nil), 0
 	var named []string
 	for _, row := range rows {
 		words := code(row[0])

@@ -30,7 +30,7 @@ func ExampleParse_error() {
 	_, err = policy.Parse([]byte("fs:\n  - /srv/data\n  - data/*.csv\n"), "etl.yml")
 	fmt.Println(err)
 	// Output:
-	// etl.yml:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, imports, mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation, preload (did you mean "mem"?)
+	// etl.yml:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, expose, imports, mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation, preload (did you mean "mem"?)
 	// etl.yml:3:5: fs: "data/*.csv": is not absolute: begin it with /, such as /srv/data/*.csv
 }
 

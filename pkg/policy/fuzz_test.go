@@ -19,6 +19,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add([]byte(`{"fs": ["/srv/a", {"write": "/srv/b/**"}], "tcp": ["[::1]:80"], "imports": [], "mem": "1.5GiB"}`))
+	f.Add([]byte("tcp: ['10.0.0.0/8:8001-8100']\nexpose: [8000, 9000]"))
 	f.Add([]byte("fs: &a [/srv/a]\ntcp: []\nimports: *a"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := Parse(data, "fuzz.yml")
@@ -46,6 +47,16 @@ func FuzzParse(f *testing.F) {
 		for _, r := range p.FS() {
 			if err := r.check(); err != nil || r.Mode == Write && p.ReadOnly() {
 				t.Fatalf("%v: %v", r, err)
+			}
+		}
+		for _, port := range p.Expose() {
+			if q, err := p.ExposePort(int(port)); err != nil || q.Digest() != p.Digest() {
+				t.Fatalf("expose %d again: %v", port, err)
+			}
+			for _, e := range p.TCP() {
+				if first, last := e.Ports(); !e.Deny && first <= port && port <= last {
+					t.Fatalf("%d is exposed and %v is served there", port, e)
+				}
 			}
 		}
 		for _, e := range p.TCP() {

@@ -26,8 +26,8 @@ type Limits struct {
 
 // Connections is how many connections the guest may have at once: one for each MiB of
 // its memory, from 16 to 1024, and no more than NetConns if that is not 0. What the
-// sockets of a connection hold is the host's memory, up to 1 MiB each, and not always
-// counted as the guest's.
+// sockets of all connections hold is the host's memory, as much as the guest's at most,
+// and not always counted as the guest's.
 func (l Limits) Connections() int64 {
 	most := min(max(l.Mem/mib, 16), 1024)
 	if l.NetConns > 0 {

@@ -72,6 +72,7 @@ func keyTable() []documentKey {
 		{"fs", (*reader).fs},
 		{"tcp", (*reader).endpoints},
 		{"udp", (*reader).endpoints},
+		{"expose", (*reader).exposed},
 		{"imports", (*reader).imports},
 	}
 	for _, k := range limitTable() {
@@ -121,7 +122,7 @@ func unknownKey(key string) *Error {
 		e.WayOut = "it stands in a sandbox, below sandboxes:"
 	case "net":
 		e.WayOut = `write tcp: ["127.0.0.1:9200"]; net is a key of PyIsolate's documents, which begin with version: 1.0`
-	case "expose", "unix":
+	case "unix":
 		e.WayOut = "nothing enforces it yet, and what is not enforced is not accepted: remove it"
 	default:
 		e.Nearest = nearest(key, append(names, "version", "defaults", "sandboxes"))

@@ -101,7 +101,7 @@ func TestParseErrors(t *testing.T) {
 		{"mem: !!str 1", `p.yml:1:6: has the tag "!!str", which is not supported: remove it; quote a value to make it text`},
 		{"mem: !size 1", `p.yml:1:6: has the tag "!size", which is not supported: remove it; quote a value to make it text`},
 
-		{"memory: 1GiB", `p.yml:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, imports, ` +
+		{"memory: 1GiB", `p.yml:1:1: "memory": is not a key of a policy: the keys are read_only, allow_degraded, cpu, fs, tcp, udp, expose, imports, ` +
 			`mem, cpu_ms, wall_ms, pids, open_files, tmp, message, output, net_conns, net_rate, net_bytes, seccomp, isolation, preload (did you mean "mem"?)`},
 		{"pids: 1\nimport: [a]", `(did you mean "imports"?)`},
 		{"Mem: 1GiB", `(did you mean "mem"?)`},

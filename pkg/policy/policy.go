@@ -23,6 +23,7 @@ type Policy struct {
 	limits         Limits // the zero Limits, which is not valid, stands for the defaults
 	fs             []FSRule
 	tcp, udp       endpoints
+	expose         []uint16 // sorted
 	imports        []string // sorted
 	importsLimited bool
 	allowDegraded  bool
@@ -215,16 +216,21 @@ func (p Policy) WithLimits(l Limits) (Policy, error) {
 }
 
 // BeforeStart returns the part of the policy that has to be in force before a guest's process
-// is started: its imports and preloads, its datagrams, its open files, whether /tmp can be written.
-// All else can be put into force while the process waits. Policies with the same BeforeStart can have the same guests.
+// is started: its imports and preloads, its datagrams, whether it can listen, its open files, whether
+// /tmp can be written. All else can be put into force while the process waits. Policies with the
+// same BeforeStart can have the same guests.
 func (p Policy) BeforeStart() Policy {
 	l := defaultLimits()
 	l.OpenFiles = p.Limits().OpenFiles
 	if p.Limits().Tmp == 0 {
 		l.Tmp = 0
 	}
+	var expose []uint16
+	if len(p.expose) > 0 {
+		expose = []uint16{firstExposed} // which port can be said later
+	}
 	return Policy{
-		limits: l, udp: p.udp.clone(), imports: slices.Clone(p.imports), importsLimited: p.importsLimited,
+		limits: l, udp: p.udp.clone(), expose: expose, imports: slices.Clone(p.imports), importsLimited: p.importsLimited,
 		allowDegraded: p.allowDegraded, isolation: p.isolation, preload: slices.Clone(p.preload),
 	}
 }
@@ -332,6 +338,12 @@ func (p *Policy) addEndpoint(text string, like Endpoint) (Endpoint, *Error) {
 			allow, deny = other, e
 		}
 		if err := clash(allow, deny); err != nil {
+			return e, err
+		}
+	}
+	for _, port := range p.expose {
+		if err := taken(port, e); err != nil {
+			err.Value = text
 			return e, err
 		}
 	}

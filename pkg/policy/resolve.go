@@ -108,7 +108,8 @@ func (r *resolver) resolve(s *sandbox) *reader {
 		from: "document", origins: slices.Clip(parent.origins)}
 	// The lists grow in place, and the parent's belong to its other children too.
 	own.policy.fs, own.policy.tcp, own.policy.udp = slices.Clip(own.policy.fs), own.policy.tcp.clone(), own.policy.udp.clone()
-	own.policy.imports, own.policy.preload = slices.Clone(own.policy.imports), slices.Clone(own.policy.preload)
+	own.policy.expose, own.policy.imports = slices.Clone(own.policy.expose), slices.Clone(own.policy.imports)
+	own.policy.preload = slices.Clone(own.policy.preload)
 	structure := []string{"version"}
 	if s.name != "" {
 		own.from, structure = "sandbox "+s.name, []string{"extends"}
@@ -187,7 +188,7 @@ func arrange(p Policy, written []Origin) []Origin {
 			continue
 		}
 		switch key {
-		case "fs", "tcp", "udp":
+		case "fs", "tcp", "udp", "expose":
 			builtin(key, "none")
 		case "imports":
 			value := "every module"
@@ -211,7 +212,7 @@ func arrange(p Policy, written []Origin) []Origin {
 
 // ofKey returns the origins of one key that count.
 func ofKey(key string, written []Origin) []Origin {
-	list := key == "fs" || key == "tcp" || key == "udp" || key == "imports"
+	list := key == "fs" || key == "tcp" || key == "udp" || key == "expose" || key == "imports"
 	var own []Origin
 	seen := make(map[string]bool)
 	for _, o := range written {
@@ -235,7 +236,7 @@ const noModule = "no module"
 // displayKeys lists the keys in the order in which people read a policy.
 func displayKeys() []string {
 	return []string{"mem", "cpu", "cpu_ms", "wall_ms", "pids", "open_files", "tmp", "message", "output", "net_conns", "net_rate", "net_bytes",
-		"read_only", "fs", "tcp", "udp", "imports", "preload", "seccomp", "isolation", "allow_degraded"}
+		"read_only", "fs", "tcp", "udp", "expose", "imports", "preload", "seccomp", "isolation", "allow_degraded"}
 }
 
 // sortErrors orders errors by their place.

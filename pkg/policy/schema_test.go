@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -181,5 +184,22 @@ func TestSchemaRefuses(t *testing.T) {
 	t.Logf("the schema refuses %d of %d", refused, all)
 	if 2*refused < all {
 		t.Errorf("the schema refuses only %d of %d bad policies", refused, all)
+	}
+}
+
+// TestPythonKeys holds the Python client, which refuses keys that it does not know, to
+// those of the parser.
+func TestPythonKeys(t *testing.T) {
+	cmd := exec.Command("/usr/bin/python3.11", "-B", "-c", "from pyisolate.policy import _KEYS; print(*_KEYS)")
+	cmd.Env = append(os.Environ(), "PYTHONPATH=../../python")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, ours := strings.Fields(string(out)), append(keyNames(), "version")
+	slices.Sort(theirs)
+	slices.Sort(ours)
+	if !slices.Equal(theirs, ours) {
+		t.Errorf("the Python client knows %v, the parser %v", theirs, ours)
 	}
 }

@@ -22,6 +22,7 @@ const sendPatience = 30 * time.Second
 type reply struct {
 	ok    json.RawMessage
 	made  *Sandbox // of a spawn
+	conn  net.Conn // of a connect
 	err   error
 	files []*os.File
 }

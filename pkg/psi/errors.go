@@ -1,6 +1,7 @@
 package psi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -86,6 +87,8 @@ func refusal(sandbox, kind, text string) error {
 		return &PolicyError{e}
 	case control.KindAuth:
 		return &PolicyAuthError{e}
+	case control.KindTimeout:
+		return &TimeoutError{e, context.DeadlineExceeded}
 	}
 	return &e
 }

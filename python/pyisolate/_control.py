@@ -11,6 +11,8 @@
                                         ◄── {"id":1,"ok":{…}}   or {"id":1,"error":{"kind","message"}}
       {"id":2,"op":"spawn",…}           ──►
                                         ◄── {"id":2,"ok":{…}}   + one descriptor: the guest's channel
+      {"id":3,"op":"connect",…}         ──►
+                                        ◄── {"id":3,"ok":{…}}   + one: a socket connected to the guest's port
                                         ◄── {"event":…}, {"exited":{…}}        pushed, without an id
 
 A descriptor comes with the first byte of its reply. Replies that carry one come in the order in which
@@ -29,7 +31,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
-from .errors import PolicyAuthError, PolicyError, SandboxError
+from .errors import PolicyAuthError, PolicyError, SandboxError, TimeoutError
 
 VERSION = 1
 MAX_FRAME = 1 << 20
@@ -229,5 +231,5 @@ class Connection:
 
 def _error(error: Message) -> SandboxError:
     kind, text = error.get("kind"), str(error.get("message"))
-    errors = {"policy": PolicyError, "auth": PolicyAuthError}
+    errors = {"policy": PolicyError, "auth": PolicyAuthError, "timeout": TimeoutError}
     return errors.get(str(kind), SandboxError)(text)

@@ -29,7 +29,7 @@ NetRule = Union[str, Dict[str, Any]]
 _SIZES = ("mem", "tmp", "message", "output", "net_rate", "net_bytes")
 _COUNTS = ("cpu_ms", "wall_ms", "pids", "open_files", "net_conns")
 # … and the rest.
-_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "imports", "preload", "isolation", "read_only", "allow_degraded")
+_KEYS = (*_SIZES, *_COUNTS, "cpu", "fs", "tcp", "udp", "expose", "imports", "preload", "seccomp", "isolation", "read_only", "allow_degraded", "version")
 
 _MODES = {"r": "read", "rw": "write"}
 
@@ -123,6 +123,10 @@ class Policy:
         """Take an endpoint for datagrams out of what other rules allow."""
         return self._with("udp", {"deny": endpoint})
 
+    def expose_port(self, port: int) -> "Policy":
+        """Let the guest listen at ``port`` of its own loopback, for :meth:`pyisolate.Sandbox.connect`."""
+        return self._with("expose", port)
+
     def allow_import(self, name: str) -> "Policy":
         """Allow the guest to import the module ``name``; without any such rule every module is allowed."""
         return self._with("imports", name)
@@ -141,6 +145,11 @@ class Policy:
     def udp(self) -> List[NetRule]:
         """The rules for datagrams, as :attr:`tcp`."""
         return [rule if isinstance(rule, str) else dict(rule) for rule in self._document.get("udp", ())]
+
+    @property
+    def expose(self) -> List[int]:
+        """The ports at which the guest may listen."""
+        return list(self._document.get("expose", ()))
 
     @property
     def imports(self) -> Optional[List[str]]:
@@ -166,7 +175,7 @@ class Policy:
     def __reduce__(self) -> Tuple[Any, ...]:
         return (Policy.from_dict, (self.to_dict(),))
 
-    def _with(self, key: str, item: NetRule) -> "Policy":
+    def _with(self, key: str, item: Union[NetRule, int]) -> "Policy":
         document = self.to_dict()
         document[key] = [*(document.get(key) or ()), item]
         return type(self).from_dict(document)
@@ -210,14 +219,13 @@ def check(document: Mapping[str, Any]) -> None:
     for key, value in document.items():
         if key not in _KEYS:
             raise PolicyError(f"policy key {key!r} is not known; the keys are {', '.join(sorted(_KEYS))}")
-        if key in ("fs", "tcp", "udp", "imports", "preload"):
+        if key in _CHECKS:
             if not isinstance(value, (list, tuple)):
                 raise PolicyError(f"policy key {key!r} takes a list, not {value!r}")
             for item in value:
                 _CHECKS[key](key, item)
-        elif key == "isolation":
-            if value != "fresh":
-                raise PolicyError(f'policy key "isolation" is "fresh" or left out, not {value!r}')
+        elif key in ("seccomp", "isolation", "version"):
+            pass  # the supervisor's to read
         elif key in ("allow_degraded", "read_only"):
             if not isinstance(value, bool):
                 raise PolicyError(f"policy key {key!r} is true or false, not {value!r}")
@@ -274,4 +282,10 @@ def _check_import(key: str, name: object) -> None:
         raise PolicyError(f'import rule {name!r}: write a module\'s dotted name, such as "collections.abc"')
 
 
-_CHECKS = {"fs": _check_fs, "tcp": _check_endpoint, "udp": _check_endpoint, "imports": _check_import, "preload": _check_import}
+def _check_exposed(key: str, port: object) -> None:
+    if not isinstance(port, int) or isinstance(port, bool) or not 1024 <= port < 65536:
+        raise PolicyError(f"{key} rule {port!r}: write a port from 1024 to 65535 as a number, such as 8000")
+
+
+_CHECKS = {"expose": _check_exposed, "fs": _check_fs, "tcp": _check_endpoint, "udp": _check_endpoint, "imports": _check_import,
+           "preload": _check_import}  # fmt: skip

@@ -174,6 +174,22 @@ class Sandbox:
         for it may differ. Only accept what may be called with any arguments that a guest can think of."""
         self._classes.update({getattr(each, "__qualname__", ""): each for each in classes}, **named)
 
+    def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
+        """A TCP socket that is connected to a port at which the guest listens.
+
+        The policy exposes the port (``expose: [8000]``); nobody but the guest's owner can connect to it, and it is at no
+        address of the host. The socket is the caller's, to close as well. Raises TimeoutError when the guest does
+        not accept within ``timeout`` seconds, SandboxError when nothing listens there, PolicyError when the
+        policy does not expose the port.
+        """
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
+            raise SandboxError(f"connect takes a port, a number from 1 to 65535, not {port!r}")
+        self._usable()
+        fields = {"port": port, "timeout": max(0.0, float(timeout))}
+        connected: socket.socket = self._ask("connect", fields, float(timeout), _connected)
+        connected.settimeout(None)
+        return connected
+
     # What it uses and says ------------------------------------------------------------------------------
 
     @property
@@ -345,10 +361,15 @@ class Sandbox:
         if self._closed or self._forked:
             raise self._death()
 
-    def _ask(self, op: str, fields: Mapping[str, object]) -> Message:
+    def _ask(
+        self,
+        op: str,
+        fields: Mapping[str, object],
+        timeout: float = 0.0,
+        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+    ) -> Any:
         try:
-            reply: Message = self.connection.ask(op, {"guest": self.id, **fields}, _PATIENCE)
-            return reply
+            return self.connection.ask(op, {"guest": self.id, **fields}, timeout + _PATIENCE, on_ok)
         except ConnectionLost:
             raise self._death() from None
         except SandboxError as error:
@@ -413,6 +434,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a text is a {type(value).__name__}")
     return value
+
+
+def _connected(reply: Message, connected: Optional[socket.socket]) -> socket.socket:
+    if connected is None:
+        raise SandboxError("the supervisor answered connect without a socket")
+    return connected
 
 
 def _ignore(frame: wire.Frame) -> None:
