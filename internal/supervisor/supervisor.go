@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -47,6 +48,7 @@ type Supervisor struct {
 	pool      *pool
 	zygotes   *zygotes
 	removing  chan struct{}  // a slot per guest being taken away
+	pending   atomic.Int32   // ended guests of which something is left
 	running   sync.WaitGroup // guests whose removal has not ended
 	serving   sync.WaitGroup // connections
 
@@ -63,6 +65,9 @@ const maxClients = 64
 
 // removers bounds the background work of taking ended guests away.
 const removers = 4
+
+// maxPending is how many ended guests may wait to be taken away before no more are made.
+const maxPending = 128
 
 // New prepares to serve: it removes what dead owners left on the host, and takes
 // ownership of what this supervisor is going to make. It must run in a mount
@@ -228,8 +233,12 @@ func (s *Supervisor) enterSpawn(c *client) (leave func(), err error) {
 	return leave, nil
 }
 
-// begin counts a guest that is being made; running.Done ends it.
+// begin counts a guest that is being made; running.Done ends it. It waits while so much of
+// ended ones is left that the host's tables would fill up.
 func (s *Supervisor) begin() error {
+	for s.pending.Load() >= maxPending && !s.isClosing() {
+		time.Sleep(time.Millisecond)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
@@ -292,6 +301,8 @@ func (s *Supervisor) forget(g *guest) {
 
 // remove takes away what is left of an ended guest on the host.
 func (s *Supervisor) remove(g *guest) {
+	s.pending.Add(1)
+	defer s.pending.Add(-1)
 	s.removing <- struct{}{}
 	defer func() { <-s.removing }()
 	g.life.Lock()
