@@ -170,9 +170,13 @@ static __noinline bool write_path(struct path_buffer *path, struct vfsmount *mnt
 	walk.dentry = dentry;
 	if (!read_hold(&walk.hold, walk.mount))
 		return false;
-	bpf_loop(PATH_LONGEST, walk_step, &walk, 0);
-	at = walk.at;
-	if (!walk.done || at > PATH_END || at < PATH_FRONT)
+	if (dentry != root || walk.hold.parent != walk.mount) {
+		bpf_loop(PATH_LONGEST, walk_step, &walk, 0);
+		at = walk.at;
+		if (!walk.done)
+			return false;
+	}
+	if (at > PATH_END || at < PATH_FRONT)
 		return false;
 	if (at == PATH_END) {
 		at--;
@@ -200,6 +204,13 @@ struct request {
 	bool directory;
 };
 
+// spared says whether a request that the rules do not allow is the runtime's, which may do
+// everything but execute.
+static __always_inline bool spared(struct subject *subject, struct request *request)
+{
+	return !(request->want & MAY_EXECUTE) && is_runtime(subject);
+}
+
 // decide_path asks the guest's rules about an entry of its mount namespace.
 static __noinline int decide_path(struct subject *subject, struct vfsmount *mnt, struct dentry *dentry, struct request *request)
 {
@@ -210,13 +221,13 @@ static __noinline int decide_path(struct subject *subject, struct vfsmount *mnt,
 			continue;
 		int error = 0;
 		if (!write_path(path, mnt, dentry))
-			error = refuse(subject, request->kind, EACCES);
+			error = spared(subject, request) ? 0 : refuse(subject, request->kind, EACCES);
 		else if (!allows(path_verdict(path, &subject->guest.table, subject->guest.size), request->want, request->directory))
-			error = refuse_path(subject, path, request->kind, EACCES);
+			error = spared(subject, request) ? 0 : refuse_path(subject, path, request->kind, EACCES);
 		__sync_lock_test_and_set(&path->busy, 0);
 		return error;
 	}
-	return refuse(subject, request->kind, EACCES);
+	return spared(subject, request) ? 0 : refuse(subject, request->kind, EACCES);
 }
 
 // decide_file is about an open file, or one that is being opened.
@@ -233,14 +244,12 @@ static __noinline int decide_file(struct subject *subject, struct file *file, __
 	case LAYER:
 		return 0;
 	case INTERNAL:
-		return want & MAY_EXECUTE && !subject->runtime ? refuse(subject, EVENT_EXEC, EACCES) : 0;
+		return want & MAY_EXECUTE && !is_runtime(subject) ? refuse(subject, EVENT_EXEC, EACCES) : 0;
 	case FOREIGN:
-		return subject->runtime ? 0 : refuse(subject, request.kind, EACCES);
+		return is_runtime(subject) ? 0 : refuse(subject, request.kind, EACCES);
 	case GUEST:
 		break;
 	}
-	if (subject->runtime && !(want & MAY_EXECUTE))
-		return 0;
 	if (mode != S_IFREG && mode != S_IFDIR) {
 		request.want |= OWN;
 		request.kind = EVENT_UNIX;
@@ -253,14 +262,12 @@ static __noinline int decide_entry(struct subject *subject, struct vfsmount *mnt
 {
 	struct request request = {.want = want, .kind = kind};
 
-	if (subject->runtime)
-		return 0;
 	switch (place_of(mnt, subject)) {
 	case LAYER:
 	case INTERNAL:
 		return 0;
 	case FOREIGN:
-		return refuse(subject, kind, EACCES);
+		return is_runtime(subject) ? 0 : refuse(subject, kind, EACCES);
 	case GUEST:
 		break;
 	}

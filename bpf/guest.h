@@ -59,7 +59,6 @@ struct subject {
 	struct guest guest;
 	__u64 cgroup;
 	__u64 home; // address of the guest's mount namespace, if the task is in it
-	bool runtime;
 };
 
 // guest_of finds the guest that the current task belongs to, if any.
@@ -119,11 +118,14 @@ static __always_inline void find_home(struct subject *subject, struct task_struc
 		subject->home = (__u64)ns;
 }
 
-// is_runtime says whether the current task runs a program from outside of the guest.
-static __always_inline bool is_runtime(struct subject *subject, struct task_struct *task)
+// is_runtime says whether the current task runs a program from outside of the guest. It is asked
+// last: for what the guest may do it makes no difference.
+static __noinline bool is_runtime(struct subject *subject)
 {
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct mm_struct *mm = task->mm;
-	if (!mm)
+
+	if (subject->guest.forked || !mm)
 		return false;
 	struct file *exe = mm->exe_file;
 	if (!exe)
@@ -136,9 +138,7 @@ static __noinline bool enter(struct subject *subject)
 {
 	if (!find_guest(subject))
 		return false;
-	struct task_struct *task = bpf_get_current_task_btf();
-	find_home(subject, task);
-	subject->runtime = !subject->guest.forked && is_runtime(subject, task);
+	find_home(subject, bpf_get_current_task_btf());
 	return true;
 }
 

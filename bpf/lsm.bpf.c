@@ -133,7 +133,7 @@ int BPF_PROG(psi_path_mknod, const struct path *dir, struct dentry *dentry, __u1
 {
 	ENTER;
 	__u32 kind = mode & S_IFMT;
-	if (!subject.runtime && (kind == S_IFCHR || kind == S_IFBLK))
+	if ((kind == S_IFCHR || kind == S_IFBLK) && !is_runtime(&subject))
 		return refuse(&subject, EVENT_CREATE, EPERM);
 	return decide_entry(&subject, dir->mnt, dentry,
 			    kind == S_IFIFO || kind == S_IFSOCK ? MAY_WRITE | OWN : MAY_WRITE, EVENT_CREATE);
@@ -199,7 +199,7 @@ int BPF_PROG(psi_path_rename, const struct path *old_dir, struct dentry *old, co
 	int BPF_PROG(psi_##hook)                                                                 \
 	{                                                                                        \
 		ENTER;                                                                           \
-		return subject.runtime ? 0 : refuse(&subject, event, EPERM);                     \
+		return is_runtime(&subject) ? 0 : refuse(&subject, event, EPERM);                     \
 	}
 
 NEVER(sb_mount, EVENT_MOUNT)
@@ -227,7 +227,7 @@ int BPF_PROG(psi_ptrace_access_check, struct task_struct *child, unsigned int mo
 	if (!(mode & PTRACE_MODE_ATTACH))
 		return 0;
 	ENTER;
-	return subject.runtime ? 0 : refuse(&subject, EVENT_FORBIDDEN, EPERM);
+	return is_runtime(&subject) ? 0 : refuse(&subject, EVENT_FORBIDDEN, EPERM);
 }
 
 SEC("lsm/bpf")
@@ -236,7 +236,7 @@ int BPF_PROG(psi_bpf, int command)
 	if (command == SELF_TEST_COMMAND)
 		return -SELF_TEST_ANSWER;
 	ENTER;
-	return subject.runtime ? 0 : refuse(&subject, EVENT_FORBIDDEN, EPERM);
+	return is_runtime(&subject) ? 0 : refuse(&subject, EVENT_FORBIDDEN, EPERM);
 }
 
 // What runs a program tells the runtime from a guest, so no guest may change it. Any other call is
@@ -247,7 +247,7 @@ int BPF_PROG(psi_task_prctl, int option)
 	if (option != PR_SET_MM)
 		return -ENOSYS;
 	struct subject subject = {};
-	if (!enter(&subject) || subject.runtime)
+	if (!enter(&subject) || is_runtime(&subject))
 		return -ENOSYS;
 	return refuse(&subject, EVENT_FORBIDDEN, EPERM);
 }
@@ -273,7 +273,7 @@ int BPF_PROG(psi_socket_create, int family, int type, int protocol, int kernel)
 	if (kernel)
 		return 0;
 	ENTER;
-	if (subject.runtime || family == AF_UNIX)
+	if (family == AF_UNIX || is_runtime(&subject))
 		return 0; // an AF_UNIX socket is decided when it connects or sends; pairs always may
 	if ((family == AF_INET || family == AF_INET6) &&
 	    ((type == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP)) ||
@@ -288,7 +288,7 @@ int BPF_PROG(psi_socket_listen, struct socket *sock)
 	ENTER;
 	struct sock_common *common = (void *)BPF_CORE_READ(sock, sk);
 	// Who listens without having bound gets a port that no bind hook has seen.
-	if (subject.runtime || BPF_CORE_READ(common, skc_family) == AF_UNIX || BPF_CORE_READ(common, skc_num))
+	if (BPF_CORE_READ(common, skc_family) == AF_UNIX || BPF_CORE_READ(common, skc_num) || is_runtime(&subject))
 		return 0;
 	return refuse(&subject, EVENT_LISTEN, EPERM);
 }
@@ -298,7 +298,7 @@ static __noinline int decide_peer(struct subject *subject, struct sock *other)
 {
 	struct unix_sock *peer = bpf_skc_to_unix_sock(other);
 
-	if (subject->runtime)
+	if (is_runtime(subject))
 		return 0;
 	if (!peer)
 		return refuse(subject, EVENT_UNIX, EPERM);

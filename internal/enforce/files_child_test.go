@@ -16,6 +16,9 @@ import (
 // is root with every capability and without a seccomp filter, so that nobody but the
 // LSM programs stands in its way. Addr is a path.
 func serveFile(req request) (reply, bool) {
+	if req.Op == "opens" {
+		return opens(req.Addr, req.For), true
+	}
 	// Each on a thread of its own that ends with it: some change the thread.
 	answer, known := make(chan error), true
 	go func() {
@@ -33,8 +36,6 @@ func fileOp(req request) (error, bool) {
 	switch req.Op {
 	case "open":
 		return closed(unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)), true
-	case "opens":
-		return opens(path, req.For), true
 	case "create":
 		return closed(unix.Open(path, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)), true
 	case "execute":
@@ -64,14 +65,21 @@ func fileOp(req request) (error, bool) {
 	return processOp(req)
 }
 
-// opens opens and closes a path as often as the nanoseconds of n say.
-func opens(path string, n time.Duration) error {
-	for range n {
-		if err := closed(unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)); err != nil {
-			return err
+// opens opens and closes a path n times, and says how many nanoseconds one took when the
+// machine had the least else to do.
+func opens(path string, n time.Duration) reply {
+	const atOnce = 250
+	best := time.Hour
+	for range n / atOnce {
+		start := time.Now()
+		for range atOnce {
+			if err := closed(unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)); err != nil {
+				return failed("opens", err)
+			}
 		}
+		best = min(best, time.Since(start)/atOnce)
 	}
-	return nil
+	return reply{Counts: map[string]int{"ns": int(best)}}
 }
 
 func closed(fd int, err error) error {
