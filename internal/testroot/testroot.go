@@ -15,10 +15,19 @@ import (
 )
 
 // Make fills root: /bin with sh, cat, id, ls, sleep and the extra programs, the
-// libraries they need, and empty directories to mount on.
+// libraries they need, and empty directories to mount on. Programs and libraries are
+// below /usr, where psi's own guests may execute them.
 func Make(root string, extra ...string) error {
 	for _, d := range []string{"proc", "dev", "tmp", "etc", "sys", "run"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"bin", "lib", "lib64"} {
+		if err := os.MkdirAll(filepath.Join(root, "usr", d), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink("usr/"+d, filepath.Join(root, d)); err != nil {
 			return err
 		}
 	}
