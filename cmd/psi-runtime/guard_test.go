@@ -136,6 +136,6 @@ func TestCreatedGuestIsAttended(t *testing.T) {
 func TestClockOfCreated(t *testing.T) {
 	c := newLine(t)
 	id := fmt.Sprintf("clock-%d", os.Getpid())
-	c.detached("run", "-d", "-b", c.bundle("sleep 1000", withPolicy(`{"wall_ms": 200}`)), id)
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000", withPolicy(`{"wall_ms": 3000}`)), id)
 	eventually(t, "it has been ended", func() bool { return strings.Contains(c.ok("state", id), `"stopped"`) })
 }

@@ -173,9 +173,9 @@ func withPolicy(document string) func(*specs.Spec) {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("after 5 s it is still not true that %s", what)
+			t.Fatalf("after 30 s it is still not true that %s", what)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 func TestLayer(t *testing.T) {
 	f := newFixture(t)
 	layer := filepath.Join(filepath.Dir(testRoot), "layer-test")
-	if err := MountLayer(layer, testRoot, []string{"bin/id", "etc"}); err != nil {
+	if err := MountLayer(layer, testRoot, []string{"usr/bin/id", "etc"}); err != nil {
 		t.Fatal(err)
 	}
 	mounted := true
@@ -24,10 +24,10 @@ func TestLayer(t *testing.T) {
 		}
 	}()
 	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(layer, "bin/id"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+	if err := unix.Lstat(filepath.Join(layer, "usr/bin/id"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
 		t.Errorf("no whiteout: %v %o %d", err, st.Mode, st.Rdev)
 	}
-	if err := os.Remove(filepath.Join(layer, "bin/id")); err == nil {
+	if err := os.Remove(filepath.Join(layer, "usr/bin/id")); err == nil {
 		t.Error("a whiteout could be taken out of the layer")
 	}
 	o := f.options(autoSpec(`look() { ls -d /bin/id /etc /bin/cat; for p in $(ls /bin); do case $p in cat|id|sleep) echo $p; esac; done; }
@@ -84,7 +84,7 @@ func TestLayerOfWhatIsNotThere(t *testing.T) {
 func TestCover(t *testing.T) {
 	f := newFixture(t)
 	layer, narrow := filepath.Join(filepath.Dir(testRoot), "layer-test"), filepath.Join(filepath.Dir(testRoot), "layer-narrow")
-	for dir, hidden := range map[string][]string{layer: {"bin/id"}, narrow: {"bin/cat", "bin/id"}} {
+	for dir, hidden := range map[string][]string{layer: {"usr/bin/id"}, narrow: {"usr/bin/cat", "usr/bin/id"}} {
 		if err := MountLayer(dir, testRoot, hidden); err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestCover(t *testing.T) {
 	cover := func(layer string) *Applied {
 		t.Helper()
 		place := filepath.Join(filepath.Dir(testRoot), "cover-test")
-		a, err := c.Apply(Change{Cover: &LiveLayer{Lower: testRoot, Layer: layer, Dirs: []string{"bin"}, Place: place}})
+		a, err := c.Apply(Change{Cover: &LiveLayer{Lower: testRoot, Layer: layer, Dirs: []string{"usr/bin"}, Place: place}})
 		if err != nil {
 			t.Fatal(err)
 		}
