@@ -44,14 +44,25 @@ func CompileGuest(own, rules []FSRule, places []string) (*Automaton, error) {
 		}
 		all, meanings = append(all, r), append(meanings, meaning(r.ownAccess())<<ownShift)
 	}
+	covered := make(map[string]bool) // places that are what a rule opens: one pattern says both
+	for _, place := range places {
+		covered[place] = false
+	}
 	for _, r := range rules {
 		if err := r.check(); err != nil {
 			err.Key = "fs"
 			return nil, err
 		}
-		all, meanings = append(all, r), append(meanings, meaning(r.access()))
+		says := meaning(r.access())
+		if _, place := covered[r.Pattern]; place && r.Mode != Deny && isLiteral(r.Pattern) {
+			says, covered[r.Pattern] = says|hostPlace, true
+		}
+		all, meanings = append(all, r), append(meanings, says)
 	}
 	for _, place := range places {
+		if covered[place] {
+			continue
+		}
 		all, meanings = append(all, placeRule(place)), append(meanings, hostPlace)
 	}
 	a, err := compileGlobs(all, meanings)
