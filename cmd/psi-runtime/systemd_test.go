@@ -19,12 +19,11 @@ import (
 // that [TestUnderSystemd] made. Its value is the directory of the unit to start.
 const systemdEnv = "PSI_TEST_SYSTEMD"
 
-// systemdUnit runs this test's binary again, under systemd, and ends it with the same exit code.
+// systemdUnit runs this test's binary again, under systemd, and ends systemd with it.
 const systemdUnit = `[Unit]
 DefaultDependencies=no
 SuccessAction=exit-force
 FailureAction=exit-force
-SuccessActionExitStatus=0
 [Service]
 Type=oneshot
 Environment=PATH=%s PSI_TEST_VM=%s
@@ -34,7 +33,7 @@ ExecStart=/bin/sh -c 'exec "$0" -test.v -test.run "$1" >"$2" 2>&1' %s %s %s
 
 // underSystemd are the scripts that run again where systemd makes the cgroups: those that
 // have to do with them.
-const underSystemd = "TestScripts/(systemd|lifecycle|exec|pause|update)"
+const underSystemd = "TestScripts/(systemd|exec|pause|update)"
 
 // TestUnderSystemd starts Debian's systemd in namespaces of its own, with a cgroup that is all
 // the hierarchy it sees, as a container would have it, and runs scripts in it.
@@ -63,8 +62,10 @@ func TestUnderSystemd(t *testing.T) {
 	cmd.Env = []string{systemdEnv + "=" + dir, "PATH=" + os.Getenv("PATH")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, UseCgroupFD: true, CgroupFD: int(group.Fd())}
 	out, err := cmd.CombinedOutput()
-	text, _ := os.ReadFile(log)
-	if err != nil || !strings.Contains(string(text), "--- PASS: TestScripts/systemd/systemd") || strings.Contains(string(text), "no systemd runs here") {
+	data, _ := os.ReadFile(log)
+	// How systemd itself exits depends on a helper that may be missing here.
+	text := strings.TrimSpace(string(data))
+	if ctx.Err() != nil || !strings.HasSuffix(text, "PASS") || !strings.Contains(text, "--- PASS: TestScripts/systemd/systemd") || strings.Contains(text, "stop: no systemd runs here") {
 		t.Errorf("under systemd: %v\n%s\n%s", err, out, text)
 	}
 }
