@@ -13,10 +13,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence
 
 from . import _frames as wire
-from ._channel import Channel, ChannelClosed, WaitExpired
+from ._channel import Channel, ChannelClosed, Payload, WaitExpired
 from ._codec import CodecError, DecodeError, Limits, MissingModule, UnknownClass, decode, encode
 from ._control import Connection, ConnectionLost, Message, Pending
 from ._death import death
@@ -31,8 +31,9 @@ from .errors import SandboxError, TimeoutError, make_guest_error, printable
 if TYPE_CHECKING:
     from ._supervisor import Supervision
 
-_EXIT_NOTICE = 1.0  # seconds between the end of a channel and the supervisor's reason for it
-_PATIENCE = 30.0  # … that a supervisor may take to answer, beyond what was asked of it
+EXIT_NOTICE = 1.0  # seconds between the end of a channel and the supervisor's reason for it
+_COPIED = 4096  # bytes of a payload whose parts are copied rather than looked at in place
+PATIENCE = 30.0  # … that a supervisor may take to answer, beyond what was asked of it
 
 
 class Stats(NamedTuple):
@@ -41,6 +42,15 @@ class Stats(NamedTuple):
     cpu_ms: float
     mem_bytes: int
     pids: int
+
+
+class Malformed(Exception):
+    """The guest sent something that no guest of ours sends; the text says what."""
+
+
+def stats_of(reply: Message) -> Stats:
+    """The figures in a supervisor's reply."""
+    return Stats(float(reply["cpu_ms"]), int(reply["mem_bytes"]), int(reply["pids"]))
 
 
 class Sandbox:
@@ -74,12 +84,13 @@ class Sandbox:
         self._message_limit = int(self.limits["message"])
         self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
         self._classes: Dict[str, Callable[..., object]] = {}
-        self._channel = Channel(channel, self._message_limit, on_backlog)
+        self._channel = Channel(channel, self._message_limit, on_backlog, direct=not made.get("relayed"))
         self._exit: Message = {}
         self._exited = threading.Event()
         self._closed = False
         self._forked = False
         self._reported = False
+        self.on_end: Callable[[], None] = lambda: None  # called by any thread when it has ended or is closed
 
     # Running code --------------------------------------------------------------------------------------
 
@@ -97,12 +108,7 @@ class Sandbox:
         the code has run, and hands its output to the callbacks as text, in the calling thread; when the
         time is over the code is interrupted and :class:`TimeoutError` raised.
         """
-        if not isinstance(src, str):
-            raise SandboxError(f"exec takes source code as text, not {type(src).__name__}")
-        try:
-            payload = src.encode()
-        except UnicodeEncodeError as error:
-            raise SandboxError(f"exec: the source is not Unicode text: {error}") from error
+        payload = self.source(src)
         listening = on_stdout is not None or on_stderr is not None
         deadline = _deadline(timeout)
         request = self._request(wire.EXEC, payload, listening)
@@ -112,7 +118,7 @@ class Sandbox:
         try:
             self._answer(request, deadline, show)
         except WaitExpired:
-            raise self._expired(f"exec has not ended within {timeout:g} s and was interrupted") from None
+            raise self.expired(f"exec has not ended within {timeout:g} s and was interrupted") from None
         show.finish()
 
     def call(self, func: str, /, *args: Any, **kw: Any) -> Any:
@@ -123,13 +129,8 @@ class Sandbox:
         meanwhile are kept for :meth:`recv`, up to 1024 or 16 MiB: a guest that posts more waits until
         another thread receives. Requests run in order, so this waits for earlier ones as well.
         """
-        if not isinstance(func, str):
-            raise SandboxError(f"call takes a function's dotted name, not {type(func).__name__}")
-        request = self._request(wire.CALL, self._encode([func, list(args), kw], f"the arguments of {func!r}"))
-        frame = self._answer(request, None, _ignore)
-        if frame.type == wire.ERROR:
-            raise self._guest_error(frame)
-        return self._decode(frame)
+        request = self._request(wire.CALL, self.invocation(func, args, kw))
+        return self._value(self._answer(request, None, ignore))
 
     def recv(self, timeout: Optional[float] = None) -> Any:
         """The next value that the guest posted; raises the next exception of an ``exec`` in its turn.
@@ -137,17 +138,15 @@ class Sandbox:
         Waits ``timeout`` seconds, or as long as it takes; then :class:`TimeoutError`.
         """
         if self._closed or self._forked:
-            raise self._death()
+            raise self.death()
         try:
             frame = self._channel.receive(None if timeout is None else time.monotonic() + timeout)
         except WaitExpired:
-            raise self._expired(f"nothing to receive within {timeout:g} s") from None
+            raise self.expired(f"nothing to receive within {timeout:g} s") from None
         except ChannelClosed:
-            raise self._death() from None
-        if frame.type == wire.ERROR:
-            raise self._guest_error(frame)
+            raise self.death() from None
         try:
-            return self._decode(frame)
+            return self._value(frame)
         except (KeyboardInterrupt, MemoryError):
             self._channel.put_back(frame)  # for the next call
             raise
@@ -156,8 +155,8 @@ class Sandbox:
         """Send a value to the guest, whose ``recv()`` returns it. Never blocks: what the guest does not
         take is kept here, up to 64 MiB, and then refused."""
         if self._closed or self._forked:
-            raise self._death()
-        payload = self._encode(obj, "the value to post")
+            raise self.death()
+        payload = self.encode(obj, "the value to post")
         try:
             self._channel.post(payload)
         except (OutboxFull, ChannelClosed) as error:
@@ -165,8 +164,11 @@ class Sandbox:
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in the code that the guest runs now; what has not begun is cancelled."""
-        self._usable()
-        self._send(self._channel.interrupt)
+        self.usable()
+        try:
+            self._channel.interrupt()
+        except (OutboxFull, ChannelClosed) as error:
+            raise self._refused(error) from None
 
     def accept(self, *classes: Callable[..., object], **named: Callable[..., object]) -> None:
         """Opt in to classes: a dataclass, named tuple or enum member of a class with this name in the guest
@@ -184,7 +186,7 @@ class Sandbox:
         """
         if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
             raise SandboxError(f"connect takes a port, a number from 1 to 65535, not {port!r}")
-        self._usable()
+        self.usable()
         fields = {"port": port, "timeout": max(0.0, float(timeout))}
         connected: socket.socket = self._ask("connect", fields, float(timeout), _connected)
         connected.settimeout(None)
@@ -195,9 +197,8 @@ class Sandbox:
     @property
     def stats(self) -> Stats:
         """What the guest uses now; each access asks anew."""
-        self._usable()
-        reply = self._ask("stats", {})
-        return Stats(float(reply["cpu_ms"]), int(reply["mem_bytes"]), int(reply["pids"]))
+        self.usable()
+        return stats_of(self._ask("stats", {}))
 
     @property
     def stdout(self) -> str:
@@ -236,7 +237,7 @@ class Sandbox:
         are to be taken away while the guest has them open; PolicyAuthError without the right ``token``,
         if :func:`pyisolate.policy.protect` has set one.
         """
-        self._usable()
+        self.usable()
         fields = reload_fields(policy, token, dry_run)
         reply = self._ask("reload", fields)
         if dry_run:
@@ -269,7 +270,7 @@ class Sandbox:
         except WaitExpired:
             raise self._about(SandboxError(f"guest {self.name!r} was not ready within {timeout:g} s")) from None
         except ChannelClosed:
-            raise self._death() from None
+            raise self.death() from None
 
     def on_exited(self, exited: Message) -> None:
         """The guest has ended (the I/O thread says so, once)."""
@@ -277,6 +278,7 @@ class Sandbox:
         self._exited.set()
         self._channel.hang_up()
         self._owner.forget(self)
+        self.on_end()
 
     def on_reloaded(self, fields: Mapping[str, object]) -> None:
         """The request with these fields has put another policy into force."""
@@ -294,72 +296,126 @@ class Sandbox:
         self._forked = True
         self._channel.disown()
 
-    # Inside ---------------------------------------------------------------------------------------------
+    # Steps that an event loop takes as well -----------------------------------------------------------------
 
-    def _request(self, kind: int, payload: bytes, listening: bool = False) -> Request:
-        self._usable()
+    def source(self, src: object) -> bytes:
+        """The payload of an exec."""
+        if not isinstance(src, str):
+            raise SandboxError(f"exec takes source code as text, not {type(src).__name__}")
+        try:
+            payload = src.encode()
+        except UnicodeEncodeError as error:
+            raise SandboxError(f"exec: the source is not Unicode text: {error}") from error
         limit = self._message_limit + wire.VALUE_SLACK
         if len(payload) > limit:
             raise SandboxError(f"a request of {len(payload)} bytes; the limit is {limit} (policy key message)")
-        requests: List[Request] = []
-        self._send(lambda: requests.append(self._channel.request(kind, payload, listening)))
-        return requests[0]
+        return payload
 
-    def _send(self, step: Callable[[], None]) -> None:
+    def invocation(self, func: object, args: Sequence[Any], kw: Mapping[str, Any]) -> Payload:
+        """The payload of a call."""
+        if not isinstance(func, str):
+            raise SandboxError(f"call takes a function's dotted name, not {type(func).__name__}")
+        return self.encode([func, list(args), dict(kw)], f"the arguments of {func!r}")
+
+    def encode(self, obj: Any, what: str) -> Payload:
+        """The payload of a value."""
         try:
-            step()
+            return encode(obj, limit=self._message_limit)
+        except (CodecError, TypeError) as error:
+            raise SandboxError(f"{what} cannot be sent: {error}") from error
+
+    def value_of(self, frame: wire.Frame) -> Any:
+        """The value that a frame carries; raises the exception if it carries one. Errors: Malformed."""
+        if frame.type == wire.ERROR:
+            raise self._guest_error(frame)
+        payload = frame.payload
+        try:
+            return decode(
+                memoryview(payload) if len(payload) > _COPIED and isinstance(payload, bytes) else payload,
+                limits=self._budget, classes=self._classes,
+            )  # fmt: skip
+        except UnknownClass as error:
+            way = "" if isinstance(error, MissingModule) else ": sandbox.accept() opts in to a class"
+            raise self._about(SandboxError(printable(f"guest {self.name!r} sent {error}{way}"))) from None
+        except DecodeError as error:
+            raise Malformed(f"it sent a value that is not allowed: {error}") from None
+
+    def usable(self) -> None:
+        """Raises why the handle is of no use, if this process has ended it."""
+        if self._closed or self._forked:
+            raise self.death()
+
+    def full(self, error: OutboxFull) -> SandboxError:
+        """The error for a guest that does not take what it is sent."""
+        return self._about(SandboxError(f"guest {self.name!r}: {error}; wait for it, or close it"))
+
+    def expired(self, text: str) -> TimeoutError:
+        """The error for a wait that took too long."""
+        error = TimeoutError(f"{text} (sandbox {self.name!r})")
+        error.sandbox = self
+        return error
+
+    def death(self, patience: float = EXIT_NOTICE) -> SandboxError:
+        """Why the guest is no longer there; waits a little for the supervisor to say it."""
+        fault = self._channel.fault
+        if not (self._closed or self._forked):
+            if fault is None and not self._exited.wait(patience) and self._channel.fault is None:
+                fault = "it closed its end of the channel and went on running"
+            if fault is not None and not self._closed:
+                self.report(fault, patience)
+        return self._about(death(self.name, self._exit, fault, self._forked))
+
+    def report(self, fault: str, patience: float = EXIT_NOTICE) -> None:
+        """The guest has broken a rule: it is killed."""
+        if not self._reported:
+            self._reported = True
+            # The supervisor tells every watcher (BROKER_ERROR) and kills the guest: before it can end by itself,
+            # which it may do when the channel is broken off.
+            self.connection.tell("report", {"guest": self.id, "error": fault})
+        self._channel.break_off(fault)
+        self._exited.wait(patience)
+
+    # Inside ---------------------------------------------------------------------------------------------
+
+    def _request(self, kind: int, payload: Payload, listening: bool = False) -> Request:
+        self.usable()
+        try:
+            return self._channel.request(kind, payload, listening)
         except (OutboxFull, ChannelClosed) as error:
             raise self._refused(error) from None
 
     def _refused(self, error: Exception) -> SandboxError:
-        if isinstance(error, OutboxFull):
-            return self._about(SandboxError(f"guest {self.name!r}: {error}; wait for it, or close it"))
-        return self._death()
+        return self.full(error) if isinstance(error, OutboxFull) else self.death()
 
     def _answer(self, request: Request, deadline: Optional[float], show: Callable[[wire.Frame], None]) -> wire.Frame:
         try:
             return self._channel.answer(request, deadline, show)
         except ChannelClosed:
-            raise self._death() from None
+            raise self.death() from None
         except BaseException:  # out of time, ^C, or a callback's own exception: nobody waits any more
             self._channel.abandon(request)
             raise
 
-    def _encode(self, obj: Any, what: str) -> bytes:
+    def _value(self, frame: wire.Frame) -> Any:
         try:
-            parts = encode(obj, limit=self._message_limit)
-        except (CodecError, TypeError) as error:
-            raise SandboxError(f"{what} cannot be sent: {error}") from error
-        return parts if isinstance(parts, bytes) else b"".join(parts)
-
-    def _decode(self, frame: wire.Frame) -> Any:
-        try:
-            return decode(memoryview(frame.payload), limits=self._budget, classes=self._classes)
-        except UnknownClass as error:
-            way = "" if isinstance(error, MissingModule) else ": sandbox.accept() opts in to a class"
-            raise self._about(SandboxError(printable(f"guest {self.name!r} sent {error}{way}"))) from None
-        except DecodeError as error:
-            self._report(f"it sent a value that is not allowed: {error}")
-            raise self._death() from None
+            return self.value_of(frame)
+        except Malformed as error:
+            self.report(str(error))
+            raise self.death() from None
 
     def _guest_error(self, frame: wire.Frame) -> SandboxError:
         try:
-            report = decode(b"J" + frame.payload, limits=self._budget)
+            report = decode(b"J" + frame.data, limits=self._budget)
             module, name, message, traceback = map(
                 _text, (report["module"], report["qualname"], report["message"], report["traceback"])
             )
             args = report.get("args")
         except (CodecError, ValueError, KeyError, TypeError, AttributeError) as malformed:
-            self._report(f"it sent a malformed report of an exception: {malformed}")
-            return self._death()
+            raise Malformed(f"it sent a malformed report of an exception: {malformed}") from None
         error = make_guest_error(module, name, message, traceback, tuple(args) if isinstance(args, list) else None)
         hint = file_hint(error, self._fs)
         error.hint = f"sandbox {self.name!r}: {printable(hint)}" if hint else ""
         return self._about(error)
-
-    def _usable(self) -> None:
-        if self._closed or self._forked:
-            raise self._death()
 
     def _ask(
         self,
@@ -369,12 +425,12 @@ class Sandbox:
         on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
     ) -> Any:
         try:
-            return self.connection.ask(op, {"guest": self.id, **fields}, timeout + _PATIENCE, on_ok)
+            return self.connection.ask(op, {"guest": self.id, **fields}, timeout + PATIENCE, on_ok)
         except ConnectionLost:
-            raise self._death() from None
+            raise self.death() from None
         except SandboxError as error:
             if self._exited.is_set():
-                raise self._death() from None
+                raise self.death() from None
             raise self._about(error)
 
     def _stop(self, op: str, fields: Mapping[str, object], timeout: float) -> None:
@@ -382,11 +438,11 @@ class Sandbox:
             return  # the parent's to close
         if not self._closed and not self._exited.is_set():
             try:
-                self.connection.ask(op, {"guest": self.id, **fields}, timeout + _PATIENCE)
+                self.connection.ask(op, {"guest": self.id, **fields}, timeout + PATIENCE)
             except ConnectionLost:
                 pass  # its guests died with it
             except SandboxError:
-                if not self._exited.wait(_EXIT_NOTICE):
+                if not self._exited.wait(EXIT_NOTICE):
                     raise
         self._finish()
 
@@ -395,39 +451,16 @@ class Sandbox:
         self._exited.set()  # its notice may come later, when nobody knows the guest any more
         self._channel.close()
         self._owner.forget(self)
+        self.on_end()
 
     def _tail(self, stream: int) -> str:
         if self.alive:
             self._channel.read_now()
         return self._channel.tail(stream).decode("utf-8", "replace")
 
-    def _expired(self, text: str) -> TimeoutError:
-        error = TimeoutError(f"{text} (sandbox {self.name!r})")
-        error.sandbox = self
-        return error
-
     def _about(self, error: SandboxError) -> SandboxError:
         error.sandbox = self
         return error
-
-    def _death(self) -> SandboxError:
-        """Why the guest is no longer there; waits a little for the supervisor to say it."""
-        fault = self._channel.fault
-        if not (self._closed or self._forked):
-            if fault is None and not self._exited.wait(_EXIT_NOTICE) and self._channel.fault is None:
-                fault = "it closed its end of the channel and went on running"
-            if fault is not None and not self._closed:
-                self._report(fault)
-        return self._about(death(self.name, self._exit, fault, self._forked))
-
-    def _report(self, fault: str) -> None:
-        if not self._reported:
-            self._reported = True
-            # The supervisor tells every watcher (BROKER_ERROR) and kills the guest: before it can end by itself,
-            # which it may do when the channel is broken off.
-            self.connection.tell("report", {"guest": self.id, "error": fault})
-        self._channel.break_off(fault)
-        self._exited.wait(_EXIT_NOTICE)
 
 
 def _text(value: object) -> str:
@@ -442,8 +475,8 @@ def _connected(reply: Message, connected: Optional[socket.socket]) -> socket.soc
     return connected
 
 
-def _ignore(frame: wire.Frame) -> None:
-    pass
+def ignore(frame: wire.Frame) -> None:
+    """For output that nobody wants."""
 
 
 def _deadline(timeout: Optional[float]) -> Optional[float]:

@@ -58,7 +58,7 @@ class Frames(HostileTest):
 
     def test_reserved_bits(self) -> None:
         self.assert_broken("write(frame(20, b'Sx', zero=1))", "reserved")
-        self.assert_broken("write(frame(20, b'Sx', flags=2))", "reserved")
+        self.assert_broken("write(frame(20, b'Sx', flags=4))", "reserved")
 
     def test_frames_that_only_a_host_may_send(self) -> None:
         self.assert_broken("write(frame(1, b'import os'))", "type 1")
