@@ -16,17 +16,16 @@ callback's backlog is full: then the kernel's buffer fills and the *guest* block
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import time
-from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Callable, Deque, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
 
 from . import _frames as wire
 from . import _memfd
-from ._frames import Frame, FrameReader, ProtocolError, move
+from ._filing import Filing
+from ._frames import Frame, FrameReader, ProtocolError
 from ._lock import make_lock
 from ._outbox import Outbox, OutboxFull
 from ._waiting import Request, Waiter
@@ -36,11 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Payload = Union[bytes, "List[Data]"]  # as the codec gives it
-
-INBOX_MESSAGES = 1024
-INBOX_BYTES = 16 << 20  # reading stops beyond it; the message that crosses it is kept
-OUTPUT_TAIL = 256 << 10  # bytes kept of stdout and of stderr
-OUTPUT_BACKLOG = 64  # output frames that wait for a callback
 
 _NOW = int(socket.MSG_DONTWAIT)
 _LONGEST = 1e6  # seconds of one poll
@@ -78,17 +72,13 @@ class Channel:
         self._lock = make_lock()  # guards all that follows
         self._leader: Optional[Waiter] = None
         self._followers: List[Waiter] = []
-        self._inbox: Deque[Frame] = deque()
-        self._requests: Dict[int, Request] = {}  # sent and not answered, oldest first
-        self._listeners: List[Request] = []
+        self._filing = Filing()
+        self._inbox = self._filing.inbox
         self._last_id = 0
-        self._for_recv = self._take_post  # one object, to be recognised by _lead
-        self._tails: Dict[int, bytearray] = {wire.STDOUT: bytearray(), wire.STDERR: bytearray()}
+        self._for_recv = self._filing.take_post  # one object, to be recognised by _lead
         self._closed = False
-        self.ready: Optional[Dict[str, object]] = None  # what the guest said of itself when it was ready
         self.ended = False  # no more frames will come
         self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
-        self.output_cut = False  # the guest's output exceeded its policy's limit
 
     # Sending ----------------------------------------------------------------------------------------
 
@@ -98,12 +88,12 @@ class Channel:
         with self._lock:
             self._last_id = self._last_id % 0xFFFFFFFF + 1
             request = Request(self._last_id, kind, listening)
-            self._requests[request.id] = request
-            crowded = len(self._requests) > _MANY_REQUESTS
+            self._filing.requests[request.id] = request
+            crowded = len(self._filing.requests) > _MANY_REQUESTS
             try:
                 self._send(wire.pack(kind, request.id, frame, flags), file)
             except Exception:
-                self._requests.pop(request.id, None)
+                self._filing.requests.pop(request.id, None)
                 raise
         if crowded:
             self.read_now()
@@ -119,7 +109,7 @@ class Channel:
         self.read_now()
         with self._lock:
             if request is None:
-                request = next((each for each in self._requests.values() if each.reply is None), None)
+                request = next((each for each in self._filing.requests.values() if each.reply is None), None)
             if request is not None and request.reply is None:
                 self._send(wire.pack(wire.CANCEL, request.id) + wire.pack(wire.INTERRUPT, request.id))
 
@@ -150,7 +140,7 @@ class Channel:
                 return payload, flags, None
             payload = [payload[:1], memoryview(payload)[1:]]
         size = sum(map(len, payload[1:]))
-        if size < _memfd.LEAST or kind == wire.EXEC or not flags or not self.ready or self.ready.get("memfd") is not True:
+        if size < _memfd.LEAST or kind == wire.EXEC or not flags or not self._filing.ready or self._filing.ready.get("memfd") is not True:
             return b"".join(payload), flags, None
         return wire.begin(size, payload[0]), flags | wire.MEMFD, _memfd.Memfd(payload[1:])
 
@@ -187,7 +177,7 @@ class Channel:
 
     def wait_ready(self, deadline: Optional[float]) -> Dict[str, object]:
         """Wait until the guest has said that it is ready."""
-        return self._wait(lambda: self.ready, deadline)
+        return self._wait(lambda: self._filing.ready, deadline)
 
     def answer(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         """Wait for a request's reply; its output goes to ``on_output``, in this thread, if it listens."""
@@ -202,13 +192,13 @@ class Channel:
         try:
             if request.output is not None:
                 with self._lock:
-                    self._listeners.append(request)
+                    self._filing.listeners.append(request)
             yield
         finally:
             with self._lock:
                 request.output = None
-                if request in self._listeners:
-                    self._listeners.remove(request)
+                if request in self._filing.listeners:
+                    self._filing.listeners.remove(request)
 
     def _listen(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         while True:
@@ -227,7 +217,7 @@ class Channel:
     def is_full(self) -> bool:
         """Whether nothing more is read before somebody receives."""
         with self._lock:
-            return self._full()
+            return self._filing.full()
 
     def read_now(self) -> None:
         """Take in what has arrived, unless somebody is reading or the inbox is full. Never blocks."""
@@ -239,10 +229,7 @@ class Channel:
     def tail(self, stream: int) -> bytes:
         """The last bytes of STDOUT or STDERR that have been read."""
         with self._lock:
-            return bytes(self._tails[stream])
-
-    def _take_post(self) -> Optional[Frame]:
-        return self._inbox.popleft() if self._inbox else None
+            return bytes(self._filing.tails[stream])
 
     def _wait(self, take: Callable[[], Optional[T]], deadline: Optional[float]) -> T:
         # The loop is a function of its own: CPython 3.12 and 3.13 skip a `finally` when an interrupt comes
@@ -270,7 +257,7 @@ class Channel:
                 if timeout == 0.0 and tried:
                     raise WaitExpired
                 tried = True
-                if (self._leader is not None and self._leader is not me) or self._full():
+                if (self._leader is not None and self._leader is not me) or self._filing.full():
                     if self._leader is me:
                         self._leader = None
                     me.queue()
@@ -304,17 +291,6 @@ class Channel:
         for each in followers:
             each.wake()
 
-    def _full(self) -> bool:
-        inbox = self._inbox
-        if inbox:
-            held = inbox[-1].posted - inbox[0].posted + len(inbox[0].payload)
-            if held >= INBOX_BYTES or len(inbox) >= INBOX_MESSAGES:
-                return True
-        for each in self._listeners:
-            if each.output and len(each.output) >= OUTPUT_BACKLOG:
-                return True
-        return False
-
     # Reading (the leader) -----------------------------------------------------------------------------
 
     def _lead(self, me: Waiter, timeout: Optional[float], take: Callable[[], Optional[T]]) -> Optional[T]:
@@ -342,7 +318,7 @@ class Channel:
                 item = frames.popleft()  # type: ignore[assignment]  # past the inbox: this is the common case
             else:
                 try:
-                    self._hand_out(frames)
+                    self._filing.hand_out(frames)
                 except ProtocolError as error:
                     fault = str(error)
                 if fault is not None:
@@ -376,59 +352,6 @@ class Channel:
                 return True
         self._patience = self._vain = min(2 * self._vain + 1, _SLEEPS)
         return False
-
-    def _hand_out(self, frames: Deque[Frame]) -> None:
-        # Each branch either moves the frame in one call, or can be repeated for the same frame: an
-        # interrupt in between is followed by another leader's call, with the frame still in place.
-        inbox = self._inbox
-        while frames:
-            frame = frames[0]
-            if frame.type == wire.GUEST_POST:
-                move(frames, inbox)
-            elif frame.type in (wire.STDOUT, wire.STDERR):
-                self._output(frames.popleft())
-            elif frame.type in (wire.DONE, wire.RESULT, wire.ERROR):
-                self._reply(frame, frames)
-            else:
-                self._note(frame)
-                frames.popleft()
-
-    def _reply(self, frame: Frame, frames: Deque[Frame]) -> None:
-        request = self._requests.get(frame.id)
-        of_exec = frame.type == wire.DONE or bool(frame.flags & wire.OF_EXEC)
-        if request is None or request.reply not in (None, frame):
-            raise ProtocolError(f"an answer to request {frame.id}, which is not open")
-        if of_exec != (request.kind == wire.EXEC):
-            raise ProtocolError(f"an answer of type {frame.type} to request {frame.id} of another kind")
-        request.reply = frame
-        if of_exec and frame.type == wire.ERROR and not request.abandoned:
-            move(frames, self._inbox)
-        else:
-            frames.popleft()
-        self._requests.pop(frame.id, None)
-
-    def _output(self, frame: Frame) -> None:
-        tail = self._tails[frame.type]
-        tail += frame.data
-        if len(tail) > OUTPUT_TAIL:
-            del tail[: len(tail) - OUTPUT_TAIL]
-        request = self._requests.get(frame.id)
-        if request is None or request.output is None or request.abandoned:
-            return
-        if len(request.output) < OUTPUT_BACKLOG or request in self._listeners:
-            request.output.append(frame)
-
-    def _note(self, frame: Frame) -> None:
-        try:
-            note = json.loads(frame.data)
-        except (ValueError, RecursionError):
-            note = None
-        if not isinstance(note, dict):
-            raise ProtocolError(f"a frame of type {frame.type} that is not a JSON object")
-        if frame.type == wire.READY and self.ready is None:
-            self.ready = note
-        elif frame.type == wire.NOTICE:
-            self.output_cut = self.output_cut or note.get("output") == "cut"
 
     # Ending -------------------------------------------------------------------------------------------
 

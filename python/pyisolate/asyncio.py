@@ -24,6 +24,7 @@ from . import _frames as wire
 from ._channel import ChannelClosed, Payload, WaitExpired
 from ._control import ConnectionLost, Pending, no_answer
 from ._engine import EngineLike, engine_fields, engine_words
+from ._handle import EXIT_NOTICE, Malformed
 from ._outbox import OutboxFull
 from ._output import OutputText
 from ._reload import Change, changes, reload_fields
@@ -31,7 +32,7 @@ from ._request import PolicyLike, check_name, imports_field, policy_fields
 from ._supervisor import READY, SPAWN, Making, Words
 from ._waiting import Request
 from .errors import SandboxError
-from .sandbox import EXIT_NOTICE, PATIENCE, Malformed, Stats, ignore, stats_of
+from .sandbox import PATIENCE, Stats, ignore, stats_of
 from .sandbox import Sandbox as _Sandbox
 
 __all__ = ["Sandbox", "spawn"]
