@@ -174,11 +174,11 @@ class Ends(LoopTest):
         self.run_in_loop(main)
 
     def test_the_loop_goes_on_while_a_guest_misbehaves(self) -> None:
-        """A guest that closes its channel and lives on: the loop waits for its end, and never stands still."""
+        """A guest that ends its channel and lives on: the loop waits for its end, and never stands still."""
 
         async def main() -> None:
             sb = await self.make()
-            await sb.exec(FIND_CHANNEL + "os.close(channel)\nimport time\nwhile True: time.sleep(1)")
+            await sb.exec(FIND_CHANNEL + "import socket, time\nsocket.socket(fileno=channel).shutdown(2)\nwhile True: time.sleep(1)")
             longest = 0.0
 
             async def tick() -> None:

@@ -61,7 +61,7 @@ def main() -> None:
         sys.argv = [""]
         if waits:
             _warm_up(session)
-            session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))
+            session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))  # type: ignore[arg-type]
         else:
             _limit_imports(config)
         _say_ready(session)

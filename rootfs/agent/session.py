@@ -53,7 +53,7 @@ class Session:
         self.cancelled: list[tuple[int, int]] = []
         self.ending = False
         self.finishing = False
-        self.configure: Optional[Callable[[Data], None]] = None  # what takes CONFIG, which must come first
+        self.configure: Optional[Callable[[Payload], None]] = None  # what takes CONFIG, which must come first
         self.sources: dict[str, str] = {}
         self.main = type(sys)("__main__")
         self.main.__dict__["__builtins__"] = builtins
@@ -117,7 +117,7 @@ class Session:
         else:
             posix._exit(76)  # the host speaks another protocol
 
-    def _configure(self, kind: int, payload: Data) -> None:
+    def _configure(self, kind: int, payload: Payload) -> None:
         take, self.configure = self.configure, None
         if take is None or kind != frames.CONFIG:
             posix._exit(76)
