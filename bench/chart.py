@@ -43,7 +43,10 @@ def svg(row: Row) -> str:
 
 def _target(row: Row) -> float:
     """Where the target lies on the axis; 0 for none."""
-    bound = row.at_most if row.at_most is not None else row.at_least
-    if bound is None:
-        return 0.0
-    return bound if row.absolute else bound * statistics.median(next(iter(row.peers.values())))
+    for bound in (row.at_most, row.at_least):
+        if bound is not None:
+            return bound
+    for bound in (row.ratio_at_most, row.ratio_at_least):
+        if bound is not None and row.peers:
+            return bound * statistics.median(next(iter(row.peers.values())))
+    return 0.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List
 
 from figures import Row, command, first, interleaved, rest
-from place import PYTHON, ROOTFS, RUNTIME, SHIM
+from place import PYTHON, ROOT, ROOTFS, RUNTIME, SHIM
 
 PROGRAM = ["/usr/bin/python3", "-I", "-S", "-c", "print(1)"]
 
@@ -20,8 +20,8 @@ def starts(runs: int, work: Path, with_podman: bool) -> List[Row]:
     """`psi-runtime run` with policy and eBPF, against the peers: same root, same program."""
     with actions(work, with_podman) as found:
         times = interleaved(runs, found)
-    note = "crun refuses this host's hybrid cgroups; `make bench-vm` compares it where it runs" if "crun" not in found else ""
-    return [Row("cold", "cold start, print(1)", "ms", first(times), rest(times), at_most=0.9, note=note)]
+    note = "crun refuses this host's hybrid cgroups: see the second kernel" if "crun" not in found else ""
+    return [Row("cold", "cold start, print(1)", "ms", first(times), rest(times), ratio_at_most=0.9, note=note)]
 
 
 @contextlib.contextmanager
@@ -92,6 +92,17 @@ def loosened(bundle: Path, path: Path) -> None:
             each["source"] = os.path.join(bundle, each["source"])
     config["root"]["path"] = os.path.join(bundle, config["root"]["path"])
     (path / "config.json").write_text(json.dumps(config))
+
+
+def second_kernel() -> List[Row]:
+    """The same where crun runs, on the emulated machine of `make test-vm`: only the ratio means something."""
+    command = ["go", "run", "-tags", "seccomp,netgo,osusergo,urfave_cli_no_docs", "./tests/vm", "tests/integration/peers"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("PEERS ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"bench: {' '.join(command)} ended with {done.returncode}: {done.stdout[-2000:]}")
+    times: Dict[str, List[float]] = json.loads(lines[0][6:])
+    return [Row("cold", "cold start, print(1), second kernel, emulated", "ms", times.pop("psi-runtime"), {"crun": times["crun"], "runc": times["runc"]})]
 
 
 def programs(runs: int) -> List[Row]:

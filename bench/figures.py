@@ -10,14 +10,13 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 
 class Row:
     """One figure: values in a unit, and what they are compared with.
 
-    ``at_most`` and ``at_least`` bound the ratio to the first peer, or with ``absolute`` (or no peer) the median itself;
-    ``p99_at_most`` the 99th percentile.
+    ``at_most`` and ``at_least`` bound the median, ``p99_at_most`` the 99th percentile, the others the ratio to the first peer.
     """
 
     def __init__(
@@ -31,13 +30,14 @@ class Row:
         at_most: Optional[float] = None,
         at_least: Optional[float] = None,
         p99_at_most: Optional[float] = None,
-        absolute: bool = False,
+        ratio_at_most: Optional[float] = None,
+        ratio_at_least: Optional[float] = None,
         note: str = "",
     ) -> None:
         self.group, self.name, self.unit, self.values = group, name, unit, sorted(values)
         self.peers = {peer: sorted(found) for peer, found in (peers or {}).items() if found}
         self.at_most, self.at_least, self.p99_at_most = at_most, at_least, p99_at_most
-        self.absolute = absolute or not self.peers
+        self.ratio_at_most, self.ratio_at_least = ratio_at_most, ratio_at_least
         self.note = note
 
     @property
@@ -54,20 +54,21 @@ class Row:
 
     @property
     def target(self) -> str:
-        bounds = [f"{sign} {figure(bound)}" for sign, bound in (("≤", self.at_most), ("≥", self.at_least)) if bound is not None]
-        text = " ".join(bounds) + (f" {self.unit}" if self.absolute else " ×") if bounds else ""
-        return text + (f", p99 ≤ {figure(self.p99_at_most)} {self.unit}" if self.p99_at_most is not None else "")
+        return ", ".join(text for text, _ in self._bounds())
 
     @property
     def met(self) -> Optional[bool]:
-        if not self.target:
-            return None
-        found = self.median if self.absolute else next(iter(self.ratios.values()))
-        return (
-            (self.at_most is None or found <= self.at_most)
-            and (self.at_least is None or found >= self.at_least)
-            and (self.p99_at_most is None or self.p99 <= self.p99_at_most)
-        )
+        bounds = self._bounds()
+        return all(held for _, held in bounds) if bounds else None
+
+    def _bounds(self) -> List[Tuple[str, bool]]:
+        ratio = next(iter(self.ratios.values()), 0.0)
+        found = (
+            ("≤ {} " + self.unit, self.at_most, self.median, 1), ("≥ {} " + self.unit, self.at_least, self.median, -1),
+            ("p99 ≤ {} " + self.unit, self.p99_at_most, self.p99, 1),
+            ("≤ {} ×", self.ratio_at_most, ratio, 1), ("≥ {} ×", self.ratio_at_least, ratio, -1),
+        )  # fmt: skip
+        return [(text.format(figure(bound)), sign * value <= sign * bound) for text, bound, value, sign in found if bound is not None]
 
     def as_dict(self) -> Dict[str, object]:
         return {

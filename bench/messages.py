@@ -63,7 +63,7 @@ def round_trip(runs: int) -> List[Row]:
             progress.step(number, runs)
             for action, column in zip((echo, bare), times.values()):
                 column.append(statistics.median(timed(action) * 1e6 for _ in range(_BATCH)))
-    return [Row("messages", "1 kB round trip, p50", "µs", times["psi"], rest(times), at_most=1.5)]
+    return [Row("messages", "1 kB round trip, p50", "µs", times["psi"], rest(times), ratio_at_most=1.5)]
 
 
 def posts(runs: int, count: int = 100_000) -> List[Row]:
@@ -94,7 +94,7 @@ def large(runs: int, work: Path, quick: bool) -> List[Row]:
         if len(found) != len(array) or int(found[::512].max()) < 0:
             raise SystemExit("bench: another array arrived")
 
-    with place.supervisor(work, 4, root), psi.spawn(fresh_name(), {"mem": "1GiB"}) as sandbox:
+    with place.supervisor(work, 4, "--rootfs", str(root)), psi.spawn(fresh_name(), {"mem": "1GiB"}) as sandbox:
         sandbox.exec("import numpy\ndef keep(x): globals()['kept'] = x.copy()\ndef touch(x): return int(x[::512].max())")
         sandbox.call("keep", array)
 
@@ -125,7 +125,7 @@ def compared(runs: int, kind: str, out: Callable[[], object], into: Callable[[],
     rows = []
     for name, action in (("guest to host", out), ("host to guest", into)):
         times = interleaved(runs, {name: action, "memcpy into fresh memory": lambda: bytearray(source)})
-        rows.append(Row("messages", f"64 MiB {kind}, {name}", "ms", first(times), rest(times), at_most=at_most))
+        rows.append(Row("messages", f"64 MiB {kind}, {name}", "ms", first(times), rest(times), ratio_at_most=at_most))
     return rows
 
 

@@ -54,11 +54,11 @@ def numpy_root(work: Path, build: bool) -> Optional[Path]:
 
 
 @contextlib.contextmanager
-def supervisor(work: Path, guests: int, rootfs: Path = ROOTFS) -> Iterator[None]:
+def supervisor(work: Path, guests: int, *flags: str) -> Iterator[None]:
     """A shared supervisor for so many guests of ours, used by what is spawned meanwhile."""
     socket = work / f"psi-{next(_numbers)}.sock"
     process = subprocess.Popen(
-        [str(SHIM), "serve", "--socket", str(socket), "--group", "root", "--rootfs", str(rootfs), "--max-guests", str(guests), "--log-level", "error"]
+        [str(SHIM), "serve", "--socket", str(socket), "--group", "root", "--rootfs", str(ROOTFS), "--max-guests", str(guests), "--log-level", "error", *flags]
     )  # fmt: skip
     try:
         end = time.monotonic() + 20

@@ -14,6 +14,9 @@ import (
 // memfdLeast is what a file in memory must have, in bytes, and from which on one is used.
 const memfdLeast = 256 << 10
 
+// flyingLimit is how much, in bytes, may be on its way to a guest in files.
+const flyingLimit = 64 << 20
+
 // seals keep a file in memory from being written, shrunk, grown and unsealed.
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
@@ -195,4 +198,17 @@ func sealed(content []byte) (fd int, err error) {
 		return -1, fmt.Errorf("writing a file in memory: %w", err)
 	}
 	return fd, nil
+}
+
+// unread says whether something of a socket's output has not been read.
+func unread(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	left := 1
+	if controlErr := raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) }); controlErr != nil || err != nil {
+		return true
+	}
+	return left > 0
 }

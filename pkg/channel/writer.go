@@ -22,6 +22,7 @@ type Writer struct {
 
 	conn   *net.UnixConn // a guest's socket: nil if descriptors do not get there
 	memfds atomic.Bool   // the guest takes them
+	flying int           // bytes of the files that went since the guest had last read everything
 }
 
 // NewWriter returns a writer of frames to w.
@@ -52,7 +53,7 @@ func (w *Writer) Write(f Frame) error {
 	case len(f.Payload) < joinLimit:
 		w.joined = appendFrame(w.joined[:0], f)
 		_, err = w.w.Write(w.joined)
-	case (f.Type == Call || f.Type == HostPost) && w.memfds.Load() && len(f.Payload)-splitAt(f.Payload) >= memfdLeast:
+	case (f.Type == Call || f.Type == HostPost) && w.memfds.Load() && w.takesFile(len(f.Payload)-splitAt(f.Payload)):
 		err = writeBeside(w.conn, f, splitAt(f.Payload))
 	default:
 		parts := net.Buffers{appendHeader(nil, f), f.Payload}
@@ -62,6 +63,23 @@ func (w *Writer) Write(f Frame) error {
 		w.err = fmt.Errorf("writing frame: %w", err)
 	}
 	return w.err
+}
+
+// takesFile says whether a value may go beside the channel in a file of this size: a
+// frame with one is short, and would not be stopped by the kernel when the guest does
+// not read, while the file is our memory.
+func (w *Writer) takesFile(size int) bool {
+	if size < memfdLeast {
+		return false
+	}
+	if w.flying > 0 && w.flying+size > flyingLimit {
+		if unread(w.conn) {
+			return false
+		}
+		w.flying = 0
+	}
+	w.flying += size
+	return true
 }
 
 func appendHeader(to []byte, f Frame) []byte {

@@ -140,7 +140,10 @@ class Channel:
                 return payload, flags, None
             payload = [payload[:1], memoryview(payload)[1:]]
         size = sum(map(len, payload[1:]))
-        if size < _memfd.LEAST or kind == wire.EXEC or not flags or not self._filing.ready or self._filing.ready.get("memfd") is not True:
+        ready = self._filing.ready or {}
+        if size < _memfd.LEAST or kind == wire.EXEC or not flags or ready.get("memfd") is not True:
+            return b"".join(payload), flags, None
+        if not self._outbox.takes_file(size):
             return b"".join(payload), flags, None
         return wire.begin(size, payload[0]), flags | wire.MEMFD, _memfd.Memfd(payload[1:])
 

@@ -9,8 +9,10 @@ byte: the stream's position is the sum of what ``send`` returned, recorded insid
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import sys
+import termios
 from collections import deque
 from typing import Deque, List, NamedTuple, Optional
 
@@ -21,7 +23,7 @@ _NOW = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 LIMIT = 64 << 20  # bytes that may wait for a guest; one frame alone may be larger
 _new = tuple.__new__  # of a NamedTuple, without its Python-level constructor: this is the path of every message
-_FILES = 16  # frames with a file that may wait for it
+_FILES = 16  # files that may be on their way to a guest, with LIMIT bytes
 
 
 class OutboxFull(Exception):
@@ -42,6 +44,8 @@ class Outbox:
         self._lock = make_lock()
         self._queue: Deque[_Entry] = deque()
         self._sent: List[int] = [0]  # its sum is the position that has been reached
+        self._flying = 0  # bytes of the files that went since the guest had last read everything
+        self._files = 0  # … and how many they are
         self._closed = False
 
     def put(self, frame: bytes, file: Optional[Memfd] = None) -> bool:
@@ -52,20 +56,25 @@ class Outbox:
         with self._lock:
             queue = self._queue
             if queue:
-                end = queue[-1].end
-                self._check_room(end, len(frame), file)
+                end, waiting = queue[-1].end, queue[-1].end - sum(self._sent)
+                if waiting > 0 and waiting + len(frame) > LIMIT:
+                    raise OutboxFull(f"{waiting} bytes wait for a guest that does not read (limit {LIMIT})")
             else:
                 end = sum(self._sent)
             queue.append(_new(_Entry, (end + len(frame), frame, file)))
             return self._send()
 
-    def _check_room(self, end: int, size: int, file: Optional[Memfd]) -> None:
-        files = [each.file for each in self._queue if each.file is not None]
-        waiting = end - sum(self._sent) + sum(each.size for each in files)
-        if waiting > 0 and waiting + size + (file.size if file else 0) > LIMIT:
-            raise OutboxFull(f"{waiting} bytes wait for a guest that does not read (limit {LIMIT})")
-        if file and len(files) >= _FILES:
-            raise OutboxFull(f"{len(files)} large values wait for a guest that does not read (limit {_FILES})")
+    def takes_file(self, size: int) -> bool:
+        """Whether a value may go beside the channel in a file of this size: a frame with one is short, and
+        would not be stopped by the kernel when the guest does not read, while the file is our memory."""
+        with self._lock:
+            if self._files and (self._flying + size > LIMIT or self._files >= _FILES):
+                if self._queue or _unread(self._sock):
+                    return False
+                self._flying = self._files = 0
+            self._flying += size
+            self._files += 1
+            return True
 
     def flush(self) -> bool:
         """Send what the kernel takes now; True if nothing is left. Raises OSError as ``put`` does."""
@@ -109,3 +118,8 @@ class Outbox:
             if sent[0] + sent[1] == end:
                 queue.popleft()
         return True
+
+
+def _unread(sock: socket.socket) -> int:
+    """What of a socket's output has not been read: 0 if nothing."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -18,7 +18,7 @@ from pyisolate import _frames as wire
 from pyisolate import _memfd
 from pyisolate._channel import ChannelClosed
 from pyisolate._frames import FrameReader, ProtocolError
-from pyisolate._outbox import Outbox, OutboxFull
+from pyisolate._outbox import Outbox
 
 from .guests import FIND_CHANNEL, GuestTest, rss
 from .test_hostile import HostileTest
@@ -46,6 +46,14 @@ def send(data, *fds):
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def shared_memory() -> int:
+    """The machine's memory in tmpfs and files in memory, in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no Shmem")
 
 
 class Beside(GuestTest):
@@ -93,6 +101,17 @@ for attempt in (lambda: os.pwrite(fd, b"y", 0), lambda: os.ftruncate(fd, 0), lam
         self.assertEqual(sandbox.recv(timeout=5), "x" * LEAST)
         for _ in range(6):
             self.assertEqual(sandbox.recv(timeout=5), 1)
+
+    def test_a_guest_that_does_not_read(self) -> None:
+        """What is on its way to it is bounded, in files too, which are not in this process's RSS."""
+        sandbox = self.spawn({"mem": "1GiB"})
+        sandbox.exec("import time; time.sleep(1000)")
+        before = shared_memory()
+        with self.assertRaisesRegex(psi.SandboxError, "does not read"):
+            for _ in range(100):
+                sandbox.post(b"x" * (10 * MIB))
+        self.assertLess(shared_memory() - before, 300 * MIB)  # others use it too
+        sandbox.close()
 
     def test_the_memory_is_the_guests(self) -> None:
         """Pages of files in memory count for the guest's cgroup, also while they are on their way."""
@@ -227,18 +246,22 @@ class Descriptors(unittest.TestCase):
             os.close(fd)
         self.assertEqual(descriptors(), before)
 
-    def test_the_outbox_is_bounded(self) -> None:
+    def test_files_on_their_way_are_bounded(self) -> None:
+        """By bytes and by number, until the guest has read everything."""
         outbox = Outbox(self.ours)
-        outbox.put(b"x" * MIB)
-        before = descriptors()
-        with self.assertRaisesRegex(OutboxFull, "large values wait"):
-            for _ in range(100):
-                outbox.put(b"frame", _memfd.Memfd([b"x" * LEAST]))
-        self.assertEqual(descriptors(), before + 16)
-        with self.assertRaisesRegex(OutboxFull, "bytes wait"):
-            outbox.put(b"x" * (60 * MIB))
-        outbox.close()
-        self.assertEqual(descriptors(), before - 1)
+        self.assertTrue(outbox.takes_file(500 * MIB))  # alone, any size
+        outbox.put(b"frame", _memfd.Memfd([b"x" * LEAST]))
+        self.assertFalse(outbox.takes_file(MIB))
+        self.theirs.recv(100)
+        taken = 0
+        while outbox.takes_file(LEAST):
+            outbox.put(b"frame", _memfd.Memfd([b"x" * LEAST]))
+            taken += 1
+        self.assertEqual(taken, 16)
+        self.theirs.recv(10)
+        self.assertFalse(outbox.takes_file(LEAST))
+        while not outbox.takes_file(LEAST):
+            self.theirs.recv(1000)
 
     def test_interrupts_lose_no_descriptor(self) -> None:
         """The reader can stop anywhere, and is closed in any state."""
