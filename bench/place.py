@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -56,22 +57,27 @@ def numpy_root(work: Path, build: bool) -> Optional[Path]:
 @contextlib.contextmanager
 def supervisor(work: Path, guests: int, *flags: str) -> Iterator[None]:
     """A shared supervisor for so many guests of ours, used by what is spawned meanwhile."""
-    socket = work / f"psi-{next(_numbers)}.sock"
+    path = str(work / f"psi-{next(_numbers)}.sock")
     process = subprocess.Popen(
-        [str(SHIM), "serve", "--socket", str(socket), "--group", "root", "--rootfs", str(ROOTFS), "--max-guests", str(guests), "--log-level", "error", *flags]
+        [str(SHIM), "serve", "--socket", path, "--group", "root", "--rootfs", str(ROOTFS), "--max-guests", str(guests), "--log-level", "error", *flags]
     )  # fmt: skip
     try:
         end = time.monotonic() + 20
-        while not socket.exists():
+        while not listens(path):
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit("bench: psi-shim serve did not start")
             time.sleep(0.01)
-        psi.connect(str(socket))
+        psi.connect(path)
         yield
     finally:
         psi.connect(None)
         process.terminate()
         process.wait(60)
+
+
+def listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def answer(sandbox: psi.Sandbox) -> None:
