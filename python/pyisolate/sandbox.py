@@ -105,8 +105,9 @@ class Sandbox(Handle):
             raise self.death() from None
         try:
             return self._value(frame)
-        except (KeyboardInterrupt, MemoryError):
-            self._channel.put_back(frame)  # for the next call
+        except (KeyboardInterrupt, MemoryError) as error:
+            if not isinstance(error, SandboxError):  # ours, and not the guest's
+                self._channel.put_back(frame)  # for the next call
             raise
 
     def post(self, obj: Any) -> None:
