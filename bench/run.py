@@ -4,7 +4,7 @@
     make bench          writes build/bench/report.md, report.json and a chart per figure
     make bench-quick    the same with few runs, in less than a minute
 
-The parts: cold, programs, warm, sustained, alive, messages, access, engines, vm. Python's own API is all that is used, so
+The parts: cold, programs, warm, sustained, alive, messages, access, network, kernel, engines, vm. Python's own API is all that is used, so
 that the figures are those of a user.
 """
 
@@ -24,7 +24,9 @@ import place
 import access  # noqa: E402
 import cold  # noqa: E402
 import engines  # noqa: E402
+import kernel  # noqa: E402
 import messages  # noqa: E402
+import network  # noqa: E402
 import report  # noqa: E402
 import warm  # noqa: E402
 from figures import Row, command, interleaved, progress
@@ -54,6 +56,8 @@ def parts(options: argparse.Namespace, work: Path) -> Dict[str, Callable[[], Lis
             *messages.large(3 if quick else 10, work, quick), *messages.flooded_client(),
         ],
         "access": lambda: access.costs(runs, work),
+        "network": lambda: [] if quick else network.proxied(runs),
+        "kernel": lambda: [] if quick else kernel.rows(runs),
         "engines": lambda: [] if quick else engine_runs(runs, work),
         "vm": lambda: [] if quick else cold.second_kernel(),
     }  # fmt: skip

@@ -15,6 +15,7 @@ Cancelling what waits for the guest's code (``exec``, ``call``) interrupts that 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any, Callable, List, Mapping, Optional, Sequence, TypeVar
 
@@ -22,7 +23,7 @@ import pyisolate
 
 from . import _frames as wire
 from ._channel import ChannelClosed, Payload, WaitExpired
-from ._control import ConnectionLost, Pending, no_answer
+from ._control import ConnectionLost, Message, Pending, no_answer
 from ._engine import EngineLike, engine_fields, engine_words
 from ._handle import EXIT_NOTICE, Malformed
 from ._outbox import OutboxFull
@@ -32,7 +33,7 @@ from ._request import PolicyLike, check_name, imports_field, policy_fields
 from ._supervisor import READY, SPAWN, Making, Words
 from ._waiting import Request
 from .errors import SandboxError
-from .sandbox import PATIENCE, Stats, ignore, stats_of
+from .sandbox import PATIENCE, Stats, connect_fields, ignore, stats_of, take_socket
 from .sandbox import Sandbox as _Sandbox
 
 __all__ = ["Sandbox", "spawn"]
@@ -231,6 +232,14 @@ class Sandbox:
         self._core.on_reloaded(fields)
         return []
 
+    async def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
+        """A TCP socket, not blocking, that is connected to a port at which the guest listens: see
+        :meth:`pyisolate.Sandbox.connect`."""
+        self._core.usable()
+        connected: socket.socket = await self._ask("connect", connect_fields(port, timeout), float(timeout), take_socket)
+        connected.setblocking(False)
+        return connected
+
     async def close(self, timeout: float = 0.2) -> None:
         """Stop the guest: ask it (SIGTERM), and after ``timeout`` seconds kill it."""
         await self._stop("close", {"timeout": max(0.0, float(timeout))}, float(timeout))
@@ -297,10 +306,17 @@ class Sandbox:
             self._core.report(str(error), 0.0)
             raise await self._death() from None
 
-    async def _ask(self, op: str, fields: Mapping[str, object]) -> Any:
+    async def _ask(
+        self,
+        op: str,
+        fields: Mapping[str, object],
+        timeout: float = 0.0,
+        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+    ) -> Any:
         self._core.usable()
         try:
-            return await _reply(self._core.connection.tell(op, {"guest": self.id, **fields}), op, PATIENCE)
+            pending = self._core.connection.tell(op, {"guest": self.id, **fields}, on_ok)
+            return await _reply(pending, op, timeout + PATIENCE)
         except ConnectionLost:
             raise await self._death() from None
         except SandboxError as error:

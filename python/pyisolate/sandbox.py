@@ -143,11 +143,9 @@ class Sandbox(Handle):
         not accept within ``timeout`` seconds, SandboxError when nothing listens there, PolicyError when the
         policy does not expose the port.
         """
-        if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
-            raise SandboxError(f"connect takes a port, a number from 1 to 65535, not {port!r}")
+        fields = connect_fields(port, timeout)
         self.usable()
-        fields = {"port": port, "timeout": max(0.0, float(timeout))}
-        connected: socket.socket = self._ask("connect", fields, float(timeout), _connected)
+        connected: socket.socket = self._ask("connect", fields, float(timeout), take_socket)
         connected.settimeout(None)
         return connected
 
@@ -325,7 +323,15 @@ class Sandbox(Handle):
         return self._channel.tail(stream).decode("utf-8", "replace")
 
 
-def _connected(reply: Message, connected: Optional[socket.socket]) -> socket.socket:
+def connect_fields(port: int, timeout: float) -> Mapping[str, object]:
+    """What is asked of the supervisor for a connection."""
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
+        raise SandboxError(f"connect takes a port, a number from 1 to 65535, not {port!r}")
+    return {"port": port, "timeout": max(0.0, float(timeout))}
+
+
+def take_socket(reply: Message, connected: Optional[socket.socket]) -> socket.socket:
+    """The connection that came with the reply."""
     if connected is None:
         raise SandboxError("the supervisor answered connect without a socket")
     return connected

@@ -130,6 +130,20 @@ class Calls(LoopTest):
 
         self.run_in_loop(main)
 
+    def test_connect(self) -> None:
+        async def main() -> None:
+            sb = await self.make({"expose": [8000]})
+            await sb.exec("import socket\ns = socket.create_server(('127.0.0.1', 8000))\npost(1)\nc = s.accept()[0]; c.sendall(c.recv(100)[::-1])")
+            await sb.recv(timeout=10)
+            reader, writer = await asyncio.open_connection(sock=await sb.connect(8000))
+            writer.write(b"abc")
+            self.assertEqual(await reader.readexactly(3), b"cba")
+            writer.close()
+            with self.assertRaises(psi.SandboxError):
+                await sb.connect(8001)
+
+        self.run_in_loop(main)
+
     def test_large_values(self) -> None:
         async def main() -> None:
             sb = await self.make()
