@@ -25,7 +25,7 @@ func BenchmarkCompileGuest(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, err := CompileGuest(nil, p.FS()); err != nil {
+		if _, err := CompileGuest(nil, p.FS(), nil); err != nil {
 			b.Fatal(err)
 		}
 	}
