@@ -19,7 +19,7 @@ GOBUILD := go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)'
 GOLANGCI := v2.12.2
 RUN     ?=
 
-.PHONY: help setup build rootfs demo test test-all test-host test-vm lint generate bench install uninstall clean
+.PHONY: help setup build rootfs demo test test-all test-host test-vm lint generate bench bench-quick install uninstall clean
 .PHONY: setup-build check-generated check-leaks $(BIN)/psi-runtime $(BIN)/psi-shim
 
 help: ## show this list
@@ -79,8 +79,12 @@ check-generated: generate
 check-leaks:
 	@scripts/check-leaks
 
-bench: setup rootfs ## measure against the peers; writes build/bench/report.md
+bench: setup rootfs ## measure against the peers; writes build/bench/report.md, report.json and charts
+	@scripts/setup bench
 	@$(PYTHON) bench/run.py --output $(BUILD)/bench
+
+bench-quick: rootfs ## the same with few runs and without engines, in less than a minute
+	@$(PYTHON) bench/run.py --output $(BUILD)/bench --quick
 
 install: rootfs ## install both programs, the root file system and the Python package's files below PREFIX
 	@scripts/install "$(PREFIX)" "$(PYTHON)"

@@ -340,6 +340,7 @@ func (g *guest) announcement() map[string]any {
 	}
 	return map[string]any{
 		"guest": g.id, "container": g.container, "policy_digest": g.digest(), "limits": limits, "enforced": enforced,
+		"relayed": true,
 	}
 }
 

@@ -36,6 +36,16 @@
 // or CANCEL of a request that still waits answers it with ERROR; an INTERRUPT of
 // the running one raises KeyboardInterrupt in it; both are ignored afterwards.
 //
+// # Large values
+//
+// Where both ends of a socket have said that they take them (flag 4 of a host's
+// frames, "memfd" in READY), a value of more than 256 KiB travels beside the
+// channel: its frame has flag 2, its payload is a u64 and the value's beginning
+// (one byte, or with buffers up to the end of the JSON), and one descriptor comes
+// with the frame's first byte: a file in memory with the rest, whose size is the
+// u64. It has all four seals and no holes, or the channel is broken off; so it is
+// for a second descriptor before the first was claimed, and for one that no frame claims.
+//
 // # Values
 //
 // The first byte of a value names its form: 'S' a UTF-8 string, 'Y' bytes, 'J'

@@ -1,6 +1,7 @@
 package channel
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -48,8 +49,12 @@ const (
 	Notice    Type = 23
 )
 
-// FlagExec on an Error frame says that the request was an Exec.
-const FlagExec = 1
+// Flags of a frame.
+const (
+	FlagExec        = 1 // of Error: the request was an Exec
+	FlagMemfd       = 2 // of a value: all but its beginning is in a file in memory, which comes as a descriptor
+	FlagTakesMemfds = 4 // of what a host sends: it takes such values
+)
 
 // Frame is one message. Payload is its own memory.
 type Frame struct {
@@ -86,7 +91,8 @@ func broken(format string, args ...any) error {
 }
 
 type header struct {
-	size uint32
+	size   uint32
+	beside bool // descriptors come with the bytes
 	Frame
 }
 
@@ -97,7 +103,7 @@ func (h header) check(from Sender, message int64) error {
 	if (from == FromHost && !host) || (from == FromGuest && !guest) {
 		return broken("unknown frame type %d", h.Type)
 	}
-	if h.Flags != 0 && (h.Type != Error || h.Flags != FlagExec) {
+	if h.Flags&^h.flags(from) != 0 {
 		return broken("flags %#x in a frame of type %d", h.Flags, h.Type)
 	}
 	if limit := sizeLimit(h.Type, message); int64(h.size) > limit {
@@ -117,6 +123,19 @@ func (h header) check(from Sender, message int64) error {
 	return nil
 }
 
+// flags are those that the frame may have.
+func (h header) flags(from Sender) uint8 {
+	switch {
+	case h.Type == Error:
+		return FlagExec
+	case from == FromHost:
+		return FlagTakesMemfds
+	case h.beside && (h.Type == Result || h.Type == GuestPost):
+		return FlagMemfd
+	}
+	return 0
+}
+
 func sizeLimit(t Type, message int64) int64 {
 	switch t {
 	case Exec, Call, HostPost, Result, GuestPost:
@@ -131,10 +150,12 @@ func sizeLimit(t Type, message int64) int64 {
 
 // Reader reads the frames of one side. It is for one goroutine.
 type Reader struct {
-	r       io.Reader
-	from    Sender
-	message int64
-	head    [HeaderSize]byte
+	r        io.Reader
+	from     Sender
+	message  int64
+	head     [HeaderSize]byte
+	socket   *socket       // nil: no descriptors come
+	buffered *bufio.Reader // of the socket
 }
 
 // NewReader returns a reader of what from sends. message is the policy's limit
@@ -150,13 +171,16 @@ func NewReader(r io.Reader, from Sender, message int64) *Reader {
 //
 // Memory follows what arrives, not what a header claims.
 func (r *Reader) Read() (Frame, error) {
+	if r.stray() {
+		return Frame{}, broken("a descriptor that belongs to no frame")
+	}
 	if _, err := io.ReadFull(r.r, r.head[:]); err != nil {
 		if errors.Is(err, io.EOF) {
 			return Frame{}, io.EOF
 		}
 		return Frame{}, fmt.Errorf("reading frame header: %w", err)
 	}
-	h := header{size: binary.BigEndian.Uint32(r.head[:])}
+	h := header{size: binary.BigEndian.Uint32(r.head[:]), beside: r.socket != nil}
 	h.Type, h.Flags = Type(r.head[4]), r.head[5]
 	h.ID = binary.BigEndian.Uint32(r.head[8:])
 	if r.head[6] != 0 || r.head[7] != 0 {
@@ -168,6 +192,12 @@ func (r *Reader) Read() (Frame, error) {
 	payload, err := readPayload(r.r, int(h.size))
 	if err != nil {
 		return Frame{}, fmt.Errorf("reading frame payload: %w", err)
+	}
+	if h.Flags&FlagMemfd != 0 {
+		h.Flags &^= FlagMemfd
+		if payload, err = r.readBeside(payload); err != nil {
+			return Frame{}, err
+		}
 	}
 	h.Payload = payload
 	return h.Frame, nil

@@ -10,6 +10,7 @@ type GuestReady struct {
 	Python   string `json:"python"` // "3.11.2"
 	PID      int    `json:"pid"`    // in the guest's own pid namespace
 	Protocol int    `json:"protocol"`
+	Memfd    bool   `json:"memfd"` // it takes large values as files in memory
 }
 
 // ParseReady reads the payload of a READY frame. A version of the protocol that

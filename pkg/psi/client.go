@@ -84,6 +84,7 @@ func (c *Client) adopt(name string, r *reply) {
 		Guest    string        `json:"guest"`
 		Digest   string        `json:"policy_digest"`
 		Enforced []Enforcement `json:"enforced"`
+		Relayed  bool          `json:"relayed"` // descriptors do not get to the guest
 		Limits   struct {
 			Message int64 `json:"message"`
 		} `json:"limits"`
@@ -92,8 +93,9 @@ func (c *Client) adopt(name string, r *reply) {
 		r.err = &SandboxError{Sandbox: name, Text: fmt.Sprintf("the supervisor's reply to a spawn is not one: %d descriptors, %v", len(r.files), err)}
 		return
 	}
-	conn, err := net.FileConn(r.files[0])
-	if err != nil {
+	found, err := net.FileConn(r.files[0])
+	conn, ok := found.(*net.UnixConn)
+	if err != nil || !ok {
 		r.err = &SandboxError{Sandbox: name, Text: fmt.Sprintf("opening the guest's channel: %v", err)}
 		return
 	}
@@ -101,7 +103,7 @@ func (c *Client) adopt(name string, r *reply) {
 		client: c, name: name, id: made.Guest, PolicyDigest: made.Digest, Enforced: made.Enforced,
 		message: made.Limits.Message, exited: make(chan struct{}),
 	}
-	r.made.session = newSession(conn, made.Limits.Message, r.made.report)
+	r.made.session = newSession(conn, made.Limits.Message, !made.Relayed, r.made.report)
 	c.mu.Lock()
 	c.guests[made.Guest] = r.made
 	c.names[name] = r.made

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/psi-runtime/psi/pkg/channel"
 )
 
@@ -29,30 +31,59 @@ def write(data):
         data = data[os.write(channel, data):]
 `
 
+// beside is for attacks by way of files in memory.
+const beside = `
+import fcntl, socket
+LEAST = 256 << 10
+file, hole = os.memfd_create("x", 3), os.memfd_create("y", 3)
+os.write(file, b"x" * LEAST)
+os.ftruncate(hole, 1 << 22)
+def seal(fd, seals=15): fcntl.fcntl(fd, 1033, seals)
+def beside(size, begin=b"S"): return struct.pack("!Q", size) + begin
+def write_with(data, *fds):
+    with socket.socket(fileno=os.dup(channel)) as s:
+        s.setblocking(True)
+        socket.send_fds(s, [data], fds or [file])
+`
+
 // Each attack ends its guest, with the rule that it broke, and no other guest.
 func TestGuestsThatBreakTheRules(t *testing.T) {
 	c := open(t)
 	bystander := spawn(t, c, "")
 	events := c.Events(t.Context())
 	for attack, says := range map[string]string{
-		"write(b'not a frame at all' * 100)":                  "reserved",
-		"write(frame(20, size=0xffffffff))":                   "4294967295 bytes",
-		"write(frame(21, size=70000))":                        "70000 bytes",
-		"write(frame(20, b'Sx', zero=1))":                     "reserved",
-		"write(frame(20, b'Sx', flags=2))":                    "flags 0x2",
-		"write(frame(1, b'import os'))":                       "type 1",
-		"write(frame(18, b'Sx', id=77))":                      "request 77",
-		"write(frame(18, b'Sx', id=1))":                       "another kind",
-		"write(frame(17, id=1))":                              "request 1, which is not open", // the agent answers as well
-		"write(frame(19, b'{', id=1, flags=1))":               "report of an exception|request 1, which is not open",
-		"write(frame(19, b'[' * 60000, id=1, flags=1))":       "report of an exception|request 1, which is not open",
-		`write(frame(19, b'{"type":1}', id=1, flags=1))`:      "report of an exception|request 1, which is not open",
-		"write(frame(23, b'[]'))":                             "JSON object",
-		"write(frame(23, b'[' * 60000))":                      "JSON object",
-		"write(frame(23, b'null'))":                           "JSON object",
-		"write(frame(16, b'{\"protocol\":99}'))":              "version 99",
-		`write(frame(20, b'\x80\x04r\xff\xff\xff\xff\x00.'))`: "first byte",
-		"write(frame(20, b'J' + b'[' * (4 << 20)))":           "not allowed",
+		"write(b'not a frame at all' * 100)":                                                   "reserved",
+		"write(frame(20, size=0xffffffff))":                                                    "4294967295 bytes",
+		"write(frame(21, size=70000))":                                                         "70000 bytes",
+		"write(frame(20, b'Sx', zero=1))":                                                      "reserved",
+		"write(frame(20, b'Sx', flags=4))":                                                     "flags 0x4",
+		"write(frame(1, b'import os'))":                                                        "type 1",
+		beside + "write_with(frame(20, beside(LEAST), flags=2))":                               "without all of 0xf",
+		beside + "seal(file, 8)\nwrite_with(frame(20, beside(LEAST), flags=2))":                "without all of 0xf",
+		beside + "seal(file, 16)\nwrite_with(frame(20, beside(LEAST), flags=2))":               "without all of 0xf",
+		beside + "seal(file)\nwrite_with(frame(20, beside(2 * LEAST), flags=2))":               "announced with 524288",
+		beside + "seal(file)\nwrite_with(frame(20, beside(100), flags=2))":                     "of 100 bytes; 262144 to",
+		beside + "seal(hole)\nwrite_with(frame(20, beside(1 << 22), flags=2), hole)":           "with holes",
+		beside + "write_with(frame(20, beside(LEAST), flags=2), os.open('/tmp', os.O_RDONLY))": "no file in memory",
+		beside + "write_with(frame(20, beside(LEAST), flags=2), os.pipe()[0])":                 "no file in memory",
+		beside + "seal(file)\nwrite(frame(20, beside(LEAST), flags=2))":                        "without the file's descriptor",
+		beside + "seal(file)\nwrite_with(frame(20, b'Sx'))":                                    "belongs to no frame",
+		beside + "seal(file)\nwrite_with(frame(20, b'Sx'), *[file] * 100)":                     "more descriptors|did not arrive",
+		beside + "seal(file)\nwrite_with(frame(18, beside(LEAST), flags=2, id=1))":             "another kind",
+		beside + "seal(file)\nwrite_with(frame(21, beside(LEAST), flags=2))":                   "flags 0x2",
+		beside + "seal(file)\nwrite_with(frame(20, beside(LEAST, b'Sxx'), flags=2))":           "not split",
+		"write(frame(18, b'Sx', id=77))":                                                       "request 77",
+		"write(frame(18, b'Sx', id=1))":                                                        "another kind",
+		"write(frame(17, id=1))":                                                               "request 1, which is not open", // the agent answers as well
+		"write(frame(19, b'{', id=1, flags=1))":                                                "report of an exception|request 1, which is not open",
+		"write(frame(19, b'[' * 60000, id=1, flags=1))":                                        "report of an exception|request 1, which is not open",
+		`write(frame(19, b'{"type":1}', id=1, flags=1))`:                                       "report of an exception|request 1, which is not open",
+		"write(frame(23, b'[]'))":                                                              "JSON object",
+		"write(frame(23, b'[' * 60000))":                                                       "JSON object",
+		"write(frame(23, b'null'))":                                                            "JSON object",
+		"write(frame(16, b'{\"protocol\":99}'))":                                               "version 99",
+		`write(frame(20, b'\x80\x04r\xff\xff\xff\xff\x00.'))`:                                  "first byte",
+		"write(frame(20, b'J' + b'[' * (4 << 20)))":                                            "not allowed",
 	} {
 		sb := spawn(t, c, "")
 		run(t, sb, findChannel+attack)
@@ -190,6 +221,25 @@ func TestFloods(t *testing.T) {
 	}
 }
 
+func socketPair(t *testing.T) (host, guest *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns [2]*net.UnixConn
+	for i, fd := range fds {
+		file := os.NewFile(uintptr(fd), "channel")
+		conn, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = conn.(*net.UnixConn)
+	}
+	return conns[0], conns[1]
+}
+
 // FuzzSession: whatever comes out of a guest, the session ends or goes on, and nothing hangs.
 func FuzzSession(f *testing.F) {
 	add := func(frames ...channel.Frame) {
@@ -205,8 +255,8 @@ func FuzzSession(f *testing.F) {
 	add(channel.Frame{Type: channel.Stdout, ID: 1, Payload: []byte("x")}, channel.Frame{Type: channel.GuestPost, Payload: []byte("Sx")})
 	f.Add([]byte("not a frame"))
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		host, guest := net.Pipe()
-		s := newSession(host, 1<<10, func(string) { host.Close() })
+		host, guest := socketPair(t)
+		s := newSession(host, 1<<10, true, func(string) { host.Close() })
 		go func() {
 			buf := make([]byte, 1<<10)
 			for {

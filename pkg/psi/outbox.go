@@ -2,7 +2,6 @@ package psi
 
 import (
 	"context"
-	"net"
 	"sync"
 
 	"github.com/psi-runtime/psi/pkg/channel"
@@ -26,9 +25,9 @@ type outbox struct {
 	failed bool
 }
 
-func newOutbox(conn net.Conn, ended <-chan struct{}) *outbox {
+func newOutbox(writer *channel.Writer, ended <-chan struct{}) *outbox {
 	o := &outbox{
-		writer: channel.NewWriter(conn), ended: ended, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		writer: writer, ended: ended, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		room: make(chan struct{}),
 	}
 	go o.run()

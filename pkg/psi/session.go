@@ -45,7 +45,7 @@ func (c *call) abandon() { c.once.Do(func() { close(c.abandoned) }) }
 //
 // Every stage is bounded.
 type session struct {
-	conn    net.Conn
+	conn    *net.UnixConn
 	onFault func(string) // is told of the fault, once
 	out     *outbox
 	inbox   chan channel.Frame
@@ -66,14 +66,19 @@ type session struct {
 	spoiled bool      // what is in the inbox is not wanted any more
 }
 
-// newSession begins to read.
-func newSession(conn net.Conn, message int64, onFault func(string)) *session {
+// newSession begins to read. direct says that the socket's other end is the guest's own.
+func newSession(conn *net.UnixConn, message int64, direct bool, onFault func(string)) *session {
 	s := &session{
 		conn: conn, onFault: onFault, inbox: make(chan channel.Frame, inboxMessages), ready: make(chan struct{}),
 		ended: make(chan struct{}), closed: make(chan struct{}), room: make(chan struct{}), calls: make(map[uint32]*call),
 	}
-	s.out = newOutbox(conn, s.ended)
-	go s.read(channel.NewReader(bufio.NewReaderSize(conn, 64<<10), channel.FromGuest, message))
+	if direct {
+		s.out = newOutbox(channel.NewSocketWriter(conn), s.ended)
+		go s.read(channel.NewSocketReader(conn, message))
+	} else {
+		s.out = newOutbox(channel.NewWriter(conn), s.ended)
+		go s.read(channel.NewReader(bufio.NewReaderSize(conn, 64<<10), channel.FromGuest, message))
+	}
 	return s
 }
 
@@ -181,6 +186,7 @@ func (s *session) taken(f channel.Frame) {
 // read takes in frames until the end.
 func (s *session) read(r *channel.Reader) {
 	defer close(s.ended)
+	defer func() { _ = r.Close() }()
 	for {
 		f, err := r.Read()
 		if err == nil {
@@ -205,9 +211,12 @@ func (s *session) take(f channel.Frame) error {
 	case channel.Stdout, channel.Stderr:
 		return s.output(f)
 	case channel.Ready:
-		_, err := channel.ParseReady(f.Payload)
+		ready, err := channel.ParseReady(f.Payload)
 		if err == nil && !s.isReady {
 			s.isReady = true
+			if ready.Memfd {
+				s.out.writer.PassMemfds()
+			}
 			close(s.ready)
 		}
 		return err
@@ -320,10 +329,8 @@ func (s *session) faulted() string {
 
 // hangUp ends the channel; what was received before can still be taken.
 func (s *session) hangUp() {
-	if c, ok := s.conn.(*net.UnixConn); ok {
-		_ = c.CloseRead()
-		_ = c.CloseWrite()
-	}
+	_ = s.conn.CloseRead()
+	_ = s.conn.CloseWrite()
 }
 
 // close ends everything and returns when neither goroutine runs any more.

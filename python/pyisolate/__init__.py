@@ -47,6 +47,7 @@ __all__ = [
     "SandboxError",
     "Stats",
     "TimeoutError",
+    "asyncio",
     "connect",
     "events",
     "list_active",
@@ -100,3 +101,6 @@ def connect(path: Optional[str]) -> None:
     this process's own. The connection is made by the next spawn.
     """
     _supervision.connect(path)
+
+
+from . import asyncio as asyncio  # noqa: E402  # needs what is above

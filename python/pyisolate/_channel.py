@@ -16,29 +16,30 @@ callback's backlog is full: then the kernel's buffer fills and the *guest* block
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import time
-from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
 
 from . import _frames as wire
-from ._frames import Frame, FrameReader, ProtocolError, move
+from . import _memfd
+from ._filing import Filing
+from ._frames import Frame, FrameReader, ProtocolError
 from ._lock import make_lock
 from ._outbox import Outbox, OutboxFull
 from ._waiting import Request, Waiter
 
+if TYPE_CHECKING:
+    from ._codec import Data
+
 T = TypeVar("T")
+Payload = Union[bytes, "List[Data]"]  # as the codec gives it
 
-INBOX_MESSAGES = 1024
-INBOX_BYTES = 16 << 20  # reading stops beyond it; the message that crosses it is kept
-OUTPUT_TAIL = 256 << 10  # bytes kept of stdout and of stderr
-OUTPUT_BACKLOG = 64  # output frames that wait for a callback
-
+_NOW = int(socket.MSG_DONTWAIT)
 _LONGEST = 1e6  # seconds of one poll
-_POLLS = 60  # before going to sleep: some 20 µs
-_SLEEPS = 15  # after polling in vain: so many reads sleep at once
+_POLLS = 120  # before going to sleep: some 60 µs, in which a sleeper is woken and answers
+_SLEEPS = 15  # after polling in vain again and again: so many reads sleep at once
 _MANY_REQUESTS = 64  # unread answers from here on: read some while sending more
 
 
@@ -53,59 +54,62 @@ class WaitExpired(Exception):
 class Channel:
     """The client's end of a guest's channel. Any thread may use any method."""
 
-    def __init__(self, sock: socket.socket, message_limit: int, on_backlog: Callable[["Channel"], None]) -> None:
-        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`."""
+    def __init__(
+        self, sock: socket.socket, message_limit: int, on_backlog: Callable[["Channel"], None], direct: bool = False
+    ) -> None:
+        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`. ``direct``: the other
+        end of the socket is the guest's own, so that descriptors get there."""
         self._sock = sock
         sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
         self._on_backlog = on_backlog
+        self._flags = wire.TAKES_MEMFDS if direct and _memfd.SUPPORTED else 0
         self._outbox = Outbox(sock)
         self._reader = FrameReader(message_limit)  # the leader's
         self._poll = select.poll()  # the leader's
         self._poll.register(sock, select.POLLIN)
-        self._patience = 0  # the leader's; below 0: so many reads until it polls again
+        self._patience = 0  # the leader's: so many reads until it polls again
+        self._vain = 0  # the leader's: so many will follow when it polls in vain
         self._lock = make_lock()  # guards all that follows
         self._leader: Optional[Waiter] = None
         self._followers: List[Waiter] = []
-        self._inbox: Deque[Frame] = deque()
-        self._requests: Dict[int, Request] = {}  # sent and not answered, oldest first
-        self._listeners: List[Request] = []
+        self._filing = Filing()
+        self._inbox = self._filing.inbox
         self._last_id = 0
-        self._for_recv = self._take_post  # one object, to be recognised by _lead
-        self._tails: Dict[int, bytearray] = {wire.STDOUT: bytearray(), wire.STDERR: bytearray()}
+        self._for_recv = self._filing.take_post  # one object, to be recognised by _lead
         self._closed = False
-        self.ready: Optional[Dict[str, object]] = None  # what the guest said of itself when it was ready
         self.ended = False  # no more frames will come
         self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
-        self.output_cut = False  # the guest's output exceeded its policy's limit
 
     # Sending ----------------------------------------------------------------------------------------
 
-    def request(self, kind: int, payload: bytes, listening: bool = False) -> Request:
+    def request(self, kind: int, payload: Payload, listening: bool = False) -> Request:
         """Send an EXEC or CALL; with ``listening`` its output is kept for the thread that waits for it."""
+        frame, flags, file = self._prepare(kind, payload)
         with self._lock:
             self._last_id = self._last_id % 0xFFFFFFFF + 1
             request = Request(self._last_id, kind, listening)
-            self._requests[request.id] = request
-            crowded = len(self._requests) > _MANY_REQUESTS
+            self._filing.requests[request.id] = request
+            crowded = len(self._filing.requests) > _MANY_REQUESTS
             try:
-                self._send(wire.pack(kind, request.id, payload))
+                self._send(wire.pack(kind, request.id, frame, flags), file)
             except Exception:
-                self._requests.pop(request.id, None)
+                self._filing.requests.pop(request.id, None)
                 raise
         if crowded:
             self.read_now()
         return request
 
-    def post(self, payload: bytes) -> None:
+    def post(self, payload: Payload) -> None:
         """Send a POST."""
-        self._send(wire.pack(wire.POST, 0, payload))
+        frame, flags, file = self._prepare(wire.POST, payload)
+        self._send(wire.pack(wire.POST, 0, frame, flags), file)
 
     def interrupt(self, request: Optional[Request] = None) -> None:
         """Interrupt a request (by default the one that runs), or take it out of the guest's queue."""
         self.read_now()
         with self._lock:
             if request is None:
-                request = next((each for each in self._requests.values() if each.reply is None), None)
+                request = next((each for each in self._filing.requests.values() if each.reply is None), None)
             if request is not None and request.reply is None:
                 self._send(wire.pack(wire.CANCEL, request.id) + wire.pack(wire.INTERRUPT, request.id))
 
@@ -128,9 +132,24 @@ class Channel:
         """The socket, -1 when it is closed."""
         return self._outbox.fileno()
 
-    def _send(self, frame: bytes) -> None:
+    def _prepare(self, kind: int, payload: Payload) -> Tuple[bytes, int, Optional[_memfd.Memfd]]:
+        """What goes into the frame of a payload, the frame's flags, and the file that goes with it."""
+        flags = self._flags
+        if isinstance(payload, bytes):
+            if len(payload) <= _memfd.LEAST:
+                return payload, flags, None
+            payload = [payload[:1], memoryview(payload)[1:]]
+        size = sum(map(len, payload[1:]))
+        ready = self._filing.ready or {}
+        if size < _memfd.LEAST or kind == wire.EXEC or not flags or ready.get("memfd") is not True:
+            return b"".join(payload), flags, None
+        if not self._outbox.takes_file(size):
+            return b"".join(payload), flags, None
+        return wire.begin(size, payload[0]), flags | wire.MEMFD, _memfd.Memfd(payload[1:])
+
+    def _send(self, frame: bytes, file: Optional[_memfd.Memfd] = None) -> None:
         try:
-            sent = self._outbox.put(frame)
+            sent = self._outbox.put(frame, file)
         except OSError:
             raise ChannelClosed from None
         if not sent:
@@ -140,7 +159,18 @@ class Channel:
 
     def receive(self, deadline: Optional[float]) -> Frame:
         """The next post, or ERROR of an exec. Raises WaitExpired, ChannelClosed."""
-        return self._wait(self._for_recv, deadline)
+        if self._inbox and not self._followers:  # nobody to be woken: this is the common case in a flood
+            try:
+                return self._inbox.popleft()
+            except IndexError:
+                pass
+        me = Waiter()
+        try:  # as _wait, with one call less
+            return self._wait_as(me, self._for_recv, deadline)
+        finally:
+            if self._leader is me or me.queued or self._closed:
+                with self._lock:
+                    self._leave(me)
 
     def put_back(self, frame: Frame) -> None:
         """Make what ``receive`` has given the next thing to receive again."""
@@ -150,21 +180,28 @@ class Channel:
 
     def wait_ready(self, deadline: Optional[float]) -> Dict[str, object]:
         """Wait until the guest has said that it is ready."""
-        return self._wait(lambda: self.ready, deadline)
+        return self._wait(lambda: self._filing.ready, deadline)
 
     def answer(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         """Wait for a request's reply; its output goes to ``on_output``, in this thread, if it listens."""
         if request.output is None:
             return self._wait(request.take, deadline)
-        try:
-            with self._lock:
-                self._listeners.append(request)
+        with self.listening(request):
             return self._listen(request, deadline, on_output)
+
+    @contextmanager
+    def listening(self, request: Request) -> Iterator[None]:
+        """While this lasts, the output of a request that listens is kept until it is taken."""
+        try:
+            if request.output is not None:
+                with self._lock:
+                    self._filing.listeners.append(request)
+            yield
         finally:
             with self._lock:
                 request.output = None
-                if request in self._listeners:
-                    self._listeners.remove(request)
+                if request in self._filing.listeners:
+                    self._filing.listeners.remove(request)
 
     def _listen(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         while True:
@@ -174,6 +211,16 @@ class Channel:
             on_output(frame)
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitExpired  # a guest that never stops printing does not stop the clock
+
+    def answer_now(self, request: Request) -> Frame:
+        """The next frame of a request that was made with ``listening``, or its reply, if it is there."""
+        return self._wait(request.take, 0.0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is read before somebody receives."""
+        with self._lock:
+            return self._filing.full()
 
     def read_now(self) -> None:
         """Take in what has arrived, unless somebody is reading or the inbox is full. Never blocks."""
@@ -185,10 +232,7 @@ class Channel:
     def tail(self, stream: int) -> bytes:
         """The last bytes of STDOUT or STDERR that have been read."""
         with self._lock:
-            return bytes(self._tails[stream])
-
-    def _take_post(self) -> Optional[Frame]:
-        return self._inbox.popleft() if self._inbox else None
+            return bytes(self._filing.tails[stream])
 
     def _wait(self, take: Callable[[], Optional[T]], deadline: Optional[float]) -> T:
         # The loop is a function of its own: CPython 3.12 and 3.13 skip a `finally` when an interrupt comes
@@ -216,7 +260,7 @@ class Channel:
                 if timeout == 0.0 and tried:
                     raise WaitExpired
                 tried = True
-                if (self._leader is not None and self._leader is not me) or self._full():
+                if (self._leader is not None and self._leader is not me) or self._filing.full():
                     if self._leader is me:
                         self._leader = None
                     me.queue()
@@ -239,23 +283,16 @@ class Channel:
             if self._leader is None:
                 self._wake()
         if self._closed and self._leader is None:
-            self._outbox.close()
+            self._release()
+
+    def _release(self) -> None:
+        self._outbox.close()
+        self._reader.close()
 
     def _wake(self) -> None:
         followers, self._followers = self._followers, []
         for each in followers:
             each.wake()
-
-    def _full(self) -> bool:
-        inbox = self._inbox
-        if inbox:
-            held = inbox[-1].posted - inbox[0].posted + len(inbox[0].payload)
-            if held >= INBOX_BYTES or len(inbox) >= INBOX_MESSAGES:
-                return True
-        for each in self._listeners:
-            if each.output and len(each.output) >= OUTPUT_BACKLOG:
-                return True
-        return False
 
     # Reading (the leader) -----------------------------------------------------------------------------
 
@@ -263,27 +300,28 @@ class Channel:
         """Read once, hand out what came, and take what this thread waits for, if it is there now."""
         fault: Optional[str] = None
         more = True
+        reader = self._reader
         try:
-            if self._reader.has_more or self._linger(timeout):
-                more = self._reader.read(self._sock, socket.MSG_DONTWAIT)
+            if reader.has_more or self._linger(timeout):
+                more = reader.read(self._sock, _NOW)
             elif timeout is None:
-                more = self._reader.read(self._sock)
+                more = reader.read(self._sock)
             elif self._poll.poll(min(timeout, _LONGEST) * 1000):
-                more = self._reader.read(self._sock, socket.MSG_DONTWAIT)
+                more = reader.read(self._sock, _NOW)
         except BlockingIOError:
             return None
         except OSError:
             more = False  # reset: the guest died with unread frames in its own buffer
         except ProtocolError as error:
             fault = str(error)
-        frames = self._reader.frames
+        frames = reader.frames
         with self._lock:
             item: Optional[T]
-            if len(frames) == 1 and take is self._for_recv and frames[0].type == wire.GUEST_POST and not self._inbox:
+            if take is self._for_recv and len(frames) == 1 and frames[0][0] == wire.GUEST_POST and not self._inbox:
                 item = frames.popleft()  # type: ignore[assignment]  # past the inbox: this is the common case
             else:
                 try:
-                    self._hand_out(frames)
+                    self._filing.hand_out(frames)
                 except ProtocolError as error:
                     fault = str(error)
                 if fault is not None:
@@ -302,73 +340,21 @@ class Channel:
     def _linger(self, timeout: Optional[float]) -> bool:
         """Whether something comes within a moment that is shorter than going to sleep and being woken.
 
-        A guest that answers at once is met awake, which halves the time of a round trip. One that was
-        not met, because it is slow or has no core to run on, costs the moment in one read of sixteen.
+        A guest that answers at once is met awake, which halves the time of a round trip: the moment is long
+        enough for one that has to be woken, so that it stays awake as well. One that was not met, because it is slow or has no core to run on, costs the moment in one read of sixteen.
         """
         if timeout == 0.0:
             return False
-        if self._patience < 0:
-            self._patience += 1
+        if self._patience:
+            self._patience -= 1
             return False
         poll = self._poll.poll
         for _ in range(_POLLS):
             if poll(0):
+                self._vain = 0
                 return True
-        self._patience = -_SLEEPS
+        self._patience = self._vain = min(2 * self._vain + 1, _SLEEPS)
         return False
-
-    def _hand_out(self, frames: Deque[Frame]) -> None:
-        # Each branch either moves the frame in one call, or can be repeated for the same frame: an
-        # interrupt in between is followed by another leader's call, with the frame still in place.
-        inbox = self._inbox
-        while frames:
-            frame = frames[0]
-            if frame.type == wire.GUEST_POST:
-                move(frames, inbox)
-            elif frame.type in (wire.STDOUT, wire.STDERR):
-                self._output(frames.popleft())
-            elif frame.type in (wire.DONE, wire.RESULT, wire.ERROR):
-                self._reply(frame, frames)
-            else:
-                self._note(frame)
-                frames.popleft()
-
-    def _reply(self, frame: Frame, frames: Deque[Frame]) -> None:
-        request = self._requests.get(frame.id)
-        of_exec = frame.type == wire.DONE or bool(frame.flags & wire.OF_EXEC)
-        if request is None or request.reply not in (None, frame):
-            raise ProtocolError(f"an answer to request {frame.id}, which is not open")
-        if of_exec != (request.kind == wire.EXEC):
-            raise ProtocolError(f"an answer of type {frame.type} to request {frame.id} of another kind")
-        request.reply = frame
-        if of_exec and frame.type == wire.ERROR and not request.abandoned:
-            move(frames, self._inbox)
-        else:
-            frames.popleft()
-        self._requests.pop(frame.id, None)
-
-    def _output(self, frame: Frame) -> None:
-        tail = self._tails[frame.type]
-        tail += frame.payload
-        if len(tail) > OUTPUT_TAIL:
-            del tail[: len(tail) - OUTPUT_TAIL]
-        request = self._requests.get(frame.id)
-        if request is None or request.output is None or request.abandoned:
-            return
-        if len(request.output) < OUTPUT_BACKLOG or request in self._listeners:
-            request.output.append(frame)
-
-    def _note(self, frame: Frame) -> None:
-        try:
-            note = json.loads(frame.payload)
-        except (ValueError, RecursionError):
-            note = None
-        if not isinstance(note, dict):
-            raise ProtocolError(f"a frame of type {frame.type} that is not a JSON object")
-        if frame.type == wire.READY and self.ready is None:
-            self.ready = note
-        elif frame.type == wire.NOTICE:
-            self.output_cut = self.output_cut or note.get("output") == "cut"
 
     # Ending -------------------------------------------------------------------------------------------
 
@@ -395,7 +381,7 @@ class Channel:
             self._inbox.clear()
             self._wake()
             if self._leader is None:
-                self._outbox.close()
+                self._release()
             else:
                 self.hang_up()  # wakes the leader, who closes
 
@@ -404,6 +390,8 @@ class Channel:
         self._closed = self.ended = True
         self._lock = make_lock()
         self._sock.close()
+        self._reader.close()
 
     def __del__(self) -> None:
         self._sock.close()
+        self._reader.close()

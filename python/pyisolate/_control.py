@@ -52,10 +52,25 @@ class Pending:
         self.done = threading.Event()
         self.result: Any = None
         self.error: Optional[SandboxError] = None
+        self._tell: Optional[Callable[[], None]] = None
 
     def finish(self, result: Any, error: Optional[SandboxError] = None) -> None:
         self.result, self.error = result, error
         self.done.set()
+        if self._tell is not None:
+            self._tell()
+
+    def notify(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called when the reply is there, by any thread, perhaps twice."""
+        self._tell = tell
+        if self.done.is_set():
+            tell()
+
+    def value(self) -> Any:
+        """What the reply was, once it is there; raises its error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
 
 
 class Connection:
@@ -101,10 +116,8 @@ class Connection:
     def wait(self, pending: Pending, op: str, timeout: float) -> Any:
         """Wait for the reply to what ``tell`` has sent."""
         if not pending.done.wait(timeout):
-            raise SandboxError(f"the supervisor has not answered {op!r} within {timeout:g} s")
-        if pending.error is not None:
-            raise pending.error
-        return pending.result
+            raise no_answer(op, timeout)
+        return pending.value()
 
     def tell(
         self,
@@ -227,6 +240,11 @@ class Connection:
             pending.finish(pending.on_ok(message["ok"], channel) if pending.on_ok else message["ok"])
         except SandboxError as error:
             pending.finish(None, error)
+
+
+def no_answer(op: str, timeout: float) -> SandboxError:
+    """The error for a supervisor that takes too long."""
+    return SandboxError(f"the supervisor has not answered {op!r} within {timeout:g} s")
 
 
 def _error(error: Message) -> SandboxError:

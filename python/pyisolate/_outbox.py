@@ -9,19 +9,31 @@ byte: the stream's position is the sum of what ``send`` returned, recorded insid
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import sys
+import termios
 from collections import deque
-from typing import Deque, List, Tuple
+from typing import Deque, List, NamedTuple, Optional
 
 from ._lock import make_lock
+from ._memfd import Memfd
 
-_NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_NOW = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 LIMIT = 64 << 20  # bytes that may wait for a guest; one frame alone may be larger
+_new = tuple.__new__  # of a NamedTuple, without its Python-level constructor: this is the path of every message
+_FILES = 16  # files that may be on their way to a guest, with LIMIT bytes
 
 
 class OutboxFull(Exception):
     """The guest does not read and too much waits for it; the text gives the figures."""
+
+
+class _Entry(NamedTuple):
+    end: int  # its position in the stream
+    frame: bytes
+    file: Optional[Memfd]  # goes with the first byte
 
 
 class Outbox:
@@ -30,23 +42,39 @@ class Outbox:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = make_lock()
-        self._queue: Deque[Tuple[int, bytes]] = deque()  # (position in the stream of its end, bytes)
+        self._queue: Deque[_Entry] = deque()
         self._sent: List[int] = [0]  # its sum is the position that has been reached
+        self._flying = 0  # bytes of the files that went since the guest had last read everything
+        self._files = 0  # … and how many they are
         self._closed = False
 
-    def put(self, frame: bytes) -> bool:
+    def put(self, frame: bytes, file: Optional[Memfd] = None) -> bool:
         """Send or queue one frame; False if something waits, and ``flush`` must be called later.
 
         Raises OutboxFull, or the OSError of a channel whose guest is gone.
         """
         with self._lock:
-            reached = end = sum(self._sent)
-            if self._queue:
-                end = self._queue[-1][0]
-                if end > reached and end - reached + len(frame) > LIMIT:
-                    raise OutboxFull(f"{end - reached} bytes wait for a guest that does not read (limit {LIMIT})")
-            self._queue.append((end + len(frame), frame))
+            queue = self._queue
+            if queue:
+                end, waiting = queue[-1].end, queue[-1].end - sum(self._sent)
+                if waiting > 0 and waiting + len(frame) > LIMIT:
+                    raise OutboxFull(f"{waiting} bytes wait for a guest that does not read (limit {LIMIT})")
+            else:
+                end = sum(self._sent)
+            queue.append(_new(_Entry, (end + len(frame), frame, file)))
             return self._send()
+
+    def takes_file(self, size: int) -> bool:
+        """Whether a value may go beside the channel in a file of this size: a frame with one is short, and
+        would not be stopped by the kernel when the guest does not read, while the file is our memory."""
+        with self._lock:
+            if self._files and (self._flying + size > LIMIT or self._files >= _FILES):
+                if self._queue or _unread(self._sock):
+                    return False
+                self._flying = self._files = 0
+            self._flying += size
+            self._files += 1
+            return True
 
     def flush(self) -> bool:
         """Send what the kernel takes now; True if nothing is left. Raises OSError as ``put`` does."""
@@ -73,15 +101,25 @@ class Outbox:
             if len(sent) > 1:
                 self._sent = sent = [sum(sent)]
             reached = sent[0]
-            end, frame = queue[0]
+            end, frame, file = queue[0]
             if end <= reached:
                 queue.popleft()
                 continue
-            rest = frame if end - reached == len(frame) else memoryview(frame)[reached - end :]
             try:
-                sent.extend(map(self._sock.send, (rest,), (_NOW,)))
+                if end - reached != len(frame):
+                    sent.extend(map(self._sock.send, (memoryview(frame)[reached - end :],), (_NOW,)))
+                elif file is None:
+                    sent.extend(map(self._sock.send, (frame,), (_NOW,)))
+                else:
+                    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, file.fd.to_bytes(4, sys.byteorder))
+                    sent.extend(map(self._sock.sendmsg, ((frame,),), ((rights,),), (_NOW,)))
             except BlockingIOError:
                 return False
-            if sent[1] == len(rest):
+            if sent[0] + sent[1] == end:
                 queue.popleft()
         return True
+
+
+def _unread(sock: socket.socket) -> int:
+    """What of a socket's output has not been read: 0 if nothing."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -19,7 +19,7 @@ class OutputText:
         self._decoders = {wire.STDOUT: decoder("replace"), wire.STDERR: decoder("replace")}
 
     def __call__(self, frame: wire.Frame) -> None:
-        self._show(frame.type, self._decoders[frame.type].decode(frame.payload))
+        self._show(frame.type, self._decoders[frame.type].decode(frame.data))
 
     def finish(self) -> None:
         """Show what an unfinished character left behind."""

@@ -24,8 +24,8 @@ from .sandbox import Sandbox
 
 CLIENT = "pyisolate 0.1.0"
 _HELLO = 30.0  # seconds that a supervisor may take to say hello
-_SPAWN = 120.0  # … to make a guest, on a machine that is slow or busy
-_READY = 60.0  # … and that the guest's interpreter may take to start
+SPAWN = 120.0  # … to make a guest, on a machine that is slow or busy
+READY = 60.0  # … and that the guest's interpreter may take to start
 _LEAVE = 5.0  # … and that an embedded supervisor may take to end at exit
 
 Words = Optional[Tuple[str, ...]]  # an engine's command; None: psi's own supervisor
@@ -48,8 +48,8 @@ class Supervision:
         self._lock = make_lock()  # guards all that follows
         self._connections: Dict[Place, Connection] = {}  # that live
         self._processes: List["subprocess.Popen[bytes]"] = []
-        self._names: Dict[str, _Making] = {}
-        self._given_up: Dict[str, _Making] = {}  # the supervisor may still hold these names
+        self._names: Dict[str, Making] = {}
+        self._given_up: Dict[str, Making] = {}  # the supervisor may still hold these names
         self._guests: Dict[str, Sandbox] = {}  # by the supervisor's id
 
     # Calls of the user's threads -----------------------------------------------------------------------
@@ -61,27 +61,60 @@ class Supervision:
 
     def spawn(self, name: str, fields: Mapping[str, object], engine: Words = None) -> Sandbox:
         """Make a guest and wait until it is ready."""
-        made = _Making()
-        given_up = self._given_up.get(name)
+        given_up = self.given_up(name)
         if given_up is not None:
             given_up.settle()
+        made = self.reserve(name)
+        try:
+            sandbox = self._ask_for(name, fields, engine, made)
+            sandbox.wait_ready(READY)
+            return sandbox
+        except BaseException:
+            self.give_up(name, made)
+            raise
+
+    def given_up(self, name: str) -> "Optional[Making]":
+        """An earlier spawn of this name that the supervisor may still be busy with."""
+        return self._given_up.get(name)
+
+    def reserve(self, name: str) -> "Making":
+        """Begin a spawn."""
+        made = Making()
         with self._lock:
             self._given_up.pop(name, None)
             if name in self._names:
                 raise SandboxError(f"a sandbox named {name!r} is active; close it or choose another name")
             self._names[name] = made
-        try:
-            sandbox = self._ask_for(name, fields, engine, made)
-            sandbox.wait_ready(_READY)
-            return sandbox
-        except BaseException:
-            made.abandon()
-            with self._lock:
-                if not made.settled:
-                    self._given_up[name] = made
-                if self._names.get(name) is made:
-                    del self._names[name]
-            raise
+        return made
+
+    def give_up(self, name: str, made: "Making") -> None:
+        """End a spawn that came to nothing."""
+        made.abandon()
+        with self._lock:
+            if not made.settled:
+                self._given_up[name] = made
+            if self._names.get(name) is made:
+                del self._names[name]
+
+    def ask_for(self, name: str, fields: Mapping[str, object], connection: Connection, made: "Making") -> None:
+        """Ask for the guest: ``made.pending`` will have the sandbox, which is not ready then."""
+
+        def adopt(ok: Message, channel: Optional[socket.socket]) -> Sandbox:
+            return self._adopt(name, fields, connection, ok, channel, made)
+
+        made.pending = connection.tell("spawn", {"name": name, **fields}, adopt)
+
+    def living(self, engine: Words) -> Optional[Connection]:
+        """A connection that need not be made."""
+        with self._lock:
+            found = self._connections.get(self._place(engine))
+        return found if found is not None and found.lost is None else None
+
+    def connected(self, engine: Words) -> Tuple[Connection, bool]:
+        """A living connection, and whether it was made just now."""
+        with self._starting:
+            living = self.living(engine)
+            return (living, False) if living is not None else (self._connect(engine), True)
 
     def protect(self, token: str) -> None:
         """From now on a reload of this process's sandboxes needs the token."""
@@ -135,21 +168,18 @@ class Supervision:
 
     # Spawning --------------------------------------------------------------------------------------------
 
-    def _ask_for(self, name: str, fields: Mapping[str, object], engine: Words, made: "_Making") -> Sandbox:
-        connection, fresh = self._connected(engine)
+    def _ask_for(self, name: str, fields: Mapping[str, object], engine: Words, made: "Making") -> Sandbox:
+        connection, fresh = self.connected(engine)
         while True:
-
-            def adopt(ok: Message, channel: Optional[socket.socket]) -> Sandbox:
-                return self._adopt(name, fields, connection, ok, channel, made)
-
+            self.ask_for(name, fields, connection, made)
+            assert made.pending is not None
             try:
-                made.pending = connection.tell("spawn", {"name": name, **fields}, adopt)
-                sandbox: Sandbox = connection.wait(made.pending, "spawn", _SPAWN)
+                sandbox: Sandbox = connection.wait(made.pending, "spawn", SPAWN)
                 return sandbox
             except ConnectionLost:
                 if fresh:
                     raise
-            connection, fresh = self._connected(engine)  # it had died before: this is the "next spawn"
+            connection, fresh = self.connected(engine)  # it had died before: this is the "next spawn"
 
     def _adopt(
         self,
@@ -158,7 +188,7 @@ class Supervision:
         connection: Connection,
         ok: Message,
         channel: Optional[socket.socket],
-        made: "_Making",
+        made: "Making",
     ) -> Sandbox:
         # In the I/O thread, before the guest's events and its end are looked at.
         if channel is None:
@@ -170,36 +200,33 @@ class Supervision:
         made.adopt(sandbox)
         return sandbox
 
-    def _connected(self, engine: Words) -> Tuple[Connection, bool]:
-        """A living connection, and whether it was made just now."""
-        with self._starting:
-            path = None if engine else self._socket or _locate.shared_socket(os.environ, os.geteuid() == 0)
-            place: Place = engine or path
-            with self._lock:
-                living = self._connections.get(place)
-            if living is not None and living.lost is None:
-                return living, False
-            self._reap()
-            process: Optional["subprocess.Popen[bytes]"] = None
-            if path:
-                sock = _dial(path)
-            else:
-                sock, process = _start(_command(engine))
-                self._processes.append(process)
-            connection = Connection(sock, self._io.call, self._pushed, self._lost)
-            self._io.add(connection)
-            try:
-                connection.ask("hello", {"version": VERSION, "client": CLIENT}, _HELLO)
-                if self._token is not None:
-                    connection.ask("protect", {"token": self._token}, _HELLO)
-            except ConnectionLost as error:
-                raise SandboxError(_why_no_hello(path, process)) from error
-            except BaseException:
-                connection.close()
-                raise
-            with self._lock:
-                self._connections[place] = connection
-            return connection, True
+    def _place(self, engine: Words) -> Place:
+        return engine or self._socket or _locate.shared_socket(os.environ, os.geteuid() == 0)
+
+    def _connect(self, engine: Words) -> Connection:
+        place = self._place(engine)
+        path = place if isinstance(place, str) else None
+        self._reap()
+        process: Optional["subprocess.Popen[bytes]"] = None
+        if path:
+            sock = _dial(path)
+        else:
+            sock, process = _start(_command(engine))
+            self._processes.append(process)
+        connection = Connection(sock, self._io.call, self._pushed, self._lost)
+        self._io.add(connection)
+        try:
+            connection.ask("hello", {"version": VERSION, "client": CLIENT}, _HELLO)
+            if self._token is not None:
+                connection.ask("protect", {"token": self._token}, _HELLO)
+        except ConnectionLost as error:
+            raise SandboxError(_why_no_hello(path, process)) from error
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            self._connections[place] = connection
+        return connection
 
     def _reap(self) -> None:
         self._processes = [each for each in self._processes if each.poll() is None]
@@ -228,7 +255,7 @@ class Supervision:
             sandbox.on_exited({"cause": "supervisor", "message": why})
 
 
-class _Making:
+class Making:
     """A spawn under way, whose caller may give up (KeyboardInterrupt) while the guest comes to life."""
 
     def __init__(self) -> None:
@@ -255,7 +282,7 @@ class _Making:
     def settle(self) -> None:
         """Wait until a guest that was given up is gone."""
         if self.pending is not None:
-            self.pending.done.wait(_SPAWN)
+            self.pending.done.wait(SPAWN)
         if self._ending is not None:
             self._ending.done.wait(_LEAVE)
 

@@ -11,28 +11,22 @@ without bounds: while nobody receives, it is the guest that waits.
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional
+from typing import Any, Callable, List, Mapping, NamedTuple, NoReturn, Optional
 
 from . import _frames as wire
-from ._channel import Channel, ChannelClosed, WaitExpired
-from ._codec import CodecError, DecodeError, Limits, MissingModule, UnknownClass, decode, encode
-from ._control import Connection, ConnectionLost, Message, Pending
-from ._death import death
-from ._hint import file_hint, fs_rules
+from ._channel import ChannelClosed, Payload, WaitExpired
+from ._control import ConnectionLost, Message, Pending
+from ._handle import EXIT_NOTICE, Handle, Malformed
+from ._hint import fs_rules
 from ._outbox import OutboxFull
 from ._output import OutputText
 from ._reload import Change, changes, policy_file, reload_fields
 from ._request import PolicyLike
 from ._waiting import Request
-from .errors import SandboxError, TimeoutError, make_guest_error, printable
+from .errors import SandboxError
 
-if TYPE_CHECKING:
-    from ._supervisor import Supervision
-
-_EXIT_NOTICE = 1.0  # seconds between the end of a channel and the supervisor's reason for it
-_PATIENCE = 30.0  # … that a supervisor may take to answer, beyond what was asked of it
+PATIENCE = 30.0  # seconds that a supervisor may take to answer, beyond what was asked of it
 
 
 class Stats(NamedTuple):
@@ -43,43 +37,18 @@ class Stats(NamedTuple):
     pids: int
 
 
-class Sandbox:
+def stats_of(reply: Message) -> Stats:
+    """The figures in a supervisor's reply."""
+    return Stats(float(reply["cpu_ms"]), int(reply["mem_bytes"]), int(reply["pids"]))
+
+
+class Sandbox(Handle):
     """A running guest; made by :func:`pyisolate.spawn`. Any thread may use it.
 
     ``str(sandbox)`` is its name; two handles are equal only if they are the same. It is a context manager
     that closes on exit. When the guest has ended, every method but ``recv`` of what had already arrived
     raises :class:`SandboxError` with the ``cause``, or MemoryExceeded or CPUExceeded if that was it.
     """
-
-    def __init__(
-        self,
-        owner: "Supervision",
-        connection: Connection,
-        on_backlog: Callable[[Channel], None],
-        name: str,
-        asked: Mapping[str, object],
-        made: Message,
-        channel: socket.socket,
-    ) -> None:
-        """For :func:`pyisolate.spawn` alone: what was asked of the supervisor, and what it made."""
-        self.name: str = name
-        self.id: str = made["guest"]  # on the host: psi-…
-        self.policy_digest: str = made.get("policy_digest", "")
-        self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
-        self.limits: Mapping[str, Any] = made["limits"]  # at launch, in the units of a policy document
-        self.connection = connection
-        self._owner = owner
-        self.policy_file: Optional[str] = policy_file(asked)  # where its policy was read
-        self._fs = fs_rules(asked)
-        self._message_limit = int(self.limits["message"])
-        self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
-        self._classes: Dict[str, Callable[..., object]] = {}
-        self._channel = Channel(channel, self._message_limit, on_backlog)
-        self._exit: Message = {}
-        self._exited = threading.Event()
-        self._closed = False
-        self._forked = False
-        self._reported = False
 
     # Running code --------------------------------------------------------------------------------------
 
@@ -97,12 +66,7 @@ class Sandbox:
         the code has run, and hands its output to the callbacks as text, in the calling thread; when the
         time is over the code is interrupted and :class:`TimeoutError` raised.
         """
-        if not isinstance(src, str):
-            raise SandboxError(f"exec takes source code as text, not {type(src).__name__}")
-        try:
-            payload = src.encode()
-        except UnicodeEncodeError as error:
-            raise SandboxError(f"exec: the source is not Unicode text: {error}") from error
+        payload = self.source(src)
         listening = on_stdout is not None or on_stderr is not None
         deadline = _deadline(timeout)
         request = self._request(wire.EXEC, payload, listening)
@@ -112,7 +76,7 @@ class Sandbox:
         try:
             self._answer(request, deadline, show)
         except WaitExpired:
-            raise self._expired(f"exec has not ended within {timeout:g} s and was interrupted") from None
+            raise self.expired(f"exec has not ended within {timeout:g} s and was interrupted") from None
         show.finish()
 
     def call(self, func: str, /, *args: Any, **kw: Any) -> Any:
@@ -123,13 +87,8 @@ class Sandbox:
         meanwhile are kept for :meth:`recv`, up to 1024 or 16 MiB: a guest that posts more waits until
         another thread receives. Requests run in order, so this waits for earlier ones as well.
         """
-        if not isinstance(func, str):
-            raise SandboxError(f"call takes a function's dotted name, not {type(func).__name__}")
-        request = self._request(wire.CALL, self._encode([func, list(args), kw], f"the arguments of {func!r}"))
-        frame = self._answer(request, None, _ignore)
-        if frame.type == wire.ERROR:
-            raise self._guest_error(frame)
-        return self._decode(frame)
+        request = self._request(wire.CALL, self.invocation(func, args, kw))
+        return self._value(self._answer(request, None, ignore))
 
     def recv(self, timeout: Optional[float] = None) -> Any:
         """The next value that the guest posted; raises the next exception of an ``exec`` in its turn.
@@ -137,27 +96,26 @@ class Sandbox:
         Waits ``timeout`` seconds, or as long as it takes; then :class:`TimeoutError`.
         """
         if self._closed or self._forked:
-            raise self._death()
+            raise self.death()
         try:
             frame = self._channel.receive(None if timeout is None else time.monotonic() + timeout)
         except WaitExpired:
-            raise self._expired(f"nothing to receive within {timeout:g} s") from None
+            raise self.expired(f"nothing to receive within {timeout:g} s") from None
         except ChannelClosed:
-            raise self._death() from None
-        if frame.type == wire.ERROR:
-            raise self._guest_error(frame)
+            raise self.death() from None
         try:
-            return self._decode(frame)
-        except (KeyboardInterrupt, MemoryError):
-            self._channel.put_back(frame)  # for the next call
+            return self._value(frame)
+        except (KeyboardInterrupt, MemoryError) as error:
+            if not isinstance(error, SandboxError):  # ours, and not the guest's
+                self._channel.put_back(frame)  # for the next call
             raise
 
     def post(self, obj: Any) -> None:
         """Send a value to the guest, whose ``recv()`` returns it. Never blocks: what the guest does not
         take is kept here, up to 64 MiB, and then refused."""
         if self._closed or self._forked:
-            raise self._death()
-        payload = self._encode(obj, "the value to post")
+            raise self.death()
+        payload = self.encode(obj, "the value to post")
         try:
             self._channel.post(payload)
         except (OutboxFull, ChannelClosed) as error:
@@ -165,8 +123,11 @@ class Sandbox:
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in the code that the guest runs now; what has not begun is cancelled."""
-        self._usable()
-        self._send(self._channel.interrupt)
+        self.usable()
+        try:
+            self._channel.interrupt()
+        except (OutboxFull, ChannelClosed) as error:
+            raise self._refused(error) from None
 
     def accept(self, *classes: Callable[..., object], **named: Callable[..., object]) -> None:
         """Opt in to classes: a dataclass, named tuple or enum member of a class with this name in the guest
@@ -182,11 +143,9 @@ class Sandbox:
         not accept within ``timeout`` seconds, SandboxError when nothing listens there, PolicyError when the
         policy does not expose the port.
         """
-        if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
-            raise SandboxError(f"connect takes a port, a number from 1 to 65535, not {port!r}")
-        self._usable()
-        fields = {"port": port, "timeout": max(0.0, float(timeout))}
-        connected: socket.socket = self._ask("connect", fields, float(timeout), _connected)
+        fields = connect_fields(port, timeout)
+        self.usable()
+        connected: socket.socket = self._ask("connect", fields, float(timeout), take_socket)
         connected.settimeout(None)
         return connected
 
@@ -195,9 +154,8 @@ class Sandbox:
     @property
     def stats(self) -> Stats:
         """What the guest uses now; each access asks anew."""
-        self._usable()
-        reply = self._ask("stats", {})
-        return Stats(float(reply["cpu_ms"]), int(reply["mem_bytes"]), int(reply["pids"]))
+        self.usable()
+        return stats_of(self._ask("stats", {}))
 
     @property
     def stdout(self) -> str:
@@ -236,7 +194,7 @@ class Sandbox:
         are to be taken away while the guest has them open; PolicyAuthError without the right ``token``,
         if :func:`pyisolate.policy.protect` has set one.
         """
-        self._usable()
+        self.usable()
         fields = reload_fields(policy, token, dry_run)
         reply = self._ask("reload", fields)
         if dry_run:
@@ -269,7 +227,7 @@ class Sandbox:
         except WaitExpired:
             raise self._about(SandboxError(f"guest {self.name!r} was not ready within {timeout:g} s")) from None
         except ChannelClosed:
-            raise self._death() from None
+            raise self.death() from None
 
     def on_exited(self, exited: Message) -> None:
         """The guest has ended (the I/O thread says so, once)."""
@@ -277,6 +235,7 @@ class Sandbox:
         self._exited.set()
         self._channel.hang_up()
         self._owner.forget(self)
+        self.on_end()
 
     def on_reloaded(self, fields: Mapping[str, object]) -> None:
         """The request with these fields has put another policy into force."""
@@ -296,70 +255,31 @@ class Sandbox:
 
     # Inside ---------------------------------------------------------------------------------------------
 
-    def _request(self, kind: int, payload: bytes, listening: bool = False) -> Request:
-        self._usable()
-        limit = self._message_limit + wire.VALUE_SLACK
-        if len(payload) > limit:
-            raise SandboxError(f"a request of {len(payload)} bytes; the limit is {limit} (policy key message)")
-        requests: List[Request] = []
-        self._send(lambda: requests.append(self._channel.request(kind, payload, listening)))
-        return requests[0]
-
-    def _send(self, step: Callable[[], None]) -> None:
+    def _request(self, kind: int, payload: Payload, listening: bool = False) -> Request:
+        self.usable()
         try:
-            step()
+            return self._channel.request(kind, payload, listening)
         except (OutboxFull, ChannelClosed) as error:
             raise self._refused(error) from None
 
     def _refused(self, error: Exception) -> SandboxError:
-        if isinstance(error, OutboxFull):
-            return self._about(SandboxError(f"guest {self.name!r}: {error}; wait for it, or close it"))
-        return self._death()
+        return self.full(error) if isinstance(error, OutboxFull) else self.death()
 
     def _answer(self, request: Request, deadline: Optional[float], show: Callable[[wire.Frame], None]) -> wire.Frame:
         try:
             return self._channel.answer(request, deadline, show)
         except ChannelClosed:
-            raise self._death() from None
+            raise self.death() from None
         except BaseException:  # out of time, ^C, or a callback's own exception: nobody waits any more
             self._channel.abandon(request)
             raise
 
-    def _encode(self, obj: Any, what: str) -> bytes:
+    def _value(self, frame: wire.Frame) -> Any:
         try:
-            parts = encode(obj, limit=self._message_limit)
-        except (CodecError, TypeError) as error:
-            raise SandboxError(f"{what} cannot be sent: {error}") from error
-        return parts if isinstance(parts, bytes) else b"".join(parts)
-
-    def _decode(self, frame: wire.Frame) -> Any:
-        try:
-            return decode(memoryview(frame.payload), limits=self._budget, classes=self._classes)
-        except UnknownClass as error:
-            way = "" if isinstance(error, MissingModule) else ": sandbox.accept() opts in to a class"
-            raise self._about(SandboxError(printable(f"guest {self.name!r} sent {error}{way}"))) from None
-        except DecodeError as error:
-            self._report(f"it sent a value that is not allowed: {error}")
-            raise self._death() from None
-
-    def _guest_error(self, frame: wire.Frame) -> SandboxError:
-        try:
-            report = decode(b"J" + frame.payload, limits=self._budget)
-            module, name, message, traceback = map(
-                _text, (report["module"], report["qualname"], report["message"], report["traceback"])
-            )
-            args = report.get("args")
-        except (CodecError, ValueError, KeyError, TypeError, AttributeError) as malformed:
-            self._report(f"it sent a malformed report of an exception: {malformed}")
-            return self._death()
-        error = make_guest_error(module, name, message, traceback, tuple(args) if isinstance(args, list) else None)
-        hint = file_hint(error, self._fs)
-        error.hint = f"sandbox {self.name!r}: {printable(hint)}" if hint else ""
-        return self._about(error)
-
-    def _usable(self) -> None:
-        if self._closed or self._forked:
-            raise self._death()
+            return self.value_of(frame)
+        except Malformed as error:
+            self.report(str(error))
+            raise self.death() from None
 
     def _ask(
         self,
@@ -369,12 +289,12 @@ class Sandbox:
         on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
     ) -> Any:
         try:
-            return self.connection.ask(op, {"guest": self.id, **fields}, timeout + _PATIENCE, on_ok)
+            return self.connection.ask(op, {"guest": self.id, **fields}, timeout + PATIENCE, on_ok)
         except ConnectionLost:
-            raise self._death() from None
+            raise self.death() from None
         except SandboxError as error:
             if self._exited.is_set():
-                raise self._death() from None
+                raise self.death() from None
             raise self._about(error)
 
     def _stop(self, op: str, fields: Mapping[str, object], timeout: float) -> None:
@@ -382,11 +302,11 @@ class Sandbox:
             return  # the parent's to close
         if not self._closed and not self._exited.is_set():
             try:
-                self.connection.ask(op, {"guest": self.id, **fields}, timeout + _PATIENCE)
+                self.connection.ask(op, {"guest": self.id, **fields}, timeout + PATIENCE)
             except ConnectionLost:
                 pass  # its guests died with it
             except SandboxError:
-                if not self._exited.wait(_EXIT_NOTICE):
+                if not self._exited.wait(EXIT_NOTICE):
                     raise
         self._finish()
 
@@ -395,55 +315,30 @@ class Sandbox:
         self._exited.set()  # its notice may come later, when nobody knows the guest any more
         self._channel.close()
         self._owner.forget(self)
+        self.on_end()
 
     def _tail(self, stream: int) -> str:
         if self.alive:
             self._channel.read_now()
         return self._channel.tail(stream).decode("utf-8", "replace")
 
-    def _expired(self, text: str) -> TimeoutError:
-        error = TimeoutError(f"{text} (sandbox {self.name!r})")
-        error.sandbox = self
-        return error
 
-    def _about(self, error: SandboxError) -> SandboxError:
-        error.sandbox = self
-        return error
-
-    def _death(self) -> SandboxError:
-        """Why the guest is no longer there; waits a little for the supervisor to say it."""
-        fault = self._channel.fault
-        if not (self._closed or self._forked):
-            if fault is None and not self._exited.wait(_EXIT_NOTICE) and self._channel.fault is None:
-                fault = "it closed its end of the channel and went on running"
-            if fault is not None and not self._closed:
-                self._report(fault)
-        return self._about(death(self.name, self._exit, fault, self._forked))
-
-    def _report(self, fault: str) -> None:
-        if not self._reported:
-            self._reported = True
-            # The supervisor tells every watcher (BROKER_ERROR) and kills the guest: before it can end by itself,
-            # which it may do when the channel is broken off.
-            self.connection.tell("report", {"guest": self.id, "error": fault})
-        self._channel.break_off(fault)
-        self._exited.wait(_EXIT_NOTICE)
+def connect_fields(port: int, timeout: float) -> Mapping[str, object]:
+    """What is asked of the supervisor for a connection."""
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
+        raise SandboxError(f"connect takes a port, a number from 1 to 65535, not {port!r}")
+    return {"port": port, "timeout": max(0.0, float(timeout))}
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a text is a {type(value).__name__}")
-    return value
-
-
-def _connected(reply: Message, connected: Optional[socket.socket]) -> socket.socket:
+def take_socket(reply: Message, connected: Optional[socket.socket]) -> socket.socket:
+    """The connection that came with the reply."""
     if connected is None:
         raise SandboxError("the supervisor answered connect without a socket")
     return connected
 
 
-def _ignore(frame: wire.Frame) -> None:
-    pass
+def ignore(frame: wire.Frame) -> None:
+    """For output that nobody wants."""
 
 
 def _deadline(timeout: Optional[float]) -> Optional[float]:

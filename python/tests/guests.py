@@ -39,10 +39,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 def cgroups_of(ids: Set[str]) -> List[str]:
-    """The cgroup directories that bear one of these names."""
+    """The cgroup directories of these guests: their names begin with the guest's."""
     found: List[str] = []
     for where, directories, _ in os.walk("/sys/fs/cgroup"):
-        found.extend(os.path.join(where, each) for each in directories if each in ids)
+        found.extend(os.path.join(where, each) for each in directories if each.startswith(tuple(ids)))
     return found
 
 

@@ -9,7 +9,10 @@ lives as long as the guest. With `--script FILE` it runs one file instead.
     frames.py    frames: header, types, sizes
     codec.py     values as bytes (the client uses the same file)
     signals.py   when a signal handler may run, and when it has to wait
-    channel.py   frames in and out, from any thread
+    channel.py   frames in, from any thread
+    writer.py    frames out, from any thread
+    burst.py     many short posts at once
+    memfd.py     large payloads beside the channel (the client uses the same file)
     ends.py      the descriptors of the channel: a socket or two pipes
     watcher.py   noticing what arrives while guest code runs
     streams.py   stdout and stderr as frames

@@ -25,8 +25,9 @@ from .imports import ImportRules  # noqa: E402
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from typing import Any
+    from typing import Any, NoReturn
 
+    from .channel import Channel
     from .session import Session
 else:
     import _signal
@@ -60,7 +61,7 @@ def main() -> None:
         sys.argv = [""]
         if waits:
             _warm_up(session)
-            session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))
+            session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))  # type: ignore[arg-type]
         else:
             _limit_imports(config)
         _say_ready(session)
@@ -148,6 +149,7 @@ def _start(config: dict[str, Any]) -> Session:
     guard = Guard()
     session = Session(guard, config["message"], _HOME)
     session.channel = Channel(reader, writer, config["message"], guard, session.deliver)
+    _send_before_exit(session.channel)
     session.output = Output(session.channel, config["output"])
     session.orphans = Orphans()
     session.orphans.watch()
@@ -157,6 +159,19 @@ def _start(config: dict[str, Any]) -> Session:
     builtins.post = session.post  # type: ignore[attr-defined]
     builtins.recv = session.recv  # type: ignore[attr-defined]
     return session
+
+
+def _send_before_exit(channel: Channel) -> None:
+    """Has os._exit send what waits of a burst; the module os takes it from here when it is imported."""
+    exit_now = posix._exit
+
+    def _exit(status: int) -> NoReturn:
+        channel.flush()
+        exit_now(status)
+
+    posix._exit = _exit
+    if "os" in sys.modules:
+        sys.modules["os"]._exit = _exit  # type: ignore[attr-defined]
 
 
 def _take_channel() -> tuple[int, int]:
@@ -204,7 +219,8 @@ def _say_ready(session: Session) -> None:
     from . import frames
 
     version = sys.version.split()[0]
-    ready = '{"python":"%s","pid":%d,"protocol":%d}' % (version, posix.getpid(), frames.PROTOCOL)
+    memfds = "true" if session.channel.passes_memfds else "false"
+    ready = '{"python":"%s","pid":%d,"protocol":%d,"memfd":%s}' % (version, posix.getpid(), frames.PROTOCOL, memfds)
     session.channel.send(frames.READY, 0, ready.encode())
 
 

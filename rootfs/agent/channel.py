@@ -17,53 +17,54 @@ import select
 from _thread import allocate_lock, get_ident
 from time import monotonic
 
-from . import frames
-from .ends import SOCKETS, Pair, SocketEnd, wait_for
+from . import frames, memfd
+from .codec import Large
+from .ends import wait_for
 from .watcher import Watcher
+from .writer import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
-    from threading import RLock
     from typing import Any, Callable, Optional, Union
 
     from .codec import Data
-    from .ends import End
+    from .ends import Received
     from .signals import Guard
-else:
-    from _thread import RLock
+
+    Payload = Union[Data, Large, "Lost"]
 
 _BUFFER = 64 << 10
-_JOIN = 64 << 10  # frames below this are sent as one piece
 
 
-class Channel:
+class Lost(OSError):
+    """Why a payload could not be taken; raised when it is asked for."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Channel(Writer):
     """One end of the channel. deliver(type, id, payload) files what arrives."""
 
     def __init__(
-        self, reader: int, writer: int, message: int, guard: Guard, deliver: Callable[[int, int, Data], None]
+        self, reader: int, writer: int, message: int, guard: Guard, deliver: Callable[[int, int, Payload], None]
     ) -> None:
-        self.guard = guard
-        self.open = True
+        super().__init__(reader, writer, guard)
         self.ended = False  # the host has closed it
-        self.blocked = False  # the main thread waits in the middle of a frame
         self.held = 0  # bytes of frames that nobody has taken yet
         self.message = message
         self._deliver = deliver
-        self._fds = (reader, writer)
-        self._end: End = SocketEnd(reader) if reader == writer and SOCKETS else Pair(reader, writer)
         self._reading = allocate_lock()
         self._watcher = Watcher(reader, guard.main)
         self._waiting: list[LockType] = []
-        self._counts: list[int] = []
+        self._received: list[Received] = []  # one read that has not been looked at
+        self._file: Optional[int] = None  # the descriptor of the frame that comes next
         self._bytes = bytearray(_BUFFER)
         self._view = memoryview(self._bytes)
         self._start = self._stop = 0
-        self._large: Optional[tuple[int, int, bytearray]] = None  # type, id, payload being read
+        self._large: Optional[tuple[int, int, int, bytearray]] = None  # type, flags, id, payload being read
         self._filled = 0
-        self._writing = RLock()
-        self._busy = False
-        self._nested: list[list[Data]] = []
 
     def fileno(self) -> int:
         return self._fds[0]
@@ -72,22 +73,14 @@ class Channel:
         """Begins to look out for what arrives, which else begins with the first frame."""
         self._watcher.start()
 
-    def abandon(self) -> None:
-        """After fork, in the child: the channel belongs to the parent."""
-        self.open = False
-        for fd in set(self._fds):
-            try:
-                posix.close(fd)
-            except OSError:
-                pass
-        self._end.forget()
-
     # --- reading
 
     def wait(self, ready: Callable[[], Any], timeout: Optional[float] = None) -> bool:
         """Reads until ready() or the time is over. The main thread is critical."""
         deadline = None if timeout is None else monotonic() + timeout
         me = get_ident()
+        if me == self.guard.main:
+            self._settle()
         if self._watcher.reader == me:
             raise RuntimeError("recv() was called by code that runs inside recv()")
         while True:
@@ -106,6 +99,12 @@ class Channel:
             if not in_time and not ready():
                 return False
 
+    def _settle(self) -> None:
+        """The main thread begins to wait: a burst of posts, if there was one, is over."""
+        self._flusher.posts = 0
+        if self._burst:
+            self._window(True, self._send, [], None)
+
     def _release(self) -> None:
         """Ends this thread's turn to read."""
         watcher = self._watcher
@@ -123,9 +122,12 @@ class Channel:
         The short way for the commonest case. None sends the caller to wait(),
         which finds whatever was read here in the buffer.
         """
+        if self._burst:
+            self._settle()
+        self._flusher.posts = 0
         guard = self.guard
-        counts = self._counts
-        if counts or self._stop or self._large or not self._end.blocking or not self._reading.acquire(False):
+        received = self._received
+        if received or self._stop or self._large or not self._end.blocking or not self._reading.acquire(False):
             return None
         self._watcher.reader = guard.main
         payload = None
@@ -133,14 +135,15 @@ class Channel:
             guard.critical = False
             if guard.pending:
                 guard.leave()
-            self._end.read(counts, self._view, True)
+            self._end.read(received, self._view, True)
             guard.critical = True
-            got = counts[0]
+            got = received[0][0]
             if got > frames.HEADER_SIZE:
-                size, kind, _, _, _ = frames.HEADER.unpack_from(self._bytes)
-                if kind == frames.POST and size == got - frames.HEADER_SIZE:
+                size, kind, flags, _, _ = frames.HEADER.unpack_from(self._bytes)
+                if kind == frames.POST and size == got - frames.HEADER_SIZE and not flags & frames.FLAG_MEMFD:
+                    self.memfds = flags == frames.FLAG_TAKES
                     payload = bytes(self._view[frames.HEADER_SIZE : got])
-                    counts.clear()
+                    received.clear()
         except OSError:  # wait() will meet it again
             pass
         finally:
@@ -188,28 +191,30 @@ class Channel:
 
     def _receive(self, block: bool, main: bool) -> None:
         """One read from the kernel, and all the frames that it completes."""
-        counts = self._counts
+        received = self._received
         if self._large is None:
             room = self._view[self._stop :]
         else:
-            room = memoryview(self._large[2])[self._filled :]
+            room = memoryview(self._large[3])[self._filled :]
         try:
-            if not counts:  # else an exception came right after the read: use that
+            if not received:  # else an exception came right after the read: use that
                 if main:
                     self.guard.critical = False
                     if self.guard.pending:
                         self.guard.leave()
-                self._end.read(counts, room, block)
+                self._end.read(received, room, block)
                 if main:
                     self.guard.critical = True
         except BlockingIOError:
             return
         except OSError:  # reset, or the guest closed its own channel
-            counts.append(0)
+            received.append((0, ()))
         finally:
             if main:
                 self.guard.critical = True
-        got = counts.pop()
+        got, ancillary, *_ = received.pop()
+        if ancillary:
+            self._file = memfd.only_fd(ancillary)
         if got == 0:
             self.ended = True
         elif self._large is None:
@@ -223,18 +228,17 @@ class Channel:
         """Files every whole frame of the buffer and moves the rest to its start."""
         start, stop = self._start, self._stop
         while stop - start >= frames.HEADER_SIZE:
-            size, kind, _, _, ident = frames.HEADER.unpack_from(self._bytes, start)
+            size, kind, flags, _, ident = frames.HEADER.unpack_from(self._bytes, start)
             begin = start + frames.HEADER_SIZE
             if begin + size > stop:
                 if frames.HEADER_SIZE + size > _BUFFER:
-                    self._begin_large(kind, ident, size, begin, stop)
+                    self._begin_large(kind, flags, ident, size, begin, stop)
                     return
                 break
             payload = bytes(self._view[begin : begin + size])
             start = begin + size
             self._start = start
-            self.held += size
-            self._deliver(kind, ident, payload)
+            self._file_frame(kind, flags, ident, payload)
         if start == stop:
             start = stop = 0
         elif start:
@@ -242,20 +246,42 @@ class Channel:
             start, stop = 0, stop - start
         self._start, self._stop = start, stop
 
-    def _begin_large(self, kind: int, ident: int, size: int, begin: int, stop: int) -> None:
+    def _begin_large(self, kind: int, flags: int, ident: int, size: int, begin: int, stop: int) -> None:
         payload = bytearray(size)
         self._filled = stop - begin
         payload[: self._filled] = self._view[begin:stop]
-        self._large = (kind, ident, payload)
+        self._large = (kind, flags, ident, payload)
         self._start = self._stop = 0
 
     def _finish_large(self) -> None:
         assert self._large is not None
-        kind, ident, payload = self._large
-        if self._filled == len(payload):
+        if self._filled == len(self._large[3]):
+            kind, flags, ident, payload = self._large
             self._large = None
-            self.held += len(payload)
-            self._deliver(kind, ident, payload)
+            self._file_frame(kind, flags, ident, payload)
+
+    def _file_frame(self, kind: int, flags: int, ident: int, payload: Payload) -> None:
+        if flags:
+            self.memfds = bool(flags & frames.FLAG_TAKES) and self.passes_memfds
+            if flags & frames.FLAG_MEMFD:
+                payload = self._take_file(kind, bytes(payload))  # type: ignore[arg-type]
+        self.held += len(payload)
+        self._deliver(kind, ident, payload)
+
+    def _take_file(self, kind: int, payload: bytes) -> Payload:
+        """The payload whose larger part lies in the descriptor that came with it."""
+        file, self._file = self._file, None
+        if kind not in (frames.CALL, frames.POST) or len(payload) <= frames.SIZE.size:
+            posix._exit(76)  # the host speaks another protocol
+        if file is None:
+            return Lost(24, "a value came as a descriptor, and the guest has too many open files to take it")
+        try:
+            rest = memfd.take(file, *frames.SIZE.unpack_from(payload))
+        except (OSError, MemoryError) as error:
+            return Lost(getattr(error, "errno", 12), f"a value came in a file that cannot be mapped: {error}")
+        finally:
+            posix.close(file)
+        return Large(payload[frames.SIZE.size :], rest)
 
     def _follow(self, deadline: Optional[float], main: bool) -> bool:
         """Waits until the thread that reads has filed something, or stopped reading."""
@@ -272,115 +298,3 @@ class Channel:
         waiting, self._waiting = self._waiting, []
         for turn in waiting:
             turn.release()
-
-    # --- writing
-
-    def send(self, kind: int, ident: int, payload: Union[bytes, list[Data]] = b"", flags: int = 0) -> None:
-        """Sends one frame; waits while the host does not read.
-
-        Guest code may be interrupted while it waits, as long as no byte of the
-        frame has been sent.
-        """
-        if not self.open:
-            raise RuntimeError("the channel belongs to the guest's first process: this is a child of it")
-        if isinstance(payload, bytes):
-            header = frames.HEADER.pack(len(payload), kind, flags, 0, ident)
-            parts: list[Data] = [header + payload] if len(payload) < _JOIN else [header, payload]
-        else:
-            size = sum(map(len, payload))
-            parts = [frames.HEADER.pack(size, kind, flags, 0, ident), *payload]
-        guard = self.guard
-        if get_ident() != guard.main:
-            self._send(parts, None)
-            return
-        before = guard.critical
-        guard.critical = True
-        try:
-            if not self._try_send(parts):
-                self._send(parts, before)
-        finally:
-            guard.critical = before
-        if not before and guard.pending:
-            guard.leave()
-
-    def _send(self, parts: list[Data], before: Optional[bool]) -> None:
-        while not self._try_send(parts):
-            if before is None:
-                wait_for(self._fds[1], select.POLLOUT, -1.0)
-            else:
-                self.guard.critical = before
-                if not before and self.guard.pending:
-                    self.guard.leave()
-                self.blocked = before
-                wait_for(self._fds[1], select.POLLOUT, -1.0)
-                self.blocked = False
-                self.guard.critical = True
-
-    def _try_send(self, parts: list[Data]) -> bool:
-        """Sends the frame; False if the channel was full and nothing was sent."""
-        if not self._writing.acquire(False):
-            self._acquire_writing()
-        try:
-            if self._busy:  # a destructor, say, that prints while this thread sends
-                self._nested.append(parts)
-                return True
-            self._busy = True
-            try:
-                if not self._transmit(parts, False):
-                    return False
-                while self._nested:
-                    self._transmit(self._nested.pop(0), True)
-                return True
-            finally:
-                self._busy = False
-        finally:
-            self._writing.release()
-
-    def _acquire_writing(self) -> None:
-        main = get_ident() == self.guard.main
-        self.blocked = main or self.blocked
-        self._writing.acquire()
-        self.blocked = False if main else self.blocked
-
-    def _transmit(self, parts: list[Data], started: bool) -> bool:
-        rest = parts
-        try:
-            while True:
-                try:
-                    sent = self._end.write(rest)
-                except BlockingIOError:
-                    if not started:
-                        return False
-                    self._wait_inside()
-                    continue
-                started = True
-                if len(rest) == 1 and sent == len(rest[0]):
-                    return True
-                rest = _after(rest, sent)
-                if not rest:
-                    return True
-        except OSError as error:
-            # Closed by the host: nobody is left to work for. Closed by the
-            # guest itself: it has cut its own line.
-            posix._exit(0 if isinstance(error, (BrokenPipeError, ConnectionError)) else 74)
-        except BaseException:  # a stack that is used up, say
-            if started:  # half a frame must not be followed by another one
-                posix._exit(70)
-            raise
-
-    def _wait_inside(self) -> None:
-        main = get_ident() == self.guard.main
-        self.blocked = main or self.blocked
-        wait_for(self._fds[1], select.POLLOUT, -1.0)
-        self.blocked = False if main else self.blocked
-
-
-def _after(parts: list[Data], sent: int) -> list[Data]:
-    rest: list[Data] = []
-    for part in parts:
-        if sent >= len(part):
-            sent -= len(part)
-        else:
-            rest.append(memoryview(part)[sent:] if sent else part)
-            sent = 0
-    return rest

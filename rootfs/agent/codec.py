@@ -34,6 +34,10 @@ them "$") as themselves. Every other value is {"$": [tag, argument...]}:
 pairs is [[key, value], ...]. Shared and cyclic references are not carried.
 Lone surrogates in a str are kept (as \\ud800 in JSON).
 
+A large payload may come in two pieces (Large): its first byte, and for 'B' the
+u32 and the json, in the frame; the rest in other memory. Arrays are read-only
+views of what was received.
+
 What a payload may cost is bounded before it is built: see Limits. pkg/channel
 (Go) applies the same rules and is tested on the same files.
 """
@@ -54,7 +58,7 @@ else:  # the C modules alone: their Python wrappers cost a guest's start
     from _collections import OrderedDict, defaultdict, deque
     from _struct import Struct
 
-__all__ = ["CodecError", "DecodeError", "Limits", "MissingModule", "UnknownClass", "decode", "encode"]
+__all__ = ["CodecError", "DecodeError", "Large", "Limits", "MissingModule", "UnknownClass", "decode", "encode"]
 
 
 class CodecError(ValueError):
@@ -75,6 +79,19 @@ class MissingModule(UnknownClass):
 
 class _WrongKey(DecodeError):
     """A dict key or set member of a type that cannot be one on the channel."""
+
+
+class Large:
+    """A payload in two pieces: what its frame held, and the rest, in memory of its own."""
+
+    __slots__ = ("head", "rest")
+
+    def __init__(self, head: bytes, rest: memoryview) -> None:
+        self.head = head
+        self.rest = rest
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.rest)
 
 
 class Limits:
@@ -292,15 +309,15 @@ def _parse(text: str, hook: Optional[Callable[[dict[str, Any]], object]]) -> Any
 
 
 def decode(
-    data: Data,
+    data: Union[Data, Large],
     *,
     limits: Optional[Limits] = None,
     classes: Optional[Mapping[str, Callable[..., object]]] = None,
 ) -> Any:
     """Builds the value that a payload describes.
 
-    data: the whole payload. Arrays share its memory if it is writable, else
-    they are copies. limits: None for the defaults. classes: what to call for
+    data: the whole payload. Arrays share its memory, and are read-only.
+    limits: None for the defaults. classes: what to call for
     the values of classes, by the name in the payload. Errors: DecodeError,
     and whatever a callable of classes raises that is not a ValueError.
     """
@@ -311,20 +328,26 @@ def decode(
         raise DecodeError(f"a message of {size} bytes: the limit is {limits.message}")
     if size == 0:
         raise DecodeError("an empty message")
-    kind = data[0]
+    if type(data) is Large:
+        head, body = data.head, data.rest
+        if not head or (head[0] != 0x42 and len(head) != 1):
+            raise DecodeError("a message is split behind its first byte or, with buffers, behind its JSON")
+    else:
+        head = body = data  # type: ignore[assignment]
+    kind = head[0]
     try:
         if kind == 0x53:  # S
-            return str(data[1:], "utf-8")
+            return str(body if body is not head else body[1:], "utf-8")
         if kind == 0x59:  # Y
-            return bytes(data[1:])
+            return bytes(body if body is not head else body[1:])
         if kind == 0x4A:  # J
-            text = str(data[1:], "utf-8")
+            text = str(body if body is not head else body[1:], "utf-8")
             nodes = _check_text(text, limits)
             if '"$"' not in text and "\\u0024" not in text:
                 return _parse(text, None)
             return _parse(text, _Reader(limits, classes, text, nodes).hook)
         if kind == 0x42:  # B
-            return _decode_with_buffers(data, limits, classes)
+            return _decode_with_buffers(head, body, limits, classes)
     except DecodeError:
         raise
     except RecursionError:
@@ -335,17 +358,19 @@ def decode(
 
 
 def _decode_with_buffers(
-    data: Data, limits: Limits, classes: Optional[Mapping[str, Callable[..., object]]]
+    head: Data, body: Data, limits: Limits, classes: Optional[Mapping[str, Callable[..., object]]]
 ) -> Any:
-    if len(data) < 5:
+    if len(head) < 5:
         raise DecodeError("a truncated header of buffers")
-    start = 5 + _U32.unpack_from(data, 1)[0]
-    if start > len(data):
+    start = 5 + _U32.unpack_from(head, 1)[0]
+    if start > len(head):
         raise DecodeError("the JSON is longer than the message")
-    view = memoryview(data)
+    view = memoryview(head)
+    if head is not body and start != len(head):
+        raise DecodeError("a message with buffers is split behind its JSON")
     text = str(view[5:start], "utf-8")
     reader = _Reader(limits, classes, text, _check_text(text, limits))
-    reader.open_buffers(view[start:])
+    reader.open_buffers(view[start:] if head is body else memoryview(body))
     document = _parse(text, reader.hook)
     reader.close_buffers(document)
     return document[1]
@@ -668,8 +693,9 @@ def _read_ndarray(reader: _Reader, tag: str, dtype: Any, shape: Any, order: Any,
         raise MissingModule("a numpy array: import numpy before receiving it")
     array = numpy.frombuffer(buffer, dtype=dtype) if count else numpy.empty(0, dtype)
     _check_array(numpy, dtype, array)
-    if not array.flags.writeable:
+    if not array.flags.aligned:
         array = array.copy()
+    array.flags.writeable = False  # as a large one, which lies in memory that nobody can write
     return array.reshape(shape, order=order)
 
 

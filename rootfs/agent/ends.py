@@ -4,7 +4,8 @@ Guest code that may not import `_socket` shall not find it loaded either, so the
 calls of sockets are used only where they are part of the interpreter itself.
 
 A read stores its result in a list by C code, within the call, so that an
-exception raised by a signal handler never loses bytes that were received.
+exception raised by a signal handler never loses bytes that were received, nor the
+descriptor that came with them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .codec import Data
+
+    Received = tuple[Any, ...]  # how many bytes, and the ancillary data of recvmsg
 
 SOCKETS = "_socket" in sys.builtin_module_names
 _PARTS = 64  # buffers handed to the kernel at once
-_POLLS = 60  # before going to sleep: some 20 us
-_SLEEPS = 15  # after polling in vain: so many reads sleep at once
+_POLLS = 120  # before going to sleep: some 60 us, in which a sleeper is woken and answers
+_SLEEPS = 15  # after polling in vain again and again: so many reads sleep at once
 
 
 class End:
@@ -32,12 +37,16 @@ class End:
         self._poll = select.poll()
         self._poll.register(reader, select.POLLIN)
 
-    def read(self, counts: list[int], room: memoryview, block: bool) -> None:
-        """Receives into room and appends the number of bytes to counts; 0 is the end."""
+    def read(self, received: list[Received], room: memoryview, block: bool) -> None:
+        """Receives into room and appends what came to received; 0 bytes are the end."""
         raise NotImplementedError
 
     def write(self, parts: list[Data]) -> int:
         """Sends what fits and returns the number of bytes; BlockingIOError if none."""
+        raise NotImplementedError
+
+    def write_with(self, parts: list[Data], fd: int) -> int:
+        """As write, with a descriptor."""
         raise NotImplementedError
 
     def available(self) -> bool:
@@ -59,33 +68,45 @@ class SocketEnd(End):
 
         self._socket = _socket.socket(fileno=fd)
         self._now = _socket.MSG_DONTWAIT
-        self._patience = 0  # below 0: so many reads until it polls again
+        self._flags = _socket.MSG_CMSG_CLOEXEC
+        self._room = _socket.CMSG_LEN(4)  # for one descriptor
+        self._patience = 0  # so many reads until it polls again
+        self._vain = 0  # so many will follow when it polls in vain
 
-    def read(self, counts: list[int], room: memoryview, block: bool) -> None:
+    def read(self, received: list[Received], room: memoryview, block: bool) -> None:
+        flags = self._flags
         if block:
             self._linger()
-        counts.extend(map(self._socket.recv_into, (room,), (0,), (0 if block else self._now,)))
+        else:
+            flags |= self._now
+        received.extend(map(self._socket.recvmsg_into, ((room,),), (self._room,), (flags,)))
 
     def _linger(self) -> None:
-        """Polls for a moment that is shorter than going to sleep and being woken.
+        """Polls for a moment, about as long as it takes to go to sleep and be woken.
 
         The host does the same: an exchange of short messages then takes half the
-        time. Polling in vain, because the host is slow or there is no core for
-        it, costs the moment in one read of sixteen.
+        time. The moment is as long as an answer of one who has to be woken takes, so
+        that two who sleep wake each other up for good. Polling in vain, because the host is slow or there
+        is no core for it, costs the moment in one read of sixteen.
         """
-        if self._patience < 0:
-            self._patience += 1
+        if self._patience:
+            self._patience -= 1
             return
         poll = self._poll.poll
         for _ in range(_POLLS):
             if poll(0):
+                self._vain = 0
                 return
-        self._patience = -_SLEEPS
+        self._patience = self._vain = min(2 * self._vain + 1, _SLEEPS)
 
     def write(self, parts: list[Data]) -> int:
         if len(parts) == 1:
             return self._socket.send(parts[0], self._now)
         return self._socket.sendmsg(parts[:_PARTS], (), self._now)
+
+    def write_with(self, parts: list[Data], fd: int) -> int:
+        rights = (1, 1, fd.to_bytes(4, sys.byteorder))  # SOL_SOCKET, SCM_RIGHTS
+        return self._socket.sendmsg(parts[:_PARTS], (rights,), self._now)
 
     def forget(self) -> None:
         self._socket.detach()
@@ -101,8 +122,8 @@ class Pair(End):
         posix.set_blocking(reader, False)
         posix.set_blocking(writer, False)
 
-    def read(self, counts: list[int], room: memoryview, block: bool) -> None:
-        counts.extend(map(posix.readv, (self._reader,), ((room,),)))
+    def read(self, received: list[Received], room: memoryview, block: bool) -> None:
+        received.extend(zip(map(posix.readv, (self._reader,), ((room,),)), ((),)))
 
     def write(self, parts: list[Data]) -> int:
         return posix.writev(self._writer, parts[:_PARTS])

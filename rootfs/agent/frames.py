@@ -6,6 +6,7 @@
      +------+------+-------+------+------+---------------
 
 All numbers are big endian. The host chooses the ids of requests, from 1.
+One descriptor, the memfd, comes with the first byte of a frame that says so.
 pkg/channel (Go) documents the same table; the two must not differ.
 """
 
@@ -40,6 +41,9 @@ STDERR = 22
 NOTICE = 23  # JSON object, something to know: {"output": "cut", "limit": n}
 
 FLAG_EXEC = 1  # of ERROR: the request was an exec
+FLAG_MEMFD = 2  # of a value: the payload is a u64 and how it begins; the u64 is the size of the rest, in a memfd
+FLAG_TAKES = 4  # of what the host sends: it takes values in memfds
 
 STREAM_LIMIT = 64 << 10  # bytes of a stream or JSON payload
 VALUE_SLACK = 64 << 10  # beyond the policy's message limit, for values and source
+SIZE = Struct(">Q")

@@ -13,6 +13,7 @@ import sys
 from _thread import get_ident
 
 from . import frames
+from .channel import Lost
 from .codec import decode, encode
 from .faults import class_name, describe, describe_briefly
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, Callable, Optional
 
-    from .channel import Channel
-    from .codec import Data
+    from .channel import Channel, Payload
     from .orphans import Orphans
     from .signals import Guard
     from .streams import Output, Pipes
@@ -46,14 +46,14 @@ class Session:
         self.output: Output
         self.pipes: Pipes
         self.orphans: Orphans
-        self.requests: deque[tuple[int, int, Data]] = deque()
-        self.posts: deque[Data] = deque()
+        self.requests: deque[tuple[int, int, Payload]] = deque()
+        self.posts: deque[Payload] = deque()
         self.running = 0
         self.interrupted = 0
         self.cancelled: list[tuple[int, int]] = []
         self.ending = False
         self.finishing = False
-        self.configure: Optional[Callable[[Data], None]] = None  # what takes CONFIG, which must come first
+        self.configure: Optional[Callable[[Payload], None]] = None  # what takes CONFIG, which must come first
         self.sources: dict[str, str] = {}
         self.main = type(sys)("__main__")
         self.main.__dict__["__builtins__"] = builtins
@@ -63,7 +63,7 @@ class Session:
 
     def post(self, obj: object) -> None:
         """Send a value to the host. TypeError: it cannot cross; ValueError: it is too large."""
-        self.channel.send(frames.GUEST_POST, 0, encode(obj, limit=self.message))
+        self.channel.post(encode(obj, limit=self.message))
 
     def recv(self, timeout: Optional[float] = None) -> Any:
         """The next value that the host has posted. TimeoutError after timeout seconds."""
@@ -94,12 +94,14 @@ class Session:
             raise SystemExit(0) from None
         finally:
             if main:
-                self.guard.leave()
-        return decode(payload)
+                self.guard.critical = False
+                if self.guard.pending:
+                    self.guard.leave()
+        return _value(payload)
 
     # --- what arrives
 
-    def deliver(self, kind: int, ident: int, payload: Data) -> None:
+    def deliver(self, kind: int, ident: int, payload: Payload) -> None:
         """Files one frame; called by whichever thread reads."""
         if self.configure is not None or kind == frames.CONFIG:
             self._configure(kind, payload)
@@ -115,7 +117,7 @@ class Session:
         else:
             posix._exit(76)  # the host speaks another protocol
 
-    def _configure(self, kind: int, payload: Data) -> None:
+    def _configure(self, kind: int, payload: Payload) -> None:
         take, self.configure = self.configure, None
         if take is None or kind != frames.CONFIG:
             posix._exit(76)
@@ -255,9 +257,9 @@ class Session:
             self.guard.critical = True
             return None, error
 
-    def _exec(self, ident: int, payload: Data) -> None:
+    def _exec(self, ident: int, payload: Payload) -> None:
         name = f"<exec {ident}>"
-        source = str(payload, "utf-8")
+        source = str(payload, "utf-8")  # type: ignore[arg-type]  # never one in a file
         self.sources[name] = source
         if len(self.sources) > _SOURCES:
             del self.sources[next(iter(self.sources))]
@@ -266,8 +268,8 @@ class Session:
         finally:
             self._flush()
 
-    def _call(self, payload: Data) -> Any:
-        request = decode(payload)
+    def _call(self, payload: Payload) -> Any:
+        request = _value(payload)
         function, args, keywords = request
         try:
             value = self._lookup(function)(*args, **keywords)
@@ -334,3 +336,9 @@ class Session:
         self._attempt(atexit._run_exitfuncs)
         self._attempt(self._flush)
         posix._exit(0)
+
+
+def _value(payload: Payload) -> Any:
+    if type(payload) is Lost:
+        raise OSError(*payload.args)
+    return decode(payload)  # type: ignore[arg-type]

@@ -45,6 +45,19 @@ def raw(data):
             view = view[os.write(ch, view):]
         except BlockingIOError:
             time.sleep(0.001)
+def memfd(size=1 << 18, seals=15, written=None):
+    import fcntl
+    fd = os.memfd_create("x", 3)
+    os.write(fd, (b"[" + b" " * (size - 2) + b"]")[:written])
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, 1033, seals)
+    return fd
+def beside(*fds, size=1 << 18, kind=20, **more):
+    give(frame(kind, struct.pack("!Q", size) + b"J", flags=2, **more), *fds)
+def give(data, *fds):
+    with socket.socket(fileno=os.dup(ch)) as s:
+        s.setblocking(True)
+        s.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else [])
 def hold(): time.sleep(600)
 READY, DONE, RESULT, ERROR, POST, STDOUT, STDERR, NOTICE = range(16, 24)
 '''
@@ -147,6 +160,21 @@ ATTACKS = [
     ("a pickle", "import pickle; raw(frame(POST, pickle.dumps([print, os.getcwd])));  hold()", 8),
     ("text that is not text", "raw(frame(POST, b'S\\xff\\xfe\\xed\\xa0\\x80')); hold()", 8),
     ("descriptors", "s = socket.socket(fileno=os.dup(ch)); [s.sendmsg([frame(STDOUT, b'x')], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('100i', *[0] * 100))]) for _ in range(20)]; hold()", 6),
+    ("a file in memory without seals", "beside(memfd(seals=0)); hold()", 6),
+    ("a file in memory that only new writers cannot change", "beside(memfd(seals=16 | 1 | 2 | 4)); hold()", 6),
+    ("a file in memory that can be shrunk", "beside(memfd(seals=1 | 4 | 8)); hold()", 6),
+    ("a file in memory that is written to while it is read", "import mmap; fd = os.memfd_create('x', 3); os.write(fd, b'[' + b' ' * 262142 + b']'); m = mmap.mmap(fd, 1 << 18); beside(fd); [m.__setitem__(i % 262144, 120) for i in range(10**9)]", 8),
+    ("a file in memory of another size", "beside(memfd(), size=1 << 19); hold()", 6),
+    ("a file in memory of 16 EiB", "beside(memfd(), size=(1 << 64) - 1); hold()", 6),
+    ("a file in memory full of holes", "beside(memfd(1 << 20, written=9), size=1 << 20); hold()", 6),
+    ("a pipe for a file in memory", "beside(os.pipe()[0]); hold()", 6),
+    ("a directory for a file in memory", "beside(os.open('/', os.O_RDONLY)); hold()", 6),
+    ("the channel for a file in memory", "beside(ch); hold()", 6),
+    ("a file in memory that is not sent", "beside(); hold()", 6),
+    ("a file in memory that no frame asks for", "give(frame(STDOUT, b'x'), memfd()); hold()", 6),
+    ("many files in memory for one frame", "beside(*[memfd()] * 200); hold()", 6),
+    ("a file in memory for output", "beside(memfd(), kind=STDOUT); hold()", 6),
+    ("files in memory before their frames", "f = frame(POST, b'Sxxxx'); [give(f[i : i + 1], memfd()) for i in range(10)]; hold()", 6),
     ("bytes out of band", "s = socket.socket(fileno=os.dup(ch)); [s.send(frame(POST, b'Sfine'), socket.MSG_OOB) for _ in range(8)]; hold()", 6),
     ("the channel shut for writing", "socket.socket(fileno=os.dup(ch)).shutdown(socket.SHUT_WR); hold()", 8),
     ("the channel closed, life goes on", "os.close(ch); hold()", 8),

@@ -1,0 +1,1 @@
+../../rootfs/agent/memfd.py
