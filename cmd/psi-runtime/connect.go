@@ -16,10 +16,10 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/engine"
-	"github.com/psi-runtime/psi/internal/netproxy"
 )
 
 func connectCommand(g *global) *cli.Command {
@@ -127,7 +127,7 @@ func exposedBy(c *container.Container, port uint16, timeout time.Duration) (func
 		defer netns.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
-		return netproxy.ConnectInside(ctx, netns, port)
+		return attend.ConnectInside(ctx, netns, port)
 	}, nil
 }
 
@@ -173,7 +173,7 @@ func listenFor(guest exposed, path string) error {
 		switch {
 		case err == nil:
 			go relay(client, conn)
-		case errors.As(err, &refused), errors.Is(err, netproxy.ErrNotListening), errors.Is(err, netproxy.ErrNotAccepting):
+		case errors.As(err, &refused), errors.Is(err, attend.ErrNotListening), errors.Is(err, attend.ErrNotAccepting):
 			logrus.Warn(err)
 			client.Close()
 		default:

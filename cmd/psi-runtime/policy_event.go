@@ -12,7 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/psi-runtime/psi/internal/netproxy"
+	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -159,7 +159,7 @@ func (d denial) netLine(p policy.Policy) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
-	case a.Allowed && d.Reason == string(netproxy.Rebound):
+	case a.Allowed && d.Reason == attend.Rebound:
 		if allow = p.AllowPrivateTCP; key == "udp" {
 			allow = p.AllowPrivateUDP
 		}

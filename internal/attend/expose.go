@@ -13,8 +13,17 @@ import (
 // ErrNotExposed means that the policy in force does not expose a port.
 var ErrNotExposed = errors.New("its policy does not expose it")
 
-// ErrNotAccepting means that the guest has taken no connection in time.
-var ErrNotAccepting = netproxy.ErrNotAccepting
+// Why a guest takes no connection at a port that its policy exposes.
+var (
+	ErrNotListening = netproxy.ErrNotListening
+	ErrNotAccepting = netproxy.ErrNotAccepting
+)
+
+// ConnectInside is [Attendant.Connect] for a guest that another process attends: the caller
+// has looked at its policy, and opened its network namespace.
+func ConnectInside(ctx context.Context, netns *os.File, port uint16) (*os.File, error) {
+	return netproxy.ConnectInside(ctx, netns, port)
+}
 
 // Connect returns a socket that is connected to a port of the guest's, if the policy
 // exposes it: see [netproxy.Proxy.Connect].

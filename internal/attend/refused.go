@@ -14,6 +14,9 @@ const (
 	refusalInterval = 10 * time.Millisecond
 )
 
+// Rebound is the reason of a DENIED event about a name that leads where no name may.
+const Rebound = string(netproxy.Rebound)
+
 // refusals counts what the proxy refuses beyond the budget.
 type refusals struct {
 	mu         sync.Mutex

@@ -8,6 +8,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // matchesArg is what the kernel does with one comparison.
@@ -219,5 +221,38 @@ func TestSeccompTables(t *testing.T) {
 	first.Syscalls[0].Names[0] = "changed"
 	if Seccomp().Syscalls[0].Names[0] == "changed" {
 		t.Error("a caller can change the filter of the next one")
+	}
+}
+
+// A guest may bind and listen only if its policy exposes a port, and make datagram sockets
+// only if it has an udp rule.
+func TestSeccompOfPolicies(t *testing.T) {
+	with := func(change func(policy.Policy) (policy.Policy, error)) *specs.LinuxSeccomp {
+		p, err := change(policy.Defaults())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seccomp(socketsOf(p))
+	}
+	exposing := with(func(p policy.Policy) (policy.Policy, error) { return p.ExposePort(8000) })
+	sending := with(func(p policy.Policy) (policy.Policy, error) { return p.AllowUDP("192.0.2.1:53") })
+	datagram := [6]uint64{unix.AF_INET, unix.SOCK_DGRAM}
+	for _, test := range []struct {
+		name           string
+		filter         *specs.LinuxSeccomp
+		listen, create specs.LinuxSeccompAction
+	}{
+		{"default", Seccomp(), specs.ActErrno, specs.ActErrno},
+		{"expose", exposing, specs.ActAllow, specs.ActErrno},
+		{"udp", sending, specs.ActErrno, specs.ActAllow},
+	} {
+		for _, call := range []string{"bind", "listen"} {
+			if got := decisions(test.filter, call, [6]uint64{}); !slices.Equal(got, []specs.LinuxSeccompAction{test.listen}) {
+				t.Errorf("%s: %s is %v", test.name, call, got)
+			}
+		}
+		if got := decisions(test.filter, "socket", datagram); !slices.Contains(got, test.create) || len(got) > 1 && test.create == specs.ActAllow {
+			t.Errorf("%s: a datagram socket is %v", test.name, got)
+		}
 	}
 }

@@ -36,7 +36,7 @@ var allowed = map[string][]string{
 	"internal/control":      {"pkg/policy"},
 	"internal/bridge":       {"internal/control", "pkg/bundle", "pkg/channel", "pkg/policy"},
 	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
-		"pkg/policy"},
+		"pkg/channel", "pkg/policy"},
 	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},
 	"examples/go":  {"pkg/psi"},
 	"cmd/psi-runtime": {"internal/attend", "internal/confine", "internal/container", "internal/control", "internal/endpoint", "internal/enforce",
