@@ -101,25 +101,17 @@ func literalRules(n int) []FSRule {
 	return rules
 }
 
-// TestAutomatonSizes compiles a thousand mixed rules in at most 100 ms and 1 MiB.
+// TestAutomatonSizes compiles a thousand mixed rules to at most 1 MiB. How long that takes is
+// `make bench`'s to say.
 func TestAutomatonSizes(t *testing.T) {
 	for name, test := range map[string]struct {
 		rules []FSRule
 		size  int
 	}{"mixed": {mixedRules(1000), 1 << 20}, "literals": {literalRules(1000), 2 << 20}} {
-		best := time.Hour
-		var a *Automaton
-		for range 5 {
-			start := time.Now()
-			a = automaton(t, test.rules)
-			best = min(best, time.Since(start))
-		}
-		t.Logf("%s: %v, %d states, %d wide, %d KiB", name, best, a.States(), a.Width, a.Size()>>10)
+		a := automaton(t, test.rules)
+		t.Logf("%s: %d states, %d wide, %d KiB", name, a.States(), a.Width, a.Size()>>10)
 		if a.Size() > test.size {
 			t.Errorf("%s: %d bytes", name, a.Size())
-		}
-		if best > 100*time.Millisecond && !raceDetector {
-			t.Errorf("%s: took %v", name, best)
 		}
 	}
 }

@@ -8,10 +8,12 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/psi-runtime/psi/tests/suite"
@@ -37,32 +39,83 @@ func run(pattern string, names []string) error {
 	if err := complete(suites); err != nil {
 		return err
 	}
-	var rows, failed []string
-	for _, s := range suites {
-		if s.Host == 0 || len(names) > 0 && !slices.Contains(names, s.Name) {
-			continue
-		}
-		start := time.Now()
-		verdict := "ok"
-		if err := runSuite(s, pattern); err != nil {
-			verdict = err.Error()
-			failed = append(failed, s.Name)
-		}
-		rows = append(rows, fmt.Sprintf("host %-38s %6.1f s of %d s  %s", s.Name, time.Since(start).Seconds(), s.Host, verdict))
-	}
-	if len(rows) == 0 {
+	suites = slices.DeleteFunc(suites, func(s suite.Suite) bool {
+		return s.Host == 0 || len(names) > 0 && !slices.Contains(names, s.Name)
+	})
+	if len(suites) == 0 {
 		return fmt.Errorf("no suite of tests/suites.txt is named %s", strings.Join(names, ", "))
 	}
-	fmt.Println(strings.Join(rows, "\n"))
+	results := make([]result, len(suites))
+	runBeside(suites, results, pattern)
+	for i, s := range suites {
+		if !s.Beside {
+			results[i] = measured(s, pattern, os.Stdout)
+		}
+	}
+	var failed []string
+	for i, s := range suites {
+		r, verdict := results[i], "ok"
+		if r.err != nil {
+			verdict = r.err.Error()
+			failed = append(failed, s.Name)
+		}
+		fmt.Printf("host %-38s %6.1f s of %d s  %s\n", s.Name, r.took.Seconds(), s.Host, verdict)
+	}
 	if len(failed) > 0 {
 		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
 	}
 	return nil
 }
 
-// runSuite runs one suite with its output on ours. Go's own -timeout prints every goroutine, so it
+// result is how a suite went.
+type result struct {
+	took time.Duration
+	err  error
+}
+
+func measured(s suite.Suite, pattern string, out io.Writer) result {
+	start := time.Now()
+	err := runSuite(s, pattern, out)
+	return result{time.Since(start), err}
+}
+
+// lanes is how many suites run beside each other, of those that may.
+const lanes = 2
+
+// runBeside runs the suites that may run beside others, the longest first, and shows what
+// each said when it has ended.
+func runBeside(suites []suite.Suite, results []result, pattern string) {
+	var order []int
+	for i, s := range suites {
+		if s.Beside {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return suites[b].Host - suites[a].Host })
+	next := make(chan int, len(order))
+	for _, i := range order {
+		next <- i
+	}
+	close(next)
+	var showing sync.Mutex
+	var wait sync.WaitGroup
+	for range lanes {
+		wait.Go(func() {
+			for i := range next {
+				var said bytes.Buffer
+				results[i] = measured(suites[i], pattern, &said)
+				showing.Lock()
+				_, _ = said.WriteTo(os.Stdout)
+				showing.Unlock()
+			}
+		})
+	}
+	wait.Wait()
+}
+
+// runSuite runs one suite with its output on out. Go's own -timeout prints every goroutine, so it
 // strikes first; the context's limit is for what does not obey.
-func runSuite(s suite.Suite, pattern string) error {
+func runSuite(s suite.Suite, pattern string, out io.Writer) error {
 	limit := time.Duration(s.Host) * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), limit+15*time.Second)
 	defer cancel()
@@ -81,9 +134,9 @@ func runSuite(s suite.Suite, pattern string) error {
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = 5 * time.Second
-	fmt.Println("==>", strings.Join(args, " "))
+	fmt.Fprintln(out, "==>", strings.Join(args, " "))
 	err := cmd.Run()
 	if ctx.Err() != nil {
 		return fmt.Errorf("over its time limit of %v", limit)

@@ -20,6 +20,7 @@ type Suite struct {
 	Host     int    // time limit on this machine in seconds; 0 = does not run here
 	VM       int    // time limit in the virtual machine in seconds; 0 = does not run there
 	VMEvery  string // regular expression of the tests that every run takes there; "." = all, "-" = none
+	Beside   bool   // on this machine it may run beside others: it starts no guest and measures no time
 	HostArgs []string
 }
 
@@ -42,9 +43,12 @@ func Read(path string) ([]Suite, error) {
 			continue
 		}
 		if len(fields) < 4 {
-			return nil, fmt.Errorf("%s:%d: want `suite host-seconds vm-seconds vm-tests [go test flags]`, got %q", path, number, text)
+			return nil, fmt.Errorf("%s:%d: want `suite host-seconds vm-seconds vm-tests [&] [go test flags]`, got %q", path, number, text)
 		}
 		s := Suite{Name: fields[0], VMEvery: fields[3], HostArgs: fields[4:]}
+		if len(s.HostArgs) > 0 && s.HostArgs[0] == "&" {
+			s.Beside, s.HostArgs = true, s.HostArgs[1:]
+		}
 		if s.Host, err = seconds(fields[1]); err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", path, number, err)
 		}
