@@ -95,6 +95,13 @@ func withZygote(t *testing.T, s *shim, c *testClient) []string {
 	return nil
 }
 
+// count is how many requests there were.
+func (c *testClient) count() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nextID
+}
+
 func (c *testClient) end(t *testing.T, g *testGuest) {
 	t.Helper()
 	c.must(t, map[string]any{"op": "close", "guest": g.id, "timeout": 1})
@@ -104,7 +111,7 @@ func (c *testClient) end(t *testing.T, g *testGuest) {
 func (c *testClient) forked(t *testing.T, s *shim, policy map[string]any) *testGuest {
 	t.Helper()
 	for i := range 200 {
-		g := c.spawn(t, fmt.Sprintf("forked-%d", i), policy)
+		g := c.spawn(t, fmt.Sprintf("forked-%d-%d", c.count(), i), policy)
 		if isForked(t, g) {
 			return g
 		}
@@ -141,7 +148,7 @@ func (c *testClient) pooled(t *testing.T, s *shim, policy map[string]any, byZygo
 	for i := range 200 {
 		time.Sleep(50 * time.Millisecond)
 		ready := guestsIn(s.runDir)
-		g := c.spawn(t, fmt.Sprintf("pooled-%v-%d", byZygote, i), policy)
+		g := c.spawn(t, fmt.Sprintf("pooled-%d-%d", c.count(), i), policy)
 		waited := slices.ContainsFunc(ready, func(path string) bool { return strings.HasPrefix(filepath.Base(path), g.id+"@") })
 		if waited && isForked(t, g) == byZygote {
 			return g
@@ -168,16 +175,18 @@ func samePolicies(t *testing.T) map[string]map[string]any {
 }
 
 func TestGuestsOfAllOriginsAreTheSame(t *testing.T) {
+	without, direct := embeddedWith(t, Config{})
+	with, ahead := embeddedWith(t, Config{Pool: PoolOptions{Size: 1, CPU: 4}})
 	for name, policy := range samePolicies(t) {
 		t.Run(name, func(t *testing.T) {
 			fresh := map[string]any{"isolation": "fresh"}
 			maps.Copy(fresh, policy)
-			s, c := embeddedWith(t, Config{})
-			cold := look(t, c.spawn(t, "cold", fresh))
-			seen := map[string]map[string]string{"a zygote": look(t, c.forked(t, s, policy))}
-			s, c = embeddedWith(t, Config{Pool: PoolOptions{Size: 1, CPU: 4}})
-			seen["libcontainer, from the pool"] = look(t, c.pooled(t, s, fresh, false))
-			seen["a zygote, from the pool"] = look(t, c.pooled(t, s, policy, true))
+			cold := look(t, direct.spawn(t, "cold-"+strings.ReplaceAll(name, " ", "-"), fresh))
+			seen := map[string]map[string]string{
+				"a zygote":                    look(t, direct.forked(t, without, policy)),
+				"libcontainer, from the pool": look(t, ahead.pooled(t, with, fresh, false)),
+				"a zygote, from the pool":     look(t, ahead.pooled(t, with, policy, true)),
+			}
 			for origin, other := range seen {
 				for key, want := range cold {
 					if got := other[key]; got != want {

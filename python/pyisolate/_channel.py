@@ -326,6 +326,7 @@ class Channel:
                     fault = str(error)
                 if fault is not None:
                     self.fault = fault
+                    reader.close()  # nothing is read after this: what came and belongs to nothing goes now
                 if fault is not None or not more:
                     self.ended = True
                 item = None if self._closed else take()

@@ -122,7 +122,9 @@ def flood_of_empty_frames():
 @attack
 def a_guest_that_does_not_read():
     before, start = size(), time.monotonic()
-    sandbox = spawn("signal.signal(signal.SIGIO, signal.SIG_IGN)\nhold()")
+    sandbox = spawn("signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})\npost(1)\nhold()")
+    if sandbox.recv(timeout=10 * SLOW) != 1:  # from here on nobody reads the channel
+        raise Escaped("it did not begin")
     try:
         for _ in range(200):
             sandbox.post("x" * 1000000)
