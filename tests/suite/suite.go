@@ -20,7 +20,7 @@ type Suite struct {
 	Host     int    // time limit on this machine in seconds; 0 = does not run here
 	VM       int    // time limit in the virtual machine in seconds; 0 = does not run there
 	VMEvery  string // regular expression of the tests that every run takes there; "." = all, "-" = none
-	Beside   bool   // on this machine it may run beside others: it starts no guest and measures no time
+	Beside   bool   // on this machine it may run beside others: it does not look at what is left on the machine
 	HostArgs []string
 }
 
