@@ -175,8 +175,9 @@ func samePolicies(t *testing.T) map[string]map[string]any {
 }
 
 func TestGuestsOfAllOriginsAreTheSame(t *testing.T) {
-	without, direct := embeddedWith(t, Config{})
-	with, ahead := embeddedWith(t, Config{Pool: PoolOptions{Size: 1, CPU: 4}})
+	runDir := newRunDir(t)
+	without, direct := embeddedWith(t, Config{RunDir: runDir})
+	with, ahead := embeddedWith(t, Config{RunDir: runDir, Pool: PoolOptions{Size: 1, CPU: 4}})
 	for name, policy := range samePolicies(t) {
 		t.Run(name, func(t *testing.T) {
 			fresh := map[string]any{"isolation": "fresh"}
