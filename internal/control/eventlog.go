@@ -133,9 +133,13 @@ func denialsOf(kind string, details map[string]any) uint64 {
 	return suppressed + 1
 }
 
-// Close ends the log: who reads gets what is kept, within a moment.
+// lastCall is how long a closing log still takes those in that have connected.
+const lastCall = 10 * time.Millisecond
+
+// Close ends the log: who reads gets what is kept, within a moment. So does who has connected
+// and was not accepted yet.
 func (l *EventLog) Close() error {
-	err := l.listener.Close()
+	err := l.listener.SetDeadline(time.Now().Add(lastCall))
 	l.mu.Lock()
 	l.closed = true
 	for conn := range l.readers {
@@ -144,14 +148,14 @@ func (l *EventLog) Close() error {
 	l.changed.Broadcast()
 	l.mu.Unlock()
 	l.serving.Wait()
-	return err
+	return errors.Join(err, l.listener.Close())
 }
 
 func (l *EventLog) accept() {
 	for {
 		conn, err := l.listener.AcceptUnix()
 		switch {
-		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return
 		case err != nil: // no descriptors left, perhaps for a moment only
 			time.Sleep(10 * time.Millisecond)

@@ -111,12 +111,13 @@ func TestEventLogIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer late.Close()
-	closed := make(chan error)
+	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
-	sums := make(chan int)
+	sums := make(chan int, 2)
 	for _, conn := range []io.Reader{sleeper, late} {
 		go func() {
 			sum := 0
+			defer func() { sums <- sum }() // a failure ends the goroutine
 			for lines := bufio.NewReader(conn); ; {
 				e, ok := readEvent(t, lines)
 				if !ok {
@@ -127,7 +128,6 @@ func TestEventLogIsBounded(t *testing.T) {
 					sum++
 				}
 			}
-			sums <- sum
 		}()
 	}
 	for range 2 {
