@@ -71,25 +71,14 @@ func (e *early) wait(started bool) error {
 }
 
 func receivePIDFD(socket *os.File) (*os.File, error) {
-	buf, oob := make([]byte, 64), make([]byte, unix.CmsgSpace(4))
-	for {
-		_, n, _, _, err := unix.Recvmsg(int(socket.Fd()), buf, oob, unix.MSG_CMSG_CLOEXEC)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, os.NewSyscallError("recvmsg", err)
-		}
-		messages, err := unix.ParseSocketControlMessage(oob[:n])
-		if err != nil || len(messages) != 1 {
-			return nil, errNoInit
-		}
-		fds, err := unix.ParseUnixRights(&messages[0])
-		if err != nil || len(fds) != 1 {
-			return nil, errNoInit
-		}
-		return os.NewFile(uintptr(fds[0]), "pidfd"), nil
+	pidfd, _, err := receiveFD(int(socket.Fd()), make([]byte, 64))
+	if err != nil {
+		return nil, os.NewSyscallError("recvmsg", err)
 	}
+	if pidfd == nil {
+		return nil, errNoInit
+	}
+	return pidfd, nil
 }
 
 // pidOf is the pid, in our pid namespace, of a pidfd's process.
