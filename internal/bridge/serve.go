@@ -200,7 +200,7 @@ func (s *server) asked(r control.Request) (ask, error) {
 	case r.Rootfs != "":
 		return a, errors.New("rootfs: an engine's guest has the root file system of its image")
 	case c.known() && c.engine() == "podman":
-		p, err := r.Resolve()
+		p, err := r.Resolve(control.Document.Parse)
 		a.policy = &p
 		return a, err
 	case given:

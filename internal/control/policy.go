@@ -6,31 +6,65 @@ import (
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// Resolve makes the policy that a spawn or reload asks for. Names are looked up here,
-// files never: the client reads them with its own permissions.
-func (r Request) Resolve() (p policy.Policy, err error) {
+// Document is what a spawn or reload gives as its policy. Two that are equal mean the same.
+type Document struct {
+	text, source, sandbox string
+	given                 bool // else the defaults are meant
+}
+
+// Document finds the document. Names are looked up here, files never: the client reads
+// them with its own permissions.
+func (r Request) Document() (d Document, err error) {
 	given := 0
-	for _, is := range []bool{r.Policy != nil, r.PolicyText != nil, r.PolicyName != nil} {
-		if is {
-			given++
+	if r.Policy != nil {
+		given++
+		d = Document{text: string(r.Policy), source: "policy"}
+	}
+	if r.PolicyText != nil {
+		given++
+		d = Document{text: *r.PolicyText, source: r.PolicySource}
+	}
+	if r.PolicyName != nil {
+		given++
+		var data []byte
+		if data, d.source, d.sandbox, err = policy.Find(*r.PolicyName); err != nil {
+			err = fmt.Errorf("%w: %w", ErrPolicy, err)
 		}
+		d.text = string(data)
 	}
-	switch {
-	case given > 1:
-		return p, fmt.Errorf("%w: give one of policy, policy_text and policy_name", ErrProtocol)
-	case r.Policy != nil:
-		p, err = policy.Parse(r.Policy, "policy")
-	case r.PolicyText != nil:
-		p, err = policy.Parse([]byte(*r.PolicyText), r.PolicySource)
-	case r.PolicyName != nil:
-		p, err = policy.Lookup(*r.PolicyName)
-	default:
-		p = policy.Defaults()
+	if given > 1 {
+		return d, fmt.Errorf("%w: give one of policy, policy_text and policy_name", ErrProtocol)
 	}
-	if err == nil && r.ImportsLimited {
-		p, err = p.IntersectImports(r.AllowedImports)
+	d.given = given == 1
+	return d, err
+}
+
+// Size is what keeping the document takes, in bytes.
+func (d Document) Size() int { return len(d.text) + len(d.source) + len(d.sandbox) }
+
+// Parse reads the document.
+func (d Document) Parse() (policy.Policy, error) {
+	if !d.given {
+		return policy.Defaults(), nil
 	}
+	p, err := policy.ParseSandbox([]byte(d.text), d.source, policy.Choice{Sandbox: d.sandbox})
 	if err != nil {
+		return p, fmt.Errorf("%w: %w", ErrPolicy, err)
+	}
+	return p, nil
+}
+
+// Resolve makes the policy that a spawn or reload asks for; parse is Document.Parse, or
+// remembers what it said.
+func (r Request) Resolve(parse func(Document) (policy.Policy, error)) (p policy.Policy, err error) {
+	d, err := r.Document()
+	if err != nil {
+		return p, err
+	}
+	if p, err = parse(d); err != nil || !r.ImportsLimited {
+		return p, err
+	}
+	if p, err = p.IntersectImports(r.AllowedImports); err != nil {
 		return p, fmt.Errorf("%w: %w", ErrPolicy, err)
 	}
 	return p, nil

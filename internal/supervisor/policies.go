@@ -16,29 +16,29 @@ const (
 // policies remembers what documents meant: reading one again takes a quarter of a spawn.
 type policies struct {
 	mu   sync.Mutex
-	read map[string]policy.Policy
+	read map[control.Document]policy.Policy
 }
 
-// resolve is control's Resolve.
-func (c *policies) resolve(r control.Request) (policy.Policy, error) {
-	if r.Policy == nil || r.PolicyText != nil || r.PolicyName != nil || r.ImportsLimited || len(r.Policy) > maxKeptPolicy {
-		return r.Resolve()
+// parse is the document's Parse.
+func (c *policies) parse(d control.Document) (policy.Policy, error) {
+	if d.Size() > maxKeptPolicy {
+		return d.Parse()
 	}
 	c.mu.Lock()
-	p, ok := c.read[string(r.Policy)]
+	p, ok := c.read[d]
 	c.mu.Unlock()
 	if ok {
 		return p, nil
 	}
-	p, err := r.Resolve()
+	p, err := d.Parse()
 	if err != nil {
 		return p, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.read == nil || len(c.read) >= maxPolicies {
-		c.read = make(map[string]policy.Policy)
+		c.read = make(map[control.Document]policy.Policy)
 	}
-	c.read[string(r.Policy)] = p
+	c.read[d] = p
 	return p, nil
 }

@@ -43,7 +43,7 @@ func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.Resolve()
+	p, err := r.Resolve(s.policies.parse)
 	if err != nil {
 		return nil, err
 	}

@@ -85,6 +85,14 @@ func lookupIn(dir, name string) (Policy, error) {
 	return ParseSandbox(data, source, Choice{Sandbox: sandbox})
 }
 
+// Find returns the document that [Lookup] reads, what to call it in messages, and the
+// sandbox that was chosen; "" when none was.
+func Find(name string) (data []byte, source, sandbox string, err error) {
+	name, sandbox = SplitSandbox(name)
+	data, source, err = find(namedDir, name)
+	return data, source, sandbox, err
+}
+
 // find returns the document of a name.
 func find(dir, name string) (data []byte, source string, err error) {
 	if err := checkName(name); err != nil {
