@@ -50,9 +50,8 @@ func WriteFrame(conn *net.UnixConn, body []byte, file *os.File) error {
 		return err
 	}
 	sent, _, err := conn.WriteMsgUnix(frame, unix.UnixRights(int(file.Fd())), nil)
-	if err != nil {
-		return err
+	if err == nil && sent < len(frame) {
+		_, err = conn.Write(frame[sent:])
 	}
-	_, err = conn.Write(frame[sent:])
 	return err
 }

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,12 +51,16 @@ type client struct {
 	flying  chan struct{} // a slot per running request
 	working sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below, and sending on out against closing it
-	out     chan message
-	files   int // descriptors in out
-	dropped bool
-	token   []byte   // digest of what a reload of these guests needs; nil without
-	ended   []string // ids of guests that have ended, oldest first
+	writing sync.Mutex // held by who writes; taken while mu is held only if unwritten is 0
+	failed  error      // of writing, which guards it
+
+	mu        sync.Mutex // guards the fields below, and sending on out against closing it
+	out       chan message
+	unwritten int // messages in out, or being written
+	files     int // descriptors in out
+	dropped   bool
+	token     []byte   // digest of what a reload of these guests needs; nil without
+	ended     []string // ids of guests that have ended, oldest first
 }
 
 // serve speaks with the client until either side ends it. When it returns, no
@@ -67,7 +72,14 @@ func (c *client) serve() {
 		c.write()
 	}()
 	stop := c.s.watchProcess(c.peer.process, func() { c.drop(errors.New("the client's process has ended")) })
-	c.drop(c.read())
+	in := bufio.NewReader(c.conn)
+	err := c.greet(in)
+	if err == nil {
+		end := make(chan error, 1)
+		go c.read(in, end)
+		err = <-end
+	}
+	c.drop(err)
 	stop()
 	mine := func(g *guest) bool { return g.client == c }
 	c.s.endGuests(mine, control.CauseClosed, "")
@@ -78,39 +90,62 @@ func (c *client) serve() {
 	<-written
 }
 
-// read takes requests until the connection ends and says why it did.
-func (c *client) read() error {
-	greeted := false
+// greet takes the first request, which has to be hello.
+func (c *client) greet(in io.Reader) error {
 	_ = c.conn.SetReadDeadline(time.Now().Add(greeting))
+	data, err := c.frame(in)
+	if err != nil {
+		return err
+	}
+	r, err := control.Decode(data)
+	if err == nil {
+		err = c.hello(r)
+	}
+	if err != nil {
+		c.refuse(r.ID, err, false)
+		return err
+	}
+	c.waitForever()
+	return nil
+}
+
+// read takes requests until the connection ends, and says why it did. Each is handled by the
+// goroutine that has read it, while another one reads on: what is wanted soon need not wait
+// until somebody is woken.
+func (c *client) read(in io.Reader, end chan<- error) {
 	for {
-		data, err := control.ReadFrame(c.conn)
+		data, err := c.frame(in)
 		if err != nil {
-			if !errors.Is(err, errProtocol) {
-				return err
-			}
-			c.refuse(0, err)
-			return err
+			end <- err
+			return
 		}
 		r, err := control.Decode(data)
-		if err == nil && !greeted {
-			err = c.hello(r)
-			greeted = err == nil
-			if greeted {
-				c.waitForever()
-				continue
-			}
-		} else if err == nil && r.Op == "hello" {
+		if err == nil && r.Op == "hello" {
 			err = fmt.Errorf("%w: hello was said before", errProtocol)
 		}
-		if err != nil {
-			c.refuse(r.ID, err)
-			if !greeted || r.ID == 0 {
-				return err
-			}
-			continue
+		if err == nil {
+			err = c.begin()
 		}
-		c.start(r)
+		if err == nil {
+			go c.read(in, end)
+			c.handle(r)
+			return
+		}
+		c.refuse(r.ID, err, false)
+		if r.ID == 0 {
+			end <- err
+			return
+		}
 	}
+}
+
+// frame reads one.
+func (c *client) frame(in io.Reader) ([]byte, error) {
+	data, err := control.ReadFrame(in)
+	if errors.Is(err, errProtocol) {
+		c.refuse(0, err, false)
+	}
+	return data, err
 }
 
 // waitForever lifts the deadline of the hello, unless the connection was dropped.
@@ -140,32 +175,33 @@ func (c *client) hello(r control.Request) error {
 	return nil
 }
 
-// start runs a request beside the others.
-func (c *client) start(r control.Request) {
+// begin counts a request that runs; handle ends it.
+func (c *client) begin() error {
 	select {
 	case c.flying <- struct{}{}:
+		c.working.Add(1)
+		return nil
 	default:
-		c.refuse(r.ID, fmt.Errorf("%w: %d requests of this client are already running", errUnavailable, maxInFlight))
+		return fmt.Errorf("%w: %d requests of this client are already running", errUnavailable, maxInFlight)
+	}
+}
+
+func (c *client) handle(r control.Request) {
+	defer func() { c.working.Done(); <-c.flying }()
+	switch r.Op {
+	case "spawn":
+		c.spawn(r)
+		return
+	case "connect":
+		c.connect(r)
 		return
 	}
-	c.working.Add(1)
-	go func() {
-		defer func() { c.working.Done(); <-c.flying }()
-		switch r.Op {
-		case "spawn":
-			c.spawn(r)
-			return
-		case "connect":
-			c.connect(r)
-			return
-		}
-		ok, err := c.s.handle(c, r)
-		if err != nil {
-			c.refuse(r.ID, err)
-			return
-		}
-		c.answer(r.ID, ok, nil)
-	}()
+	ok, err := c.s.handle(c, r)
+	if err != nil {
+		c.refuse(r.ID, err, true)
+		return
+	}
+	c.answer(r.ID, ok, nil)
 }
 
 // spawn answers a spawn request; what the guest had to say before it was announced
@@ -173,21 +209,23 @@ func (c *client) start(r control.Request) {
 func (c *client) spawn(r control.Request) {
 	g, channel, err := c.s.spawn(c, r)
 	if err != nil {
-		c.refuse(r.ID, err)
+		c.refuse(r.ID, err, true)
 		return
 	}
 	c.answer(r.ID, g.announcement(), channel)
 	g.announce()
 }
 
+// answer tells the client what it asked for. It may wait until the client reads.
 func (c *client) answer(id uint64, ok any, file *os.File) {
 	c.send(struct {
 		ID uint64 `json:"id"`
 		OK any    `json:"ok"`
-	}{id, ok}, file)
+	}{id, ok}, file, true)
 }
 
-func (c *client) refuse(id uint64, err error) {
+// refuse is answer for an error. Who reads the connection must not wait.
+func (c *client) refuse(id uint64, err error, mayWait bool) {
 	type failure struct {
 		Kind    string `json:"kind"`
 		Message string `json:"message"`
@@ -196,35 +234,52 @@ func (c *client) refuse(id uint64, err error) {
 	c.send(struct {
 		ID    uint64  `json:"id"`
 		Error failure `json:"error"`
-	}{id, failure{control.Kind(err), clip(err.Error(), maxMessage)}}, nil)
+	}{id, failure{control.Kind(err), clip(err.Error(), maxMessage)}}, nil, mayWait)
 }
 
-// send queues one message. A client whose queue is full is dropped: waiting for it
-// would let it hold up the supervisor.
-func (c *client) send(what any, file *os.File) {
+// send queues one message, or writes it here and now if nothing is before it and this
+// goroutine may wait. A client whose queue is full is dropped: waiting for it would let it
+// hold up the supervisor.
+func (c *client) send(what any, file *os.File, mayWait bool) {
 	body, err := json.Marshal(what)
-	c.mu.Lock()
-	full := false
-	if err == nil && !c.dropped {
-		select {
-		case c.out <- message{body, file}:
-			if file != nil {
-				c.files++
-			}
-			file, full = nil, c.files > maxFiles
-		default:
-			full = true
-		}
-	}
-	c.mu.Unlock()
-	if file != nil {
-		_ = file.Close()
-	}
 	if err != nil {
 		c.log.WithError(err).Error("a message could not be encoded")
+		closeFile(file)
+		return
 	}
+	c.mu.Lock()
+	if c.dropped {
+		c.mu.Unlock()
+		closeFile(file)
+		return
+	}
+	m := message{body, file}
+	if mayWait && c.unwritten == 0 {
+		c.unwritten++
+		c.writing.Lock() // at once: nobody writes
+		c.mu.Unlock()
+		c.writeOne(m)
+		return
+	}
+	full := !c.queueLocked(m) || c.files > maxFiles
+	c.mu.Unlock()
 	if full {
 		c.drop(errors.New("the client does not read: too many messages, or descriptors, are waiting"))
+	}
+}
+
+// queueLocked puts a message where write finds it, if there is room. It takes the file.
+func (c *client) queueLocked(m message) bool {
+	select {
+	case c.out <- m:
+		c.unwritten++
+		if m.file != nil {
+			c.files++
+		}
+		return true
+	default:
+		closeFile(m.file)
+		return false
 	}
 }
 
@@ -238,30 +293,37 @@ func (c *client) offer(what any) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.dropped || len(c.out) >= queueLength/2 {
-		return false
-	}
-	c.out <- message{body: body}
-	return true
+	return !c.dropped && len(c.out) < queueLength/2 && c.queueLocked(message{body: body})
 }
 
 // write sends what is queued; it ends after drop.
 func (c *client) write() {
-	defer c.conn.Close()
-	var failed error
 	for m := range c.out {
-		if failed == nil {
-			if failed = control.WriteFrame(c.conn, m.body, m.file); failed != nil {
-				go c.drop(failed)
-			}
-		}
+		c.writing.Lock()
+		c.writeOne(m)
 		if m.file != nil {
-			_ = m.file.Close()
 			c.mu.Lock()
 			c.files--
 			c.mu.Unlock()
 		}
 	}
+	c.writing.Lock() // the last one may be written elsewhere
+	defer c.writing.Unlock()
+	_ = c.conn.Close()
+}
+
+// writeOne sends a message and releases writing.
+func (c *client) writeOne(m message) {
+	if c.failed == nil {
+		if c.failed = control.WriteFrame(c.conn, m.body, m.file); c.failed != nil {
+			go c.drop(c.failed)
+		}
+	}
+	c.writing.Unlock()
+	closeFile(m.file)
+	c.mu.Lock()
+	c.unwritten--
+	c.mu.Unlock()
 }
 
 // drop ends the connection; the first reason counts.

@@ -16,7 +16,7 @@ import (
 func (c *client) connect(r control.Request) {
 	file, err := c.s.connect(c, r)
 	if err != nil {
-		c.refuse(r.ID, err)
+		c.refuse(r.ID, err, true)
 		return
 	}
 	c.answer(r.ID, map[string]bool{"connected": true}, file)

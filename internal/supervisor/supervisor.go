@@ -317,7 +317,7 @@ func (s *Supervisor) remove(g *guest) {
 // same uid that watch.
 func (s *Supervisor) push(g *guest, m any) {
 	for _, c := range s.audience(g) {
-		c.send(m, nil)
+		c.send(m, nil, false)
 	}
 }
 
