@@ -22,6 +22,7 @@ their descriptors came, so a queue matches them; what nobody asked for is closed
 from __future__ import annotations
 
 import array
+import itertools
 import json
 import os
 import select
@@ -31,6 +32,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
+from ._outbox import Outbox, OutboxFull
 from .errors import PolicyAuthError, PolicyError, SandboxError, TimeoutError
 
 VERSION = 1
@@ -49,21 +51,32 @@ class Pending:
 
     def __init__(self, on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]]) -> None:
         self.on_ok = on_ok
-        self.done = threading.Event()
+        self.asked = False  # it went off, or will by itself
+        self.done = False
         self.result: Any = None
         self.error: Optional[SandboxError] = None
         self._tell: Optional[Callable[[], None]] = None
+        self._bell = threading.Lock()  # locked until it is done
+        self._bell.acquire()
 
     def finish(self, result: Any, error: Optional[SandboxError] = None) -> None:
+        """The reply is there. Once."""
         self.result, self.error = result, error
-        self.done.set()
+        self.done = True
+        self._bell.release()
         if self._tell is not None:
             self._tell()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the reply is there, within so many seconds."""
+        if not self.done and self._bell.acquire(timeout=timeout):
+            self._bell.release()  # for the next one
+        return self.done
 
     def notify(self, tell: Callable[[], None]) -> None:
         """Have ``tell`` called when the reply is there, by any thread, perhaps twice."""
         self._tell = tell
-        if self.done.is_set():
+        if self.done:
             tell()
 
     def value(self) -> Any:
@@ -76,7 +89,7 @@ class Pending:
 class Connection:
     """One connection to a supervisor.
 
-    ``ask`` and ``tell`` may be called by any thread; everything else runs in the I/O thread. ``on_push``
+    ``ask``, ``tell`` and ``send`` may be called by any thread; everything else runs in the I/O thread. ``on_push``
     gets every message without an id, ``on_lost`` the reason when the connection ends (once).
     """
 
@@ -94,8 +107,8 @@ class Connection:
         self._on_push = on_push
         self._on_lost = on_lost
         self._pending: Dict[int, Pending] = {}
-        self._last_id = 0
-        self._out = bytearray()
+        self._ids = itertools.count(1)
+        self._outbox = Outbox(sock)
         self._in = bytearray()
         self._fds: Deque[int] = deque()
 
@@ -115,7 +128,7 @@ class Connection:
 
     def wait(self, pending: Pending, op: str, timeout: float) -> Any:
         """Wait for the reply to what ``tell`` has sent."""
-        if not pending.done.wait(timeout):
+        if not pending.wait(timeout):
             raise no_answer(op, timeout)
         return pending.value()
 
@@ -127,12 +140,30 @@ class Connection:
     ) -> Pending:
         """Send a request and do not wait."""
         pending = Pending(on_ok)
-        body: Message = {"op": op, **fields}
-        size = len(json.dumps(body))
-        if size > MAX_FRAME - 64:
-            raise PolicyError(f"a request of {size} bytes; at most {MAX_FRAME} fit: make the policy smaller")
-        self._wake(lambda: self._send(pending, body))
+        self.send(pending, op, fields)
         return pending
+
+    def send(self, pending: Pending, op: str, fields: Mapping[str, object]) -> None:
+        """Send a request, or leave to the I/O thread what the supervisor does not take at once."""
+        id = next(self._ids)
+        data = json.dumps({"id": id, "op": op, **fields}).encode()
+        if len(data) > MAX_FRAME:
+            raise PolicyError(f"a request of {len(data)} bytes; at most {MAX_FRAME} fit: make the policy smaller")
+        self._pending[id] = pending
+        if self.lost is not None:  # perhaps since a moment ago
+            if self._pending.pop(id, None) is not None:
+                pending.finish(None, ConnectionLost(self.lost))
+            return
+        try:
+            self._outbox.put(struct.pack("!I", len(data)) + data)
+        except OutboxFull as error:
+            raise SandboxError(f"the supervisor does not take requests: {error}") from None
+        except OSError:
+            pass  # it is gone: the next read tells
+        finally:
+            if self._outbox.waits:
+                self._wake(lambda: None)  # the I/O thread looks for what wants to be written
+        pending.asked = True
 
     def close(self) -> None:
         """Ask for the end of the connection; a supervisor ends its guests, says so, and closes."""
@@ -154,7 +185,7 @@ class Connection:
 
     def wants_write(self) -> bool:
         """Whether a part of a request waits to be sent."""
-        return bool(self._out)
+        return self._outbox.waits
 
     def on_ready(self, events: int) -> bool:
         """Read and write what is possible; False at the end of the connection."""
@@ -172,30 +203,22 @@ class Connection:
     def fail(self, why: str) -> None:
         """The connection has ended: tell everybody who waits, and the owner."""
         self.lost = why
-        self._sock.close()
+        self._outbox.close()
         while self._fds:
             os.close(self._fds.popleft())
-        pending, self._pending = self._pending, {}
-        for each in pending.values():
-            each.finish(None, ConnectionLost(why))
+        while self._pending:
+            try:
+                _, pending = self._pending.popitem()
+            except KeyError:
+                break  # the thread that was about to send it has taken it
+            pending.finish(None, ConnectionLost(why))
         self._on_lost(self, why)
-
-    def _send(self, pending: Pending, body: Message) -> None:
-        if self.lost is not None:
-            pending.finish(None, ConnectionLost(self.lost))
-            return
-        self._last_id += 1
-        self._pending[self._last_id] = pending
-        data = json.dumps({"id": self._last_id, **body}).encode()
-        self._out += struct.pack("!I", len(data)) + data
-        self._flush()
 
     def _flush(self) -> None:
         try:
-            while self._out:
-                del self._out[: self._sock.send(self._out, socket.MSG_NOSIGNAL)]
+            self._outbox.flush()
         except OSError:
-            pass  # full: poll tells when to go on; gone: the next read tells
+            pass  # gone: the next read tells
 
     def _receive(self) -> bool:
         room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)

@@ -81,6 +81,11 @@ class Outbox:
         with self._lock:
             return self._send()
 
+    @property
+    def waits(self) -> bool:
+        """Whether something is left for ``flush``."""
+        return bool(self._queue)
+
     def fileno(self) -> int:
         """The socket to poll for writing, -1 when it is closed."""
         return self._sock.fileno()

@@ -102,7 +102,8 @@ class Supervision:
         def adopt(ok: Message, channel: Optional[socket.socket]) -> Sandbox:
             return self._adopt(name, fields, connection, ok, channel, made)
 
-        made.pending = connection.tell("spawn", {"name": name, **fields}, adopt)
+        made.pending = Pending(adopt)
+        connection.send(made.pending, "spawn", {"name": name, **fields})
 
     def living(self, engine: Words) -> Optional[Connection]:
         """A connection that need not be made."""
@@ -277,14 +278,15 @@ class Making:
     @property
     def settled(self) -> bool:
         """Whether nothing is under way any more."""
-        return all(each is None or each.done.is_set() for each in (self.pending, self._ending))
+        return all(each is None or each.done for each in (self.pending, self._ending))
 
     def settle(self) -> None:
         """Wait until a guest that was given up is gone."""
         if self.pending is not None:
-            self.pending.done.wait(SPAWN)
+            # An interrupt may have come before it went off; and it may have come just after.
+            self.pending.wait(SPAWN if self.pending.asked else _LEAVE)
         if self._ending is not None:
-            self._ending.done.wait(_LEAVE)
+            self._ending.wait(_LEAVE)
 
 
 def _dial(path: str) -> socket.socket:
