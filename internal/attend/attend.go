@@ -116,14 +116,12 @@ type Options struct {
 type Attendant struct {
 	c        Container
 	opts     Options
-	started  time.Time // owned by the clock goroutine once it runs
 	net      network
 	files    files
-	updates  chan update
 	base     atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
 	stop     context.CancelFunc
 	done     chan struct{} // closed when the clock goroutine has ended
-	clocks   clocks        // owned by the clock goroutine
+	clocks   clocks
 	cpu      *throttled
 	policy   atomic.Pointer[policy.Policy] // in force
 	closing  sync.Once
@@ -143,8 +141,7 @@ type Attendant struct {
 func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error) {
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Attendant{
-		c: c, opts: opts, started: time.Now(), stop: stop,
-		updates: make(chan update), done: make(chan struct{}),
+		c: c, opts: opts, stop: stop, done: make(chan struct{}),
 	}
 	a.policy.Store(&p)
 	undo := []func(){stop}
@@ -168,7 +165,7 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 	if err = a.watchDenials(); err != nil {
 		return nil, err
 	}
-	if err = a.clocks.begin(ctx, c, p.Limits(), a.started); err != nil {
+	if err = a.clocks.begin(ctx, c, p.Limits(), time.Now()); err != nil {
 		return nil, err
 	}
 	if a.opts.Throttles == nil {
@@ -208,7 +205,7 @@ func (a *Attendant) Update(p policy.Policy) error {
 	if err := a.change(p); err != nil {
 		return err
 	}
-	return a.updateClocks(update{limits: p.Limits()})
+	return a.clocks.set(p.Limits(), time.Time{})
 }
 
 // change puts another policy's files and endpoints into force.
@@ -227,31 +224,29 @@ func (a *Attendant) change(p policy.Policy) error {
 	return nil
 }
 
-// Begin is Update for a guest that was made before its policy was known and has done nothing
-// yet: what it has used so far is not its own, and its lifetime begins now.
-func (a *Attendant) Begin(p policy.Policy) error {
+// Rest notes what a guest has used that was made before its policy was known: it waits now.
+func (a *Attendant) Rest() error {
 	used, err := a.c.CPU()
-	if p.Limits().CPUTime > 0 && (err != nil || used == 0) {
-		return noFigure(err)
-	}
 	a.base.Store(int64(used))
+	return err
+}
+
+// Begin is Update for such a guest, which has done nothing yet: what it has used so far is
+// not its own, and its lifetime begins now.
+func (a *Attendant) Begin(p policy.Policy) error {
+	if a.Base() == 0 {
+		if err := a.Rest(); p.Limits().CPUTime > 0 && (err != nil || a.Base() == 0) {
+			return noFigure(err)
+		}
+	}
 	if err := a.change(p); err != nil {
 		return err
 	}
-	return a.updateClocks(update{limits: p.Limits(), begin: true})
+	return a.clocks.set(p.Limits(), time.Now())
 }
 
 // Base is the cpu time that the guest had used before Begin.
 func (a *Attendant) Base() time.Duration { return time.Duration(a.base.Load()) }
-
-func (a *Attendant) updateClocks(u update) error {
-	select {
-	case a.updates <- u:
-		return nil
-	case <-a.done:
-		return ErrClosed
-	}
-}
 
 // Close takes a last look at the memory events (a guest whose first process was the
 // victim is gone before anybody could be told), stops the clocks and closes the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/psi-runtime/psi/pkg/policy"
@@ -15,14 +16,11 @@ const maxReadFailures = 20
 
 var errNoFigure = errors.New("the cgroup shows none")
 
-// update is what the clock goroutine is told.
-type update struct {
-	limits policy.Limits
-	begin  bool // the guest's lifetime begins now
-}
-
 // clocks is everything the one goroutine of an Attendant waits for.
 type clocks struct {
+	mu       sync.Mutex
+	ended    bool
+	started  time.Time // of the guest
 	limits   policy.Limits
 	cpu      cpuClock
 	failures int
@@ -40,29 +38,41 @@ func (k *clocks) begin(ctx context.Context, c Container, l policy.Limits, starte
 		return noFigure(err)
 	}
 	k.cpuTimer, k.wall = time.NewTimer(0), time.NewTimer(0)
-	k.set(l, started)
-	return nil
+	return k.set(l, started)
 }
 
 func noFigure(err error) error {
 	return fmt.Errorf("cpu_ms cannot be enforced: the guest's cpu time cannot be read (is the cpuacct or cpu cgroup controller mounted?): %w", errors.Join(err, errNoFigure))
 }
 
-// set arms the timers for these limits.
-func (k *clocks) set(l policy.Limits, started time.Time) {
+// set arms the timers for these limits, of a guest that was started then; the zero time
+// leaves that as it is.
+func (k *clocks) set(l policy.Limits, started time.Time) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ended {
+		return ErrClosed
+	}
+	if !started.IsZero() {
+		k.started = started
+	}
 	k.limits = l
 	k.cpu = newCPUClock(l.CPUTime, l.CPU)
 	k.wall.Stop()
 	if l.Wall > 0 {
-		k.wall.Reset(time.Until(started.Add(l.Wall)))
+		k.wall.Reset(time.Until(k.started.Add(l.Wall)))
 	}
 	k.cpuTimer.Stop()
 	if l.CPUTime > 0 {
 		k.cpuTimer.Reset(0)
 	}
+	return nil
 }
 
 func (k *clocks) end() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended = true
 	k.cpuTimer.Stop()
 	k.wall.Stop()
 }
@@ -85,12 +95,7 @@ func (a *Attendant) run(ctx context.Context) {
 		case <-k.cpuTimer.C:
 			a.lookAtCPU()
 		case <-k.wall.C:
-			a.end(CauseWall, milliseconds(k.limits.Wall), milliseconds(time.Since(a.started)), nil)
-		case u := <-a.updates:
-			if u.begin {
-				a.started = time.Now()
-			}
-			k.set(u.limits, a.started)
+			a.lookAtWall()
 		}
 	}
 }
@@ -98,9 +103,9 @@ func (a *Attendant) run(ctx context.Context) {
 // endForMemory ends the whole guest: what is left of it after the kernel took one of
 // its processes is in no state that anybody designed.
 func (a *Attendant) endForMemory(kills uint64) {
-	limit := float64(a.clocks.limits.Mem)
-	a.end(CauseOOM, limit, limit, &Event{Type: MemKill, Details: map[string]any{
-		"limit": a.clocks.limits.Mem, "oom_kills": kills,
+	limit := a.policy.Load().Limits().Mem
+	a.end(CauseOOM, float64(limit), float64(limit), &Event{Type: MemKill, Details: map[string]any{
+		"limit": limit, "oom_kills": kills,
 	}})
 }
 
@@ -119,24 +124,38 @@ func (a *Attendant) tellThrottled(now time.Time, count uint64) {
 }
 
 func (a *Attendant) lookAtCPU() {
-	k := &a.clocks
 	used, err := a.c.CPU()
-	if err != nil || used == 0 { // the container's start alone costs some: 0 is no reading
+	k := &a.clocks
+	k.mu.Lock()
+	limit := k.limits.CPUTime
+	switch {
+	case limit == 0: // since a moment ago
+	case err != nil || used == 0: // the container's start alone costs some: 0 is no reading
 		if k.failures++; k.failures >= maxReadFailures {
-			a.end(CauseUnattended, 0, 0, nil)
-			return
+			defer a.end(CauseUnattended, 0, 0, nil)
+			break
 		}
 		k.cpuTimer.Reset(minPoll)
-		return
+	default:
+		k.failures = 0
+		if used -= a.Base(); !k.cpu.exceeded(used) {
+			k.cpuTimer.Reset(k.cpu.sleep(used))
+			break
+		}
+		limit, observed := milliseconds(limit), milliseconds(used)
+		defer a.end(CauseCPU, limit, observed, &Event{Type: CPUThrottle, Details: map[string]any{
+			"reason": "cpu_ms", "limit": limit, "observed": observed,
+		}})
 	}
-	k.failures = 0
-	used -= a.Base()
-	if !k.cpu.exceeded(used) {
-		k.cpuTimer.Reset(k.cpu.sleep(used))
-		return
+	k.mu.Unlock()
+}
+
+func (a *Attendant) lookAtWall() {
+	k := &a.clocks
+	k.mu.Lock()
+	limit, lived := k.limits.Wall, time.Since(k.started)
+	k.mu.Unlock()
+	if limit > 0 && lived >= limit { // else it was changed a moment ago
+		a.end(CauseWall, milliseconds(limit), milliseconds(lived), nil)
 	}
-	limit, observed := milliseconds(k.limits.CPUTime), milliseconds(used)
-	a.end(CauseCPU, limit, observed, &Event{Type: CPUThrottle, Details: map[string]any{
-		"reason": "cpu_ms", "limit": limit, "observed": observed,
-	}})
 }

@@ -43,6 +43,7 @@ type shelf struct {
 	client peer // who wanted one last
 	ready  []*guest
 	wanted time.Time // last
+	shows  bool      // one was wanted that shows files of its client
 }
 
 func newPool(s *Supervisor, o PoolOptions) *pool {
@@ -52,10 +53,11 @@ func newPool(s *Supervisor, o PoolOptions) *pool {
 	return &pool{s: s, opts: o, shelves: make(map[string]*shelf), wake: make(chan struct{}, 1)}
 }
 
-// take gives a blank of a kind away: one that waits, or else one that is made now.
-func (p *pool) take(k kind, client peer) (*guest, error) {
+// take gives a blank of a kind away: one that waits, or else one that is made now. shows
+// says whether it is to show files of its client.
+func (p *pool) take(k kind, client peer, shows bool) (*guest, error) {
 	for {
-		g := p.pick(k, client)
+		g := p.pick(k, client, shows)
 		if g == nil {
 			break
 		}
@@ -68,7 +70,7 @@ func (p *pool) take(k kind, client peer) (*guest, error) {
 }
 
 // pick takes a blank from its shelf, if there is one, and notes that one was wanted.
-func (p *pool) pick(k kind, client peer) (g *guest) {
+func (p *pool) pick(k kind, client peer, shows bool) (g *guest) {
 	if p.opts.Size == 0 {
 		return nil
 	}
@@ -82,7 +84,7 @@ func (p *pool) pick(k kind, client peer) (g *guest) {
 		s = &shelf{kind: k}
 		p.shelves[k.key()] = s
 	}
-	s.client, s.wanted = client, time.Now()
+	s.client, s.wanted, s.shows = client, time.Now(), s.shows || shows
 	if n := len(s.ready); n > 0 {
 		g, s.ready = s.ready[n-1], s.ready[:n-1]
 	}
@@ -178,18 +180,19 @@ func (p *pool) stale() (old []*guest) {
 // add puts one more blank on a shelf.
 func (p *pool) add(s *shelf) error {
 	p.mu.Lock()
-	client := s.client
+	client, shows := s.client, s.shows
 	p.mu.Unlock()
 	g, err := p.s.makeBlank(s.kind)
 	if err != nil {
 		return err
 	}
-	if err = g.await(); err == nil {
+	if err = g.await(); err == nil && shows {
 		err = g.container.MapClient(int(client.uid), int(client.gid))
 	}
 	if err != nil {
 		return errors.Join(err, g.discard())
 	}
+	_ = g.attendant.Rest() // or else Begin asks
 	p.mu.Lock()
 	closed := p.closed || p.shelves[s.kind.key()] != s
 	if !closed {

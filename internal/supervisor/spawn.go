@@ -23,7 +23,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	s.warmth.extend()
 
 	// policy: what the client asks for
-	p, err := s.policies.resolve(r)
+	p, err := r.Resolve(s.policies.parse)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -45,7 +45,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	defer s.pool.refill()
 
 	// blank: a guest whose agent waits to be told
-	g, err := s.pool.take(kind{root, p.BeforeStart()}, c.peer)
+	g, err := s.pool.take(kind{root, p.BeforeStart()}, c.peer, len(view.shown) > 0)
 	if err != nil {
 		return nil, nil, err
 	}
