@@ -41,6 +41,7 @@ seen["environ"] = [sorted(lines("/proc/1/environ")[0].split("\0")), dict(os.envi
 seen["program"] = [lines("/proc/1/cmdline"), os.readlink("/proc/1/exe"), os.readlink("/proc/1/cwd"), os.readlink("/proc/1/root"), lines("/proc/1/comm")]
 seen["fds"] = {n: os.readlink("/proc/self/fd/" + n).split(":")[0] for n in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + n)}
 seen["names"] = [list(os.uname())[:2], lines("/etc/hosts"), lines("/etc/resolv.conf") if os.path.exists("/etc/resolv.conf") else None]
+seen["slack"] = lines("/proc/1/timerslack_ns")
 seen["oom"] = [lines("/proc/1/oom_score_adj"), lines("/proc/1/oom_adj")]
 seen["ids"] = [os.getpid(), os.getppid(), os.getpgid(0), os.getsid(0), os.getresuid(), os.getresgid(), os.getgroups()]
 seen["net"] = [lines("/proc/net/dev")[2].split()[0], len(lines("/proc/net/dev")), sorted(lines("/proc/net/route")), lines("/proc/sys/net/ipv4/tcp_rmem"), lines("/proc/sys/net/ipv4/tcp_wmem")]

@@ -34,6 +34,8 @@
 
 enum { CONTROL = 3, SYNC = 3 }; // the zygote's descriptor; a child's, until it is done
 
+#define TIMER_SLACK 50000 // nanoseconds: the kernel's default
+
 #define MAX_LIMITS 8
 
 // order is what the supervisor asks for, with three descriptors: the guest's channel, its stderr, and its
@@ -242,6 +244,7 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	drop_capabilities();
 	must(call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "setting no_new_privs");
 	must(call(__NR_prctl, PR_SET_DUMPABLE, 1), "showing its own files in /proc"); // changing the user hides them
+	must(call(__NR_prctl, PR_SET_TIMERSLACK, TIMER_SLACK), "setting the timer slack"); // the supervisor's is another
 	call(__NR_close, SYNC);
 	if (program.len)
 		must(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program), "putting the filter on");
