@@ -42,8 +42,10 @@ func (w *cgroupWarmth) extend() {
 }
 
 func (w *cgroupWarmth) run() {
+	var own ownCgroup
+	defer own.close()
 	for w.goesOn() {
-		enterOwnCgroup()
+		own.enter()
 		time.Sleep(warmEvery)
 	}
 }
@@ -55,27 +57,40 @@ func (w *cgroupWarmth) goesOn() bool {
 	return w.running
 }
 
-// enterOwnCgroup makes this process enter the cgroup that it is in. Errors mean
-// nothing: the lock is taken before anything else can fail.
-func enterOwnCgroup() {
-	file := ownCgroup()
-	if file == "" {
+// ownCgroup is the group that this process is in, in any hierarchy.
+type ownCgroup struct {
+	all   string   // the process's groups, as it found them
+	procs *os.File // the one's list of processes
+}
+
+// enter makes this process enter the group that it is in. Where that is is looked at each
+// time: somebody may have moved the process. Errors mean nothing: the lock is taken before
+// anything else can fail.
+func (o *ownCgroup) enter() {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
 		return
 	}
-	if group, err := os.OpenFile(file, os.O_WRONLY, 0); err == nil {
-		_, _ = group.WriteString("0")
-		_ = group.Close()
+	if string(data) != o.all {
+		o.close()
+		o.all = string(data)
+		if file := cgroupFile(o.all); file != "" {
+			o.procs, _ = os.OpenFile(file, os.O_WRONLY, 0)
+		}
+	}
+	if o.procs != nil {
+		_, _ = o.procs.WriteString("0")
 	}
 }
 
-// ownCgroup finds the file that lists the processes of this process's own group, in
-// any hierarchy. It is looked up each time: somebody may have moved the process.
-func ownCgroup() string {
-	data, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(data)) {
+func (o *ownCgroup) close() {
+	closeFile(o.procs)
+	o.procs = nil
+}
+
+// cgroupFile finds the file that lists the processes of one of the groups in a /proc/PID/cgroup.
+func cgroupFile(all string) string {
+	for line := range strings.Lines(all) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(fields) != 3 {
 			continue

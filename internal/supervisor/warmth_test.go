@@ -12,12 +12,15 @@ import (
 // The group that is entered is the one this process is in, before and after.
 func TestOwnCgroup(t *testing.T) {
 	before, _ := os.ReadFile("/proc/self/cgroup")
-	file := ownCgroup()
+	file := cgroupFile(string(before))
 	data, err := os.ReadFile(file)
 	if err != nil || !slices.Contains(strings.Fields(string(data)), strconv.Itoa(os.Getpid())) {
 		t.Fatalf("%s does not list this process: %v", file, err)
 	}
-	enterOwnCgroup()
+	var own ownCgroup
+	defer own.close()
+	own.enter()
+	own.enter()
 	if after, _ := os.ReadFile("/proc/self/cgroup"); string(after) != string(before) {
 		t.Errorf("cgroups changed from\n%s to\n%s", before, after)
 	}

@@ -100,7 +100,7 @@ func planView(rules []policy.FSRule, limit bounds) (View, error) {
 	if len(plans) == 0 {
 		return View{}, nil
 	}
-	submounts, err := mountPoints()
+	submounts, err := ownMounts.now()
 	if err != nil {
 		return View{}, fmt.Errorf("planning view: %w", err)
 	}

@@ -30,7 +30,7 @@ func OwnFiles() []policy.FSRule {
 func PlanLive(p policy.Policy) (View, error) {
 	rules := p.FS()
 	deny := newDenials(rules)
-	submounts, err := mountPoints()
+	submounts, err := ownMounts.now()
 	if err != nil {
 		return View{}, fmt.Errorf("planning view: %w", err)
 	}

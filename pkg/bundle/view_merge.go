@@ -2,10 +2,13 @@ package bundle
 
 import (
 	"fmt"
+	"os"
 	"sort"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -135,22 +138,45 @@ func counted(n int, what string) string {
 	return fmt.Sprintf("%d × %s", n, what)
 }
 
-// mountList is the mount points of this mount namespace, sorted.
+// mountList is the mount points of this process's mount namespace, sorted.
 type mountList []string
 
-// mountPoints reads them. A directory with another mount in it is not bound whole:
+// mountPoints are read again when the kernel says that they have changed: to read them takes
+// more than all else of a small plan. A directory with another mount in it is not bound whole:
 // in a namespace with fewer privileges the kernel refuses to (EINVAL), lest
 // what the mount covers be uncovered.
-func mountPoints() (mountList, error) {
+type mountPoints struct {
+	mu   sync.Mutex
+	fd   int       // of /proc/self/mountinfo, which says once that something has changed; no os.File: Go's poller would hear it
+	list mountList // nil: not read yet
+}
+
+var ownMounts mountPoints
+
+func (m *mountPoints) now() (mountList, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fd == 0 {
+		fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: "/proc/self/mountinfo", Err: err}
+		}
+		m.fd = fd
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(m.fd), Events: unix.POLLPRI}}, 0); n == 0 && err == nil && m.list != nil {
+		return m.list, nil
+	}
+	m.list = nil
 	all, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, err
 	}
 	list := make(mountList, 0, len(all))
-	for _, m := range all {
-		list = append(list, m.Mountpoint)
+	for _, mount := range all {
+		list = append(list, mount.Mountpoint)
 	}
 	sort.Strings(list)
+	m.list = list
 	return list, nil
 }
 

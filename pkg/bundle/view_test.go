@@ -246,10 +246,17 @@ func TestPlanViewMountPoints(t *testing.T) {
 	}
 	dir := tree(t, "d/a", "d/e/m/", "d/e/b", "d/g/c")
 	mounted := filepath.Join(dir, "d/e/m")
+	whole := func(when string) { // mount points are remembered: until they change
+		view, err := planView(rules(dir, "read DIR/d"), bounds{100, 100})
+		if got, want := shown(dir, view), []string{"read DIR/d/"}; err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: got %q %v, want %q", when, got, err, want)
+		}
+	}
+	whole("before")
 	if err := unix.Mount("tmpfs", mounted, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Unmount(mounted, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH) })
 	if err := os.WriteFile(filepath.Join(mounted, "x"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +273,10 @@ func TestPlanViewMountPoints(t *testing.T) {
 	if got, want := shown(dir, view), []string{"write DIR/d/e/m/", "read DIR/d/g/"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("got %q %v, want %q", got, err, want)
 	}
+	if err := unix.Unmount(mounted, 0); err != nil {
+		t.Fatal(err)
+	}
+	whole("after")
 }
 
 // Deeper than any path that can be named, and than descriptors reach.
