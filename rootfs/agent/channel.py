@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Payload = Union[Data, Large, "Lost"]
 
-_BUFFER = 64 << 10
+_buffer = bytearray(64 << 10)  # of the one channel of a process: made here, a guest shares what it does not fill with its zygote
 
 
 class Lost(OSError):
@@ -60,7 +60,7 @@ class Channel(Writer):
         self._waiting: list[LockType] = []
         self._received: list[Received] = []  # one read that has not been looked at
         self._file: Optional[int] = None  # the descriptor of the frame that comes next
-        self._bytes = bytearray(_BUFFER)
+        self._bytes = _buffer
         self._view = memoryview(self._bytes)
         self._start = self._stop = 0
         self._large: Optional[tuple[int, int, int, bytearray]] = None  # type, flags, id, payload being read
@@ -231,7 +231,7 @@ class Channel(Writer):
             size, kind, flags, _, ident = frames.HEADER.unpack_from(self._bytes, start)
             begin = start + frames.HEADER_SIZE
             if begin + size > stop:
-                if frames.HEADER_SIZE + size > _BUFFER:
+                if frames.HEADER_SIZE + size > len(_buffer):
                     self._begin_large(kind, flags, ident, size, begin, stop)
                     return
                 break

@@ -302,7 +302,8 @@ static PyObject *serve(PyObject *self, PyObject *unused)
 			break;
 	}
 	disarmed = 1;
-	memset(&m, 0, sizeof(m));
+	// No more than came: each page that is written, here or in the zygote, is one that they no longer share.
+	memset(&m, 0, sizeof(m.order) + m.order.filter);
 	Py_RETURN_NONE;
 }
 
