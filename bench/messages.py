@@ -91,11 +91,11 @@ def large(runs: int, work: Path, quick: bool) -> List[Row]:
     array = numpy.frombuffer(os.urandom(1 << 20) * (_LARGE >> 20) + bytes(_LARGE % (1 << 20)), "u8")
 
     def touch(found: Any) -> None:
-        if len(found) != len(array) or int(found[::512].max()) < 0:
+        if len(found) != len(array) or int(found[::4096].max()) < 0:
             raise SystemExit("bench: another array arrived")
 
     with place.supervisor(work, 4, "--rootfs", str(root)), psi.spawn(fresh_name(), {"mem": "1GiB"}) as sandbox:
-        sandbox.exec("import numpy\ndef keep(x): globals()['kept'] = x.copy()\ndef touch(x): return int(x[::512].max())")
+        sandbox.exec("import numpy\ndef keep(x): globals()['kept'] = x.copy()\ndef touch(x): return int(x[::4096].max())")
         sandbox.call("keep", array)
 
         def out() -> None:
