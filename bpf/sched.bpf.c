@@ -69,7 +69,7 @@ struct task_struct {
 
 struct guest {
 	__u64 owner;   // of the ring
-	__u64 periods; // counted at the last look
+	__u64 periods; // known at the last look
 	__u64 last;    // when it was last held back; 0: never
 };
 
@@ -110,9 +110,9 @@ static __always_inline bool look(struct cfs_rq *queue, bool held)
 
 	if (!guest)
 		return false;
-	if (!held && periods == guest->periods)
+	if (!held && periods <= guest->periods)
 		return true;
-	guest->periods = periods;
+	guest->periods = periods + held; // this one will be counted, and is no news then
 
 	__u64 now = bpf_ktime_get_ns();
 	__u64 last = __sync_lock_test_and_set(&guest->last, now); // of two processors one begins it
