@@ -16,6 +16,14 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 )
 
+// A denial that no rule decided names none in the log.
+func TestLogFields(t *testing.T) {
+	fields := logFields(map[string]any{"rule": nil, "suppressed": 0, "path": ""})
+	if _, there := fields["rule"]; there || len(fields) != 2 {
+		t.Errorf("fields %v", fields)
+	}
+}
+
 func TestBadPolicyIsRefused(t *testing.T) {
 	c := newLine(t)
 	for document, want := range map[string]string{
