@@ -40,3 +40,17 @@ func (t *Throttles) ForgetGone(dir string) (guests, rings int, err error) {
 	err = t.program.forgetGone(dir)
 	return countKeys[uint64](t.program.maps.Guests), countKeys[uint64](t.program.maps.Rings), err
 }
+
+// Tables counts the tables in the kernel.
+func (p *FilePrograms) Tables() (n int) {
+	for _, outer := range p.outerMaps() {
+		n += countKeys[[16]byte](outer)
+	}
+	return n
+}
+
+// SweepTables removes those that no guest uses, and counts the others.
+func (p *FilePrograms) SweepTables() (int, error) {
+	err := p.change(p.sweepTables)
+	return p.Tables(), err
+}
