@@ -7,6 +7,7 @@
 //	lsm.bpf.c    the file rules of guests, and what no guest may do (LSM hooks)
 //	path.h       the automaton that decides about paths
 //	match.bpf.c  the same, as a program for tests
+//	sched.bpf.c  when a guest is held back by its cpu limit
 //
 // The programs decide nothing by themselves. Their tables are written by
 // internal/enforce, the only package that imports this one; read its comment
@@ -17,10 +18,11 @@
 // `go generate ./bpf` makes them again (Debian: clang, llvm, libbpf-dev), and CI
 // fails when the result differs. One object serves every little-endian machine.
 // The network programs need no kernel types and run from Linux 5.15 on; those of
-// lsm.bpf.c are relocated (CO-RE) when they are loaded, and need 6.1.
+// lsm.bpf.c and sched.bpf.c are relocated (CO-RE) when they are loaded, and need 6.1.
 package bpf
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type port -type endpoint -type event -type account -go-package bpf Net net.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type port -type steer -go-package bpf Lookup lookup.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type depth_list -type account -go-package bpf LSM lsm.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -D__TARGET_ARCH_x86 -I/usr/include/x86_64-linux-gnu
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type path_question -go-package bpf Match match.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -strip llvm-strip -target bpfel -type guest -type throttle -go-package bpf Sched sched.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -D__TARGET_ARCH_x86 -I/usr/include/x86_64-linux-gnu

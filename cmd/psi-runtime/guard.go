@@ -209,10 +209,22 @@ func tellEvent(events *control.EventLog, e attend.Event) {
 	if e.Type == attend.Denied {
 		level = logrus.DebugLevel // a guest may be denied as often as it likes, and nobody bounds the log
 	}
-	logrus.WithFields(logrus.Fields(e.Details)).Log(level, e.Type)
+	logrus.WithFields(logFields(e.Details)).Log(level, e.Type)
 	if err := events.Add(e.Type, e.Time, e.Details); err != nil {
 		logrus.WithError(err).Error("telling an event")
 	}
+}
+
+// logFields are an event's details without those that have no value: a denial that no
+// rule decided has none to name.
+func logFields(details map[string]any) logrus.Fields {
+	fields := logrus.Fields{}
+	for key, value := range details {
+		if value != nil {
+			fields[key] = value
+		}
+	}
+	return fields
 }
 
 // end stops attending and says why the guest was ended, if attend ended it. The

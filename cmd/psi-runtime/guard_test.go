@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +16,14 @@ import (
 
 	"github.com/psi-runtime/psi/internal/container"
 )
+
+// A denial that no rule decided names none in the log.
+func TestLogFields(t *testing.T) {
+	fields := logFields(map[string]any{"rule": nil, "suppressed": 0, "path": ""})
+	if _, there := fields["rule"]; there || len(fields) != 2 {
+		t.Errorf("fields %v", fields)
+	}
+}
 
 func TestBadPolicyIsRefused(t *testing.T) {
 	c := newLine(t)
@@ -130,6 +139,37 @@ func TestCreatedGuestIsAttended(t *testing.T) {
 		}
 		eventually(t, "the container has ended", func() bool { return status() == "stopped" })
 		c.ok("delete", id)
+	}
+}
+
+// Who attends a guest that sleeps, sleeps too. The quietest second of ten counts: what the
+// program does about its own memory comes and goes.
+func TestAttendantOfIdleGuestSleeps(t *testing.T) {
+	c := newLine(t)
+	id := fmt.Sprintf("idle-%d", os.Getpid())
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000", withPolicy(`{"cpu": 0.5}`)), id)
+	eventually(t, "two processes attend it", func() bool { return len(attendants(t, id)) == 2 })
+	wakes := func() (n int) {
+		for _, pid := range attendants(t, id) {
+			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+			for _, thread := range threads {
+				data, _ := os.ReadFile(thread)
+				_, after, _ := strings.Cut(string(data), "\nvoluntary_ctxt_switches:")
+				word, _, _ := strings.Cut(strings.TrimSpace(after), "\n")
+				count, _ := strconv.Atoi(word)
+				n += count
+			}
+		}
+		return n
+	}
+	least, before := math.MaxInt, wakes()
+	for try := 0; try < 10 && least > 2; try++ {
+		time.Sleep(time.Second)
+		now := wakes()
+		least, before = min(least, now-before), now
+	}
+	if before == 0 || least > 2 {
+		t.Errorf("%d times awake in the quietest second", least)
 	}
 }
 

@@ -9,7 +9,8 @@
 //	              takes them
 //	mem           the memory cgroup                on the first OOM kill ends the whole
 //	                                               guest, says MEM_KILL
-//	cpu           the cpu cgroup                   says CPU_THROTTLE
+//	cpu           the cpu cgroup                   says CPU_THROTTLE, which the scheduler's
+//	                                               program finds out
 //	cpu_ms        attend's clock on the cgroup's   kills the cgroup, says CPU_THROTTLE
 //	              own figure
 //	wall_ms       attend's timer                   kills the cgroup
@@ -26,7 +27,6 @@ package attend
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -74,10 +74,8 @@ type Container interface {
 	Throttled() (uint64, error)
 	// Forked: its first process is a copy of a zygote's.
 	Forked() bool
-	// ParentGroup names the cgroup above the guest's, and ParentCPU is the cpu time that
-	// everything in it has consumed.
-	ParentGroup() string
-	ParentCPU() (time.Duration, error)
+	// CPUGroup is the guest's directory of the cpu controller; "" where there is none.
+	CPUGroup() string
 	// MountNamespace is the inode number of the guest's mount namespace.
 	MountNamespace() (uint32, error)
 	// OOMKills counts the guest's processes that the kernel killed for memory.
@@ -105,7 +103,7 @@ type Options struct {
 	OwnFiles []policy.FSRule
 	Volumes  []string
 	// Throttles are those of the process; nil makes some for this guest alone.
-	Throttles *Throttles
+	Throttles *enforce.Throttles
 	// Budget shares the process's descriptors among its guests; nil bounds nothing.
 	Budget *Budget
 	// Net is passed to the network proxy, but for what the policy says.
@@ -114,20 +112,20 @@ type Options struct {
 
 // Attendant attends one guest. Its methods may be called from any goroutine.
 type Attendant struct {
-	c        Container
-	opts     Options
-	net      network
-	files    files
-	base     atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
-	stop     context.CancelFunc
-	done     chan struct{} // closed when the clock goroutine has ended
-	clocks   clocks
-	cpu      *throttled
-	policy   atomic.Pointer[policy.Policy] // in force
-	closing  sync.Once
-	telling  sync.Mutex // one event at a time
-	refusals refusals
-	closed   error // of the one Close
+	c         Container
+	opts      Options
+	net       network
+	files     files
+	base      atomic.Int64 // cpu time, in ns, that counts for nobody: see Begin
+	stop      context.CancelFunc
+	done      chan struct{} // closed when the clock goroutine has ended
+	clocks    clocks
+	throttles throttles
+	policy    atomic.Pointer[policy.Policy] // in force
+	closing   sync.Once
+	telling   sync.Mutex // one event at a time
+	refusals  refusals
+	closed    error // of the one Close
 
 	mu       sync.Mutex // guards the fields below
 	cause    string
@@ -168,11 +166,8 @@ func Start(c Container, p policy.Policy, opts Options) (_ *Attendant, err error)
 	if err = a.clocks.begin(ctx, c, p.Limits(), time.Now()); err != nil {
 		return nil, err
 	}
-	if a.opts.Throttles == nil {
-		a.opts.Throttles = NewThrottles()
-	}
-	if a.cpu, err = a.opts.Throttles.watch(c, p.Limits().CPU, a.tellThrottled); err != nil {
-		return nil, fmt.Errorf("watching the guest's cpu statistics: %w", err)
+	if err = a.watchThrottling(); err != nil {
+		return nil, err
 	}
 	go a.run(ctx)
 	return a, nil
@@ -191,7 +186,7 @@ func (a *Attendant) Cause() (cause string, limit, observed float64) {
 // the mounts do not, for people.
 func (a *Attendant) Enforced() []Enforcement {
 	p := *a.policy.Load()
-	return append(a.files.enforced(p), a.net.enforced(p)...)
+	return slices.Concat(a.files.enforced(p), a.net.enforced(p), a.throttles.enforced())
 }
 
 // ErrClosed means that the guest is no longer attended.
@@ -220,7 +215,6 @@ func (a *Attendant) change(p policy.Policy) error {
 		return errors.Join(err, a.files.update(*old))
 	}
 	a.policy.Store(&p)
-	a.opts.Throttles.setQuota(a.cpu, p.Limits().CPU)
 	return nil
 }
 
@@ -255,9 +249,8 @@ func (a *Attendant) Close() error {
 	a.closing.Do(func() {
 		a.stop()
 		<-a.done
-		a.opts.Throttles.forget(a.cpu)
 		a.lastLook()
-		a.closed = errors.Join(a.net.close(), a.files.close())
+		a.closed = errors.Join(a.throttles.close(), a.net.close(), a.files.close())
 	})
 	return a.closed
 }

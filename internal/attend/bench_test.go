@@ -30,14 +30,13 @@ func (p place) NetNS() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netns"), err
 }
 
-func (place) KillCgroup() error                 { return nil }
-func (place) MountNamespace() (uint32, error)   { return 1, nil }
-func (place) CPU() (time.Duration, error)       { return time.Millisecond, nil }
-func (place) Throttled() (uint64, error)        { return 0, nil }
-func (place) ParentGroup() string               { return "" }
-func (place) ParentCPU() (time.Duration, error) { return time.Millisecond, nil }
-func (place) OOMKills() (uint64, error)         { return 0, nil }
-func (place) Forked() bool                      { return false }
+func (place) KillCgroup() error               { return nil }
+func (place) MountNamespace() (uint32, error) { return 1, nil }
+func (place) CPU() (time.Duration, error)     { return time.Millisecond, nil }
+func (place) Throttled() (uint64, error)      { return 0, nil }
+func (place) CPUGroup() string                { return "" }
+func (place) OOMKills() (uint64, error)       { return 0, nil }
+func (place) Forked() bool                    { return false }
 
 func (place) OOMEvents(context.Context) (<-chan uint64, error) { return nil, nil }
 
@@ -87,10 +86,9 @@ func BenchmarkReload(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	throttles := NewThrottles()
 	all := make([]*Attendant, guests)
 	for i := range all {
-		if all[i], err = Start(newPlace(b, fmt.Sprint(i)), policies[0], Options{Programs: programs, Throttles: throttles, OnEvent: func(Event) {}}); err != nil {
+		if all[i], err = Start(newPlace(b, fmt.Sprint(i)), policies[0], Options{Programs: programs, OnEvent: func(Event) {}}); err != nil {
 			b.Fatal(err)
 		}
 	}

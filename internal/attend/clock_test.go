@@ -72,36 +72,3 @@ func TestCPUClockOfAnIdleGuest(t *testing.T) {
 		t.Error("no limit was passed")
 	}
 }
-
-func TestThrottlePhase(t *testing.T) {
-	start := time.Unix(1000, 0)
-	for _, test := range []struct {
-		name   string
-		counts []uint64 // one reading per throttleLook
-		want   []int    // readings with an event
-	}{
-		{"never", []uint64{0, 0, 0, 0}, nil},
-		{"one stretch", []uint64{0, 1, 2, 3, 4, 4, 4, 4, 4, 4}, []int{1}},
-		{"windows that miss a period", []uint64{1, 1, 2, 3, 3, 4, 5, 5, 6}, []int{0}},
-		{"two stretches", []uint64{0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 4}, []int{1, 13}},
-		{"a pause that is too short", []uint64{0, 1, 1, 1, 2}, []int{1}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			var phase throttlePhase
-			var got []int
-			for i, count := range test.counts {
-				if phase.observe(start.Add(time.Duration(i)*throttleLook), count) {
-					got = append(got, i)
-				}
-			}
-			if len(got) != len(test.want) {
-				t.Fatalf("events at %v, want %v", got, test.want)
-			}
-			for i := range got {
-				if got[i] != test.want[i] {
-					t.Errorf("events at %v, want %v", got, test.want)
-				}
-			}
-		})
-	}
-}

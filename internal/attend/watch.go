@@ -116,13 +116,6 @@ func (a *Attendant) lastLook() {
 	}
 }
 
-// tellThrottled makes an event of the beginning of a stretch of throttling.
-func (a *Attendant) tellThrottled(now time.Time, count uint64) {
-	a.tell(Event{Time: now, Type: CPUThrottle, Details: map[string]any{
-		"reason": "quota", "limit": a.policy.Load().Limits().CPU, "observed": count,
-	}})
-}
-
 func (a *Attendant) lookAtCPU() {
 	used, err := a.c.CPU()
 	k := &a.clocks

@@ -3,10 +3,12 @@ package bridge
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,8 +37,13 @@ func docker(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	defer log.Close()
+	config := filepath.Join(dir, "daemon.json") // this docker has no --annotation: a runtime's name stands for a policy
+	runtimes := `{"runtimes": {"psi": {"path": %[1]q}, "psi-held": {"path": %[1]q, "runtimeArgs": ["--policy", "compute-only"]}}}`
+	if err := os.WriteFile(config, fmt.Appendf(nil, runtimes, engine.runtime), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(daemon, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--host", "unix://"+dir+"/sock",
-		"--pidfile", dir+"/pid", "--iptables=false", "--bridge=none", "--storage-driver", "vfs", "--add-runtime", "psi="+engine.runtime)
+		"--pidfile", dir+"/pid", "--iptables=false", "--bridge=none", "--storage-driver", "vfs", "--config-file", config)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -126,8 +133,67 @@ func TestDocker(t *testing.T) {
 		t.Error(err)
 	}
 	client.Close()
+	toldByDocker(t, words)
 	list := exec.Command(words[0], words[1], words[2], "ps", "--all", "--quiet")
 	if left, err := list.Output(); err != nil || len(left) > 0 {
 		t.Errorf("containers are left: %s, %v", left, err)
+	}
+}
+
+// toldByDocker: what the policy of docker's runtime refuses a guest, and what holds it back or
+// kills it, is told as that of any guest.
+func toldByDocker(t *testing.T, words []string) {
+	t.Helper()
+	ctx := t.Context()
+	words = slices.Clone(words)
+	words[slices.Index(words, "psi")] = "psi-held"
+	words = slices.Insert(words, slices.Index(words, "run")+1, "--cpus=0.2", "--memory=64m", "--memory-swap=64m")
+	client, err := psi.Open(ctx, psi.Options{Engine: words, Shim: shim(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	events := client.Events(ctx)
+	next := func(kind string) psi.Event {
+		t.Helper()
+		for {
+			select {
+			case e := <-events:
+				if e.Type == kind {
+					return e
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("no event %s", kind)
+			}
+		}
+	}
+	sb, err := client.Spawn(ctx, "held", psi.SpawnOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Exec(ctx, "import socket\nwith socket.socket() as s:\n    s.connect(('127.0.0.1', 9))"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.Recv(ctx); err == nil || !strings.Contains(err.Error(), "PermissionError") {
+		t.Errorf("a connection that the policy does not allow: %v", err)
+	}
+	if e := next(psi.Denied); e.Sandbox != sb || e.Details["address"] != "127.0.0.1:9" {
+		t.Errorf("event %+v", e)
+	}
+	if err := sb.Exec(ctx, "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"); err != nil {
+		t.Fatal(err)
+	}
+	if e := next(psi.CPUThrottle); e.Sandbox != sb || e.Details["reason"] != "quota" {
+		t.Errorf("event %+v", e)
+	}
+	if err := sb.Exec(ctx, "x = bytearray(200 << 20)"); err != nil {
+		t.Fatal(err)
+	}
+	var memory *psi.MemoryExceeded
+	if _, err := sb.Recv(ctx); !errors.As(err, &memory) {
+		t.Errorf("memory: %v", err)
+	}
+	if e := next(psi.MemKill); e.Sandbox != sb {
+		t.Errorf("event %+v", e)
 	}
 }

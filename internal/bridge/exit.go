@@ -9,9 +9,9 @@ import (
 // Exit codes from here on are signals, as shells and engines write them.
 const signalBase, lastSignal = 128, 64
 
-// exit puts together what is known about the end, and the event that goes with it. It is
-// called when the guest has ended.
-func (g *guest) exit() (control.Exit, *control.Event) {
+// exit puts together what is known about the end, and the event that goes with it, unless
+// who attended the container has told it already. It is called when the guest has ended.
+func (g *guest) exit(told *control.Event) (control.Exit, *control.Event) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := control.Exit{Guest: g.id, Name: g.name, Cause: g.asked, Message: g.message}
@@ -21,6 +21,10 @@ func (g *guest) exit() (control.Exit, *control.Event) {
 		e.Signal = &signal
 	} else if code >= 0 {
 		e.Code = &code
+	}
+	if told != nil {
+		e.Cause, e.Limit, e.Observed = causeOf(told)
+		return e, nil
 	}
 	if limit, observed, cause := g.overrun(e.Signal != nil); cause != "" {
 		e.Cause, e.Limit, e.Observed = cause, &limit, &observed
@@ -58,6 +62,18 @@ func (g *guest) overrun(killed bool) (limit, observed float64, cause string) {
 		return milliseconds(l.Wall), milliseconds(lived), control.CauseWall
 	}
 	return 0, 0, ""
+}
+
+// causeOf reads the end of a guest out of the event that goes with it.
+func causeOf(e *control.Event) (cause string, limit, observed *float64) {
+	figure := func(key string) *float64 {
+		n, _ := e.Details[key].(float64)
+		return &n
+	}
+	if e.Event == control.MemKill {
+		return control.CauseOOM, figure("limit"), figure("limit")
+	}
+	return control.CauseCPU, figure("limit"), figure("observed")
 }
 
 func (g *guest) eventOf(cause string, limit, observed float64) *control.Event {

@@ -85,7 +85,7 @@ func (g *guest) report(err error) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	switch exit, _ := g.exit(); exit.Cause {
+	switch exit, _ := g.exit(nil); exit.Cause {
 	case control.CauseClosed:
 		return 0, nil
 	case control.CauseExit, control.CauseSignal:

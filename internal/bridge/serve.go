@@ -173,13 +173,12 @@ func (s *server) spawn(r control.Request) {
 	s.mu.Unlock()
 	s.answer(r.ID, g.announcement(), outside)
 	outside.Close()
-	denials := s.relayDenials(g)
+	events := s.relayEvents(g)
 	s.working.Add(1)
 	go func() {
 		defer s.working.Done()
 		<-g.ended
-		denials.finish()
-		exit, event := g.exit()
+		exit, event := g.exit(events.finish())
 		if event != nil {
 			s.send(event, nil)
 		}

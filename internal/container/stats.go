@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -55,17 +54,8 @@ func (c *Container) Throttled() (uint64, error) {
 	return n, nil
 }
 
-// ParentGroup is the cgroup above the container's, of the controller that counts cpu time.
-func (c *Container) ParentGroup() string { return filepath.Dir(c.cpuGroup()) }
-
-// ParentCPU is the cpu time that all in that group have used so far.
-func (c *Container) ParentCPU() (time.Duration, error) {
-	d, err := groupCPU(c.ParentGroup())
-	if err != nil {
-		return 0, fmt.Errorf("reading cpu time beside container %s: %w", c.id, err)
-	}
-	return d, nil
-}
+// CPUGroup is the directory of the cgroup that has the cpu limit; "" where there is none.
+func (c *Container) CPUGroup() string { return c.controller("cpu") }
 
 // OOMKills counts the processes that the kernel killed for the memory limit.
 func (c *Container) OOMKills() (uint64, error) {
@@ -88,12 +78,8 @@ func (c *Container) controller(name string) string {
 	return c.groups()[name]
 }
 
-func (c *Container) cpu() (time.Duration, error) { return groupCPU(c.cpuGroup()) }
-
-// cpuGroup is the group by which cpu time is counted.
-func (c *Container) cpuGroup() string { return c.controller("cpuacct") }
-
-func groupCPU(dir string) (time.Duration, error) {
+func (c *Container) cpu() (time.Duration, error) {
+	dir := c.controller("cpuacct")
 	if cgroups.IsCgroup2UnifiedMode() {
 		us, err := optional(groupValue(dir, "cpu.stat", "usage_usec"))
 		return time.Duration(us) * time.Microsecond, err

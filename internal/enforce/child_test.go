@@ -27,7 +27,7 @@ type request struct {
 	Op   string
 	Net  string // tcp4, tcp6, udp4, udp6, raw4, sctp4, mptcp4, …
 	Addr string
-	For  time.Duration // storm
+	For  time.Duration // storm, compute
 }
 
 type reply struct {
@@ -78,6 +78,10 @@ func serve(req request, early map[string]int) reply {
 		return failed("socket", err)
 	case "storm":
 		return storm(req)
+	case "compute":
+		for end := time.Now().Add(req.For); time.Now().Before(end); {
+		}
+		return reply{}
 	}
 	fd, ok := early[req.Net]
 	if !ok {

@@ -48,4 +48,9 @@
 // Where the kernel takes LSM programs, [LoadFiles] attaches those of lsm.bpf.c to the
 // whole host, once, and pins them; [FilePrograms.Attach] then holds one guest. See
 // lsm.bpf.c for what is decided, path.h for how, and pins.go for how long.
+//
+// # Throttling
+//
+// [Throttles] hears from the scheduler when a guest is held back by its cpu limit. It
+// holds nothing, so it does not outlive the process: see sched.bpf.c.
 package enforce

@@ -1,8 +1,56 @@
 package enforce
 
-import "path/filepath"
+import (
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
 
 // LoadFilesOf is LoadFiles of a psi whose programs have another digest.
 func LoadFilesOf(version string) (*FilePrograms, error) {
 	return loadFiles(filepath.Join(pinRoot, version))
+}
+
+// ProgramID is the number of the program that t listens to; 0 before there is one.
+func (t *Throttles) ProgramID() ebpf.ProgramID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.program == nil {
+		return 0
+	}
+	info, err := t.program.link.Info()
+	if err != nil {
+		return 0
+	}
+	return info.Program
+}
+
+// Abandon is what is left of a process that was killed: its guests are still in the maps.
+func (t *Throttles) Abandon() {
+	t.mu.Lock()
+	t.guests = nil
+	t.mu.Unlock()
+	_ = t.program.reader.Close()
+	t.running.Wait()
+}
+
+// ForgetGone is the search for what killed processes left. It returns how many guests and
+// rings there are.
+func (t *Throttles) ForgetGone(dir string) (guests, rings int, err error) {
+	err = t.program.forgetGone(dir)
+	return countKeys[uint64](t.program.maps.Guests), countKeys[uint64](t.program.maps.Rings), err
+}
+
+// Tables counts the tables in the kernel.
+func (p *FilePrograms) Tables() (n int) {
+	for _, outer := range p.outerMaps() {
+		n += countKeys[[16]byte](outer)
+	}
+	return n
+}
+
+// SweepTables removes those that no guest uses, and counts the others.
+func (p *FilePrograms) SweepTables() (int, error) {
+	err := p.change(p.sweepTables)
+	return p.Tables(), err
 }

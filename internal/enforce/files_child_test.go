@@ -3,6 +3,7 @@ package enforce_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -59,6 +60,13 @@ func fileOp(req request) (error, bool) {
 		return inHost(path), true
 	case "receive":
 		return receive(), true
+	case "link": // two names, in a line each
+		from, to, _ := strings.Cut(path, "\n")
+		return unix.Link(from, to), true
+	case "open-in-clone":
+		return openInClone(path), true
+	case "open-by-handle":
+		return openByHandle(path), true
 	case "child-cgroup-open":
 		return inChildCgroup(path), true
 	}
@@ -167,6 +175,31 @@ func receive() error {
 	return nil
 }
 
+// openInClone opens a path through a copy of the tree that its directory is in, which is
+// mounted nowhere: there, the path is another.
+func openInClone(path string) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Dir(path), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open_tree: %w", syscall.ECANCELED)
+	}
+	defer unix.Close(tree)
+	return closed(unix.Openat(tree, filepath.Base(path), unix.O_RDONLY|unix.O_CLOEXEC, 0))
+}
+
+// openByHandle opens a file without a path.
+func openByHandle(path string) error {
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
+	if err != nil {
+		return fmt.Errorf("name_to_handle_at: %w", syscall.ECANCELED)
+	}
+	dir, err := unix.Open(filepath.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening the directory: %w", syscall.ECANCELED)
+	}
+	defer unix.Close(dir)
+	return closed(unix.OpenByHandleAt(dir, handle, unix.O_RDONLY|unix.O_CLOEXEC))
+}
+
 // inChildCgroup opens a path from a cgroup below the guest's.
 func inChildCgroup(path string) error {
 	own, err := os.ReadFile("/proc/self/cgroup")
@@ -216,6 +249,19 @@ func processOp(req request) (error, bool) {
 		return unix.FinitModule(fd, "", 0), true
 	case "kexec":
 		_, _, errno = unix.Syscall6(unix.SYS_KEXEC_LOAD, 0, 0, 0, 0, 0, 0)
+	case "kexec-file":
+		fd, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err, true
+		}
+		defer unix.Close(fd)
+		return unix.KexecFileLoad(fd, -1, "", unix.KEXEC_FILE_NO_INITRAMFS), true
+	case "read-parent":
+		local := unix.Iovec{Base: &attr[0], Len: 1}
+		_, err := unix.ProcessVMReadv(os.Getppid(), []unix.Iovec{local}, []unix.RemoteIovec{{Base: 0x400000, Len: 1}}, 0)
+		return err, true
+	case "write-parent":
+		return closed(unix.Open(fmt.Sprintf("/proc/%d/mem", os.Getppid()), unix.O_RDWR|unix.O_CLOEXEC, 0)), true
 	case "set-mm":
 		_, _, errno = unix.Syscall6(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_EXE_FILE, 0, 0, 0, 0)
 	case "prctl": // one that is nobody's business

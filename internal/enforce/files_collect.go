@@ -113,7 +113,7 @@ func countKeys[K any](m *ebpf.Map) int { return len(keys[K](m)) }
 
 // forgetGone removes the guests whose cgroup is gone. The caller holds the lock.
 func (p *FilePrograms) forgetGone() error {
-	gone, _, err := goneGuests(p.maps.Guests)
+	gone, _, err := goneGuests(p.maps.Guests, cgroup2Root())
 	for _, id := range gone {
 		err = errors.Join(err, p.forget(id))
 	}
@@ -188,19 +188,20 @@ func liveGuests(dir string) (int, error) {
 		return 0, fmt.Errorf("opening %s: %w", dir, err)
 	}
 	defer guests.Close()
-	_, live, err := goneGuests(guests)
+	_, live, err := goneGuests(guests, cgroup2Root())
 	return live, err
 }
 
-// goneGuests lists the guests whose cgroup is gone, and counts the others.
-func goneGuests(guests *ebpf.Map) (gone []uint64, live int, err error) {
+// goneGuests lists the guests whose cgroup is gone, and counts the others. dir is any
+// directory of the hierarchy that they are in.
+func goneGuests(guests *ebpf.Map, dir string) (gone []uint64, live int, err error) {
 	ids := keys[uint64](guests)
 	if len(ids) == 0 {
 		return nil, 0, nil
 	}
-	hierarchy, err := os.Open(cgroup2Root())
+	hierarchy, err := os.Open(dir)
 	if err != nil {
-		return nil, 0, fmt.Errorf("opening the cgroup2 hierarchy: %w", err)
+		return nil, 0, fmt.Errorf("opening the hierarchy of cgroups: %w", err)
 	}
 	defer hierarchy.Close()
 	for _, id := range ids {

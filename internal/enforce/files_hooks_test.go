@@ -142,9 +142,11 @@ func TestFileHooks(t *testing.T) {
 		{"mknod", g.own + "/null", never}, {"mkfifo", g.own + "/fifo", ok}, {"mkfifo", g.host + "/fifo.csv", no}, {"setxattr", g.own + "/x", never},
 		{"mount", g.own, never}, {"umount", "/dev", never}, {"remount", g.own, never}, {"pivot_root", g.own, never}, {"move_mount", g.own, never}, {"chroot", g.own, never},
 		{"new-mount-namespace", "/etc/passwd", no}, {"host-mount-namespace", "/etc/passwd", no}, {"open", "/proc/1/root/etc/passwd", no},
+		{"link", "/etc/passwd\n" + g.host + "/link.csv", no}, {"link", g.host + "/a.txt\n" + g.host + "/link.csv", no}, {"link", g.host + "/a.csv\n" + g.own + "/link", ok},
+		{"open-in-clone", g.host + "/a.txt", no}, {"open-in-clone", g.host + "/a.csv", no}, {"open-by-handle", g.host + "/a.txt", no}, {"open-by-handle", g.host + "/a.csv", ok},
 		{"child-cgroup-open", g.host + "/a.txt", no}, {"child-cgroup-open", g.host + "/a.csv", ok},
 		{"user-namespace", "", never}, {"ptrace", "", never}, {"traceme", "", never}, {"bpf", "", never}, {"perf", "", never},
-		{"init_module", "", never}, {"finit_module", "", never}, {"kexec", "", never}, {"set-mm", "", never}, {"prctl", "", ok},
+		{"read-parent", "", never}, {"write-parent", "", no}, {"init_module", "", never}, {"finit_module", "", never}, {"kexec", "", never}, {"kexec-file", "", never}, {"set-mm", "", never}, {"prctl", "", ok},
 		{"socket", "2 1 0", ok}, {"socket", "10 1 6", ok}, {"socket", "1 2 0", ok}, {"socket", "17 3 0", never}, {"socket", "16 3 0", never}, {"socket", "40 1 0", never}, {"socket", "2 3 1", never}, {"socket", "2 1 262", never},
 		{"listen", "", never}, {"pairs", "", ok}, {"unix-connect", g.host + "/socket.csv", no}, {"unix-connect", "@psi-abstract", never}, {"unix-send", g.host + "/datagrams.csv", no},
 	} {
@@ -178,6 +180,7 @@ func TestFileHooksControl(t *testing.T) {
 	listen(t, "unix", g.host+"/socket.csv")
 	for _, try := range []struct{ op, path string }{
 		{"open", g.host + "/a.txt"}, {"create", g.host + "/new.txt"}, {"execute", "/bin/true"}, {"execute-memfd", ""}, {"mkfifo", g.host + "/fifo.csv"}, {"chroot", g.own},
+		{"open-in-clone", g.host + "/a.txt"}, {"open-by-handle", g.host + "/a.txt"}, {"link", g.host + "/a.txt\n" + g.host + "/link.csv"}, {"write-parent", ""},
 		{"mknod", g.own + "/null"}, {"new-mount-namespace", "/etc/passwd"}, {"host-mount-namespace", "/etc/passwd"}, {"user-namespace", ""}, {"traceme", ""}, {"perf", ""},
 		{"socket", "17 3 0"}, {"socket", "16 3 0"}, {"socket", "2 3 1"}, {"listen", ""}, {"unix-connect", g.host + "/socket.csv"},
 	} {
@@ -366,3 +369,31 @@ func attachFilesMain() int {
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+// TestFileTablesAreShared: guests of one policy have one table in the kernel, whatever their
+// namespaces, and it goes when none of them needs it.
+func TestFileTablesAreShared(t *testing.T) {
+	p := loadFiles(t)
+	guests := []*fileGuest{startFileGuest(t, p), startFileGuest(t, p), startFileGuest(t, p)}
+	before := p.Tables()
+	common := guests[0].files
+	for _, g := range guests {
+		common.MountNamespace = g.files.MountNamespace
+		common.Rules = []policy.FSRule{{Mode: policy.Read, Pattern: guests[0].host + "/*.txt"}}
+		if err := g.Update(common); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := p.Tables(); n != before+1 {
+		t.Errorf("%d tables for three guests of one policy", n-before)
+	}
+	if err := guests[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The table is there for the others, and only theirs are left.
+	if n, err := p.SweepTables(); err != nil || n != 1 {
+		t.Errorf("%d tables are left, %v", n, err)
+	}
+	guests[1].ask("open", guests[0].host+"/a.txt", 0)
+	guests[2].ask("open", guests[0].host+"/a.csv", syscall.EACCES)
+}

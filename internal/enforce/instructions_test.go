@@ -30,7 +30,7 @@ func TestVerifiedInstructions(t *testing.T) {
 		name string
 		load func() (*ebpf.CollectionSpec, error)
 		lsm  bool
-	}{{"net", bpf.LoadNet, false}, {"lookup", bpf.LoadLookup, false}, {"match", bpf.LoadMatch, false}, {"lsm", bpf.LoadLSM, true}} {
+	}{{"net", bpf.LoadNet, false}, {"lookup", bpf.LoadLookup, false}, {"match", bpf.LoadMatch, false}, {"sched", bpf.LoadSched, false}, {"lsm", bpf.LoadLSM, true}} {
 		if err := probeLSM(); object.lsm && err != nil {
 			if os.Getenv("PSI_TEST_VM") != "" {
 				t.Fatal(err)

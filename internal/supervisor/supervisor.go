@@ -40,7 +40,7 @@ type Supervisor struct {
 	place     string                // private directory for the mounts of layers
 	programs  *enforce.Programs     // shared by all guests; nil if this host has no eBPF
 	files     *enforce.FilePrograms // the host's; nil if it has no BPF-LSM: mounts hold file rules then
-	throttles *attend.Throttles
+	throttles *enforce.Throttles
 	budget    *attend.Budget    // of descriptors for guests' connections
 	root      bundle.RootfsInfo // of Options.Rootfs; zero if it names none
 	layers    layers            // that hold import lists
@@ -78,7 +78,7 @@ func New(opts Options) (_ *Supervisor, err error) {
 	}
 	s := &Supervisor{
 		opts: opts, guests: make(map[string]*guest), clients: make(map[*client]struct{}),
-		plans: make(map[string]blankPlan), spawning: make(map[uint32]chan struct{}), removing: make(chan struct{}, removers), throttles: attend.NewThrottles(),
+		plans: make(map[string]blankPlan), spawning: make(map[uint32]chan struct{}), removing: make(chan struct{}, removers), throttles: enforce.NewThrottles(),
 	}
 	var undo undoStack
 	defer func() {
@@ -203,7 +203,7 @@ func (s *Supervisor) Close(patience time.Duration) error {
 	if s.files != nil {
 		err = errors.Join(err, s.files.Close())
 	}
-	return errors.Join(err, unmountPlace(s.owner.Dir()), s.owner.Close())
+	return errors.Join(err, s.throttles.Close(), unmountPlace(s.owner.Dir()), s.owner.Close())
 }
 
 func (s *Supervisor) dropClients() {

@@ -8,12 +8,13 @@ import (
 	"github.com/psi-runtime/psi/internal/control"
 )
 
-// The types of event that every supervisor has. One that watches denials has more.
+// The types of event.
 const (
 	MemKill       = control.MemKill     // killed for memory; details: limit, oom_kills
 	CPUThrottle   = control.CPUThrottle // held back, or killed, for cpu time; details: reason, limit, observed
 	PolicyHotload = control.Hotload     // has another policy; details: policy_digest
 	BrokerError   = control.Broken      // broke the rules of its channel; details: error
+	Denied        = control.Denied      // was refused something; details: see docs/policy.md
 )
 
 // Event is something that happened to a sandbox.

@@ -32,6 +32,7 @@ from ._reload import Change, changes, reload_fields
 from ._request import PolicyLike, check_name, imports_field, policy_fields
 from ._supervisor import READY, SPAWN, Making, Words
 from ._waiting import Request
+from ._watch import ChannelWatch
 from .errors import SandboxError
 from .sandbox import PATIENCE, Stats, connect_fields, ignore, stats_of, take_socket
 from .sandbox import Sandbox as _Sandbox
@@ -113,11 +114,9 @@ class Sandbox:
         """For :func:`spawn` alone."""
         self._core = core
         self._channel = core._channel
-        self._loop = asyncio.get_running_loop()
-        self._waiting: List["asyncio.Future[None]"] = []  # for a change of the channel
-        self._watched = -1  # the channel's descriptor while the loop watches it
+        self._watch = ChannelWatch(core._channel)
         self._over = asyncio.Event()  # the guest has ended, or the handle was closed
-        core.on_end = lambda: _soon(self._loop, self._ended)
+        core.on_end = lambda: _soon(self._watch.loop, self._ended)
         if not core.alive:
             self._ended()
 
@@ -198,7 +197,7 @@ class Sandbox:
         """The next value that the guest posted; raises the next exception of an ``exec`` in its turn."""
         self._core.usable()
         try:
-            frame = await self._until(lambda: self._channel.receive(0.0), _deadline(timeout))
+            frame = await self._watch.until(lambda: self._channel.receive(0.0), _deadline(timeout))
         except WaitExpired:
             raise self._core.expired(f"nothing to receive within {timeout:g} s") from None
         except ChannelClosed:
@@ -264,7 +263,7 @@ class Sandbox:
 
     async def _ready(self) -> None:
         try:
-            await self._until(lambda: self._channel.wait_ready(0.0), time.monotonic() + READY)
+            await self._watch.until(lambda: self._channel.wait_ready(0.0), time.monotonic() + READY)
         except WaitExpired:
             raise SandboxError(f"guest {self.name!r} was not ready within {READY:g} s") from None
         except ChannelClosed:
@@ -287,7 +286,7 @@ class Sandbox:
         try:
             with channel.listening(request):
                 while True:
-                    frame = await self._until(lambda: channel.answer_now(request), deadline)
+                    frame = await self._watch.until(lambda: channel.answer_now(request), deadline)
                     if frame is request.reply:
                         return frame
                     show(frame)
@@ -336,7 +335,7 @@ class Sandbox:
             except SandboxError:
                 if not await self._ends():
                     raise
-        self._unwatch()
+        self._watch.stop()
         core._finish()
         self._ended()
 
@@ -356,67 +355,11 @@ class Sandbox:
                 return False
         return True
 
-    # Waiting for the channel -------------------------------------------------------------------------------------
-
-    async def _until(self, attempt: Callable[[], T], deadline: Optional[float]) -> T:
-        """What the attempt, which does not wait, returns as soon as there is something."""
-        while True:
-            try:
-                found = attempt()
-            except WaitExpired:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise
-                await self._change(left)
-                continue
-            self._wake()  # the others' frames were filed by the same read, or there is room again
-            return found
-
-    async def _change(self, timeout: Optional[float]) -> None:
-        waiter = self._loop.create_future()
-        self._waiting.append(waiter)
-        timer = None if timeout is None else self._loop.call_later(timeout, _resolve, waiter)
-        self._watch()
-        try:
-            await waiter
-        finally:
-            self._waiting.remove(waiter)
-            if timer is not None:
-                timer.cancel()
-
-    def _watch(self) -> None:
-        fd = self._channel.fileno()
-        if self._watched < 0 <= fd and not self._channel.is_full:
-            self._loop.add_reader(fd, self._readable)
-            self._watched = fd
-
-    def _unwatch(self) -> None:
-        if self._watched >= 0:
-            self._loop.remove_reader(self._watched)
-            self._watched = -1
-
-    def _readable(self) -> None:
-        # Watching costs two system calls, so it goes on until it is seen to be in vain: nobody waits, or what
-        # has arrived must not be read before somebody receives.
-        if not self._waiting or self._channel.is_full:
-            self._unwatch()
-        else:
-            self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiting:
-            _resolve(waiter)
-
     def _ended(self) -> None:
         self._over.set()
         if self._channel.fileno() < 0:
-            self._unwatch()
-        self._wake()
-
-
-def _resolve(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+            self._watch.stop()
+        self._watch.wake()
 
 
 def _deadline(timeout: Optional[float]) -> Optional[float]:

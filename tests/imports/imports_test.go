@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"internal/engine":       {"internal/confine", "pkg/bundle", "pkg/policy"},
 	"internal/attend":       {"internal/endpoint", "internal/enforce", "internal/netproxy", "pkg/policy"},
 	"internal/control":      {"pkg/policy"},
-	"internal/bridge":       {"internal/control", "pkg/bundle", "pkg/channel", "pkg/policy"},
+	"internal/bridge":       {"internal/container", "internal/control", "pkg/bundle", "pkg/channel", "pkg/policy"},
 	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
 		"pkg/channel", "pkg/policy"},
 	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},

@@ -36,6 +36,20 @@ def under(directory, name):
     finally:
         os.close(fd)
 
+def create_under(directory, name):
+    fd = os.open(directory, os.O_PATH)
+    try:
+        opened(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+def tmpfile_link(path, to):
+    fd = os.open(path, os.O_TMPFILE | os.O_RDWR)
+    try:
+        checked(libc().linkat(-100, b"/proc/self/fd/%d" % fd, -100, to, 0x400))
+    finally:
+        os.close(fd)
+
 def from_cwd(directory, name):
     os.chdir(directory)
     try:
@@ -116,12 +130,17 @@ def connect(path):
     finally:
         s.close()
 
-def pair():
-    a, b = socket.socketpair()
-    a.send(b"x")
-    assert b.recv(1) == b"x"
-    a.close()
-    b.close()
+def send(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.sendto(b"x", path)
+
+def pair(*kinds):
+    for kind in kinds:
+        a, b = socket.socketpair(type=kind)
+        a.send(b"x")
+        assert b.recv(1) == b"x"
+        a.close()
+        b.close()
 
 ASK = {
     "read": read,
@@ -141,7 +160,8 @@ ASK = {
     "mkfifo": os.mkfifo,
     "mknod": lambda path: os.mknod(path, 0o020600, os.makedev(1, 3)),
     "tmpfile": tmpfile,
-    "dirfd-read": under,
+    "tmpfile-link": tmpfile_link,
+    "dirfd-read": under, "dirfd-create": create_under,
     "proc-root-read": lambda path: read(b"/proc/self/root" + path),
     "proc-cwd-read": from_cwd,
     "path-fd-read": from_path_fd,
@@ -150,8 +170,9 @@ ASK = {
     "map-execute": map_execute,
     "protect-execute": protect_execute,
     "reopen-to-write": reopen,
-    "connect": connect,
-    "socketpair": lambda path: pair(),
+    "connect": connect, "send": send,
+    "socketpair": lambda path: pair(socket.SOCK_STREAM, socket.SOCK_SEQPACKET),
+    "datagram-pair": lambda path: pair(socket.SOCK_DGRAM),
     "memfd": lambda path: memfd(),
     "execute-memfd": lambda path: execute_memfd(),
     "deleted-reopen": deleted_reopen,

@@ -1,0 +1,303 @@
+package enforce
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/bpf"
+)
+
+// settle is how long the program is not loaded after the first guest came: its start is
+// the wrong moment for 40 ms of work, and nothing is lost by it but promptness.
+const settle = 50 * time.Millisecond
+
+// Throttles tells when the guests of a process are held back by their cpu limits, as
+// sched.bpf.c finds out. Its program is one for the host, whoever has guests: the first
+// process loads it, the others find it by its name among what runs, and it goes with the
+// last of them. So nothing is pinned, and nothing is left behind.
+type Throttles struct {
+	owner   uint64
+	ended   chan struct{}
+	running sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below
+	guests  map[uint64]throttled
+	begun   bool
+	program *throttleProgram // nil until it is loaded
+	err     error            // why it is not
+}
+
+// throttled is one guest.
+type throttled struct {
+	dir     string
+	periods uint64
+	told    func(time.Time, uint64)
+}
+
+// throttleProgram is what a process holds of the program.
+type throttleProgram struct {
+	maps   bpf.SchedMaps
+	link   link.Link
+	ring   *ebpf.Map
+	reader *ringbuf.Reader
+}
+
+// NewThrottles returns one for the guests of this process. It costs nothing before the
+// first.
+func NewThrottles() *Throttles {
+	return &Throttles{owner: rand.Uint64(), ended: make(chan struct{}), guests: make(map[uint64]throttled)}
+}
+
+// Watch has told called from now on when a guest begins to be held back: once for each
+// stretch of time in which that happens again and again, with the number of periods so
+// far. It must not block: one goroutine serves all guests. dir is the guest's directory of
+// the cpu controller; what was counted before, periods, is nobody's event. [Throttles.Forget]
+// takes the number of the guest.
+func (t *Throttles) Watch(dir string, periods uint64, told func(time.Time, uint64)) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0, fmt.Errorf("looking at the guest's cpu cgroup %s: %w", dir, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := throttled{dir, periods, told}
+	t.guests[st.Ino] = g
+	if !t.begun {
+		t.begun = true
+		t.running.Go(t.run)
+	}
+	if t.program == nil {
+		return st.Ino, nil
+	}
+	return st.Ino, t.add(st.Ino, g)
+}
+
+// Forget returns when the guest is told nothing more.
+func (t *Throttles) Forget(guest uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.guests, guest)
+	if t.program != nil {
+		_ = t.program.maps.Guests.Delete(guest) // it is not there if it could not be added
+	}
+}
+
+// Err says why nothing is told on this host, if that is so.
+func (t *Throttles) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// Close ends the watching. Guests that are left are told nothing more.
+func (t *Throttles) Close() error {
+	close(t.ended)
+	t.mu.Lock()
+	p := t.program
+	for guest := range t.guests {
+		if p != nil {
+			_ = p.maps.Guests.Delete(guest)
+		}
+	}
+	t.mu.Unlock()
+	if p != nil {
+		_ = p.maps.Rings.Delete(t.owner)
+		_ = p.reader.Close()
+	}
+	t.running.Wait()
+	return nil
+}
+
+// run loads the program, and then reads what it says.
+func (t *Throttles) run() {
+	select {
+	case <-t.ended:
+		return
+	case <-time.After(settle):
+	}
+	p, err := openThrottleProgram()
+	t.mu.Lock()
+	select {
+	case <-t.ended:
+		t.mu.Unlock()
+		p.close()
+		return
+	default:
+	}
+	if err == nil {
+		err = p.maps.Rings.Put(t.owner, p.ring)
+	}
+	if err != nil {
+		t.err = fmt.Errorf("it takes Linux 6.1, CONFIG_BPF_EVENTS, CONFIG_DEBUG_INFO_BTF and leave to trace: %w", err)
+		t.mu.Unlock()
+		p.close()
+		return
+	}
+	t.program = p
+	for guest, g := range t.guests {
+		t.err = errors.Join(t.err, t.add(guest, g))
+	}
+	t.mu.Unlock()
+	defer p.close()
+	t.read(p.reader)
+}
+
+// add has the program look at a guest. The caller holds the lock.
+func (t *Throttles) add(guest uint64, g throttled) error {
+	guests := t.program.maps.Guests
+	err := guests.Put(guest, bpf.SchedGuest{Owner: t.owner, Periods: g.periods})
+	if errors.Is(err, unix.E2BIG) {
+		if err = t.program.forgetGone(g.dir); err == nil {
+			err = guests.Put(guest, bpf.SchedGuest{Owner: t.owner, Periods: g.periods})
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("watching the throttling of cgroup %s: %w", g.dir, full(err, guests, "guests"))
+	}
+	return nil
+}
+
+// read runs until the reader is closed.
+func (t *Throttles) read(reader *ringbuf.Reader) {
+	var record ringbuf.Record
+	for reader.ReadInto(&record) == nil {
+		var e bpf.SchedThrottle
+		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
+			continue
+		}
+		t.mu.Lock()
+		if g, there := t.guests[e.Cgroup]; there {
+			g.told(wallTime(e.Time), e.Periods)
+		}
+		t.mu.Unlock()
+	}
+}
+
+// openThrottleProgram finds the program that runs, or loads it and lets it run. Two
+// processes that do it at the same moment load two, which is only waste.
+func openThrottleProgram() (_ *throttleProgram, err error) {
+	p := &throttleProgram{}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	// Versions of psi can live beside each other: the name says which program it is.
+	digest := sha256.Sum256(bpf.SchedObject())
+	name := "psi_" + hex.EncodeToString(digest[:5])
+	if err := p.find(name); err != nil {
+		return p, err
+	}
+	if p.link == nil {
+		if err := p.load(name); err != nil {
+			return p, err
+		}
+	}
+	if p.ring, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.RingBuf, MaxEntries: 1 << 14}); err != nil {
+		return p, err
+	}
+	p.reader, err = ringbuf.NewReader(p.ring)
+	return p, err
+}
+
+// find looks for the program among those that are attached.
+func (p *throttleProgram) find(name string) error {
+	all := link.Iterator{}
+	defer all.Close()
+	for all.Next() {
+		info, err := all.Link.Info()
+		if err != nil {
+			continue
+		}
+		program, err := ebpf.NewProgramFromID(info.Program)
+		if err != nil {
+			continue // it has gone since
+		}
+		about, err := program.Info()
+		if err = errors.Join(err, program.Close()); err != nil || about.Name != name {
+			continue
+		}
+		ids, _ := about.MapIDs()
+		for _, id := range ids {
+			if err := p.take(id); err != nil {
+				return err
+			}
+		}
+		if p.maps.Guests == nil || p.maps.Rings == nil {
+			return fmt.Errorf("program %s lacks its maps", name)
+		}
+		p.link = all.Take()
+		return nil
+	}
+	return all.Err()
+}
+
+// take opens a map of the program.
+func (p *throttleProgram) take(id ebpf.MapID) error {
+	m, err := ebpf.NewMapFromID(id)
+	if err != nil {
+		return err
+	}
+	info, err := m.Info()
+	switch {
+	case err == nil && info.Name == "guests":
+		p.maps.Guests = m
+	case err == nil && info.Name == "rings":
+		p.maps.Rings = m
+	default:
+		return errors.Join(err, m.Close())
+	}
+	return nil
+}
+
+func (p *throttleProgram) load(name string) error {
+	spec, err := bpf.LoadSched()
+	if err != nil {
+		return fmt.Errorf("reading the embedded scheduler program: %w", err)
+	}
+	spec.Programs["psi_sched_switch"].Name = name
+	var objects bpf.SchedObjects
+	if err := spec.LoadAndAssign(&objects, nil); err != nil {
+		return err
+	}
+	p.maps = objects.SchedMaps
+	p.link, err = link.AttachTracing(link.TracingOptions{Program: objects.PsiSchedSwitch})
+	return errors.Join(err, objects.SchedPrograms.Close())
+}
+
+// forgetGone removes the guests of killed processes, whose cgroups are gone, and the rings
+// of those processes. dir is any directory of the guests' hierarchy.
+func (p *throttleProgram) forgetGone(dir string) error {
+	gone, _, err := goneGuests(p.maps.Guests, dir)
+	for _, id := range gone {
+		var guest bpf.SchedGuest
+		if p.maps.Guests.Lookup(id, &guest) == nil {
+			err = errors.Join(err, ignoreMissing(p.maps.Guests.Delete(id)), ignoreMissing(p.maps.Rings.Delete(guest.Owner)))
+		}
+	}
+	return err
+}
+
+// close may be called on one that is incomplete.
+func (p *throttleProgram) close() {
+	if p.reader != nil {
+		_ = p.reader.Close()
+	}
+	if p.link != nil {
+		_ = p.link.Close()
+	}
+	for _, m := range []*ebpf.Map{p.ring, p.maps.Guests, p.maps.Rings} {
+		_ = m.Close() // nil too
+	}
+}
