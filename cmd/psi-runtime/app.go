@@ -144,7 +144,7 @@ func newApp(class string) *cli.App {
 }
 
 func usageError(c *cli.Context, err error, _ bool) error {
-	return fmt.Errorf("%w: see psi-runtime %s --help", err, c.Command.Name)
+	return fmt.Errorf("%w: see %s --help", err, c.Command.HelpName)
 }
 
 // parse reads the global options and sets the logger up.

@@ -8,6 +8,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/confine"
@@ -225,6 +226,18 @@ func logFields(details map[string]any) logrus.Fields {
 		}
 	}
 	return fields
+}
+
+// failed is what run returns for an error in making or starting the container: the guest's end, if
+// its policy has ended it before its program began.
+func (a *attendance) failed(err error) (int, error) {
+	if a.a == nil {
+		return 0, err
+	}
+	if cause, _, _ := a.a.Cause(); cause == "" {
+		return 0, err
+	}
+	return 128 + int(unix.SIGKILL), nil
 }
 
 // end stops attending and says why the guest was ended, if attend ended it. The

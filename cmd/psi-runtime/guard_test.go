@@ -56,6 +56,7 @@ func TestClocksOfRun(t *testing.T) {
 	c := newLine(t)
 	for name, tc := range map[string]struct{ document, script, want string }{
 		"wall": {`{"wall_ms": 200}`, "sleep 1000", "wall_ms: 200"},
+		"soon": {`{"wall_ms": 1}`, "sleep 1000", "wall_ms: 1,"}, // before its program begins
 		"cpu":  {`{"cpu_ms": 200}`, "while :; do :; done", "cpu_ms: 200"},
 	} {
 		began := time.Now()

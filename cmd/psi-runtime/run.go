@@ -106,7 +106,8 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 	}
 	c, err := o.make(*opts)
 	if err != nil {
-		return 0, errors.Join(err, attendance.end())
+		code, err := attendance.failed(err)
+		return code, errors.Join(err, attendance.end())
 	}
 	defer func() {
 		if err != nil || !o.keep {
@@ -122,7 +123,7 @@ func runForeground(opts *container.CreateOptions, guard *guard, signals *signals
 	signals.ready()
 	notify, err := o.start(c)
 	if err != nil {
-		return 0, err
+		return attendance.failed(err)
 	}
 	go notify.forward()
 	status := signals.forward(c, streams)

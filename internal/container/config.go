@@ -65,7 +65,7 @@ func absolute(s *specs.Spec, bundle string) *specs.Spec {
 // what the bundle says; else below parent; else with systemd a delegated scope,
 // on pure v2 /psi at the visible root, and on v1 (hybrid too) psi below the
 // caller's own group of each controller, which is what a relative path means.
-// Without the right to make cgroups it is the name alone below the caller's own.
+// Without root it is the name alone below the caller's own, or user.slice of the user's systemd.
 func groupPath(s *specs.Spec, o *CreateOptions) (path string, useSystemd bool) {
 	if s.Linux != nil && s.Linux.CgroupsPath != "" {
 		return s.Linux.CgroupsPath, o.SystemdCgroup
@@ -76,6 +76,9 @@ func groupPath(s *specs.Spec, o *CreateOptions) (path string, useSystemd bool) {
 	}
 	if o.RootlessCgroups && !o.SystemdCgroup {
 		return "", false // what libcontainer may go on without
+	}
+	if o.RootlessCgroups {
+		return "user.slice:psi:" + name, true // made by the user's own systemd
 	}
 	if o.SystemdCgroup || cgroups.IsCgroup2UnifiedMode() && systemd.IsRunningSystemd() {
 		return "system.slice:psi:" + name, true

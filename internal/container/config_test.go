@@ -43,6 +43,7 @@ func TestGroupPath(t *testing.T) {
 		"below parent":  {CreateOptions{ID: "x", Root: DefaultRunDir, CgroupParent: "/p"}, "", "/p/x", false},
 		"other root":    {CreateOptions{ID: "x", Root: "/r", CgroupParent: "/p"}, "", "/p/x-" + digest("/r"), false},
 		"systemd asked": {CreateOptions{ID: "x", Root: DefaultRunDir, SystemdCgroup: true}, "", "system.slice:psi:x", true},
+		"the user's":    {CreateOptions{ID: "x", Root: DefaultRunDir, SystemdCgroup: true, RootlessCgroups: true}, "", "user.slice:psi:x", true},
 		"systemd slice": {CreateOptions{ID: "x", SystemdCgroup: true}, "a.slice:b:c", "a.slice:b:c", true},
 	} {
 		s := plainSpec("true")

@@ -277,6 +277,9 @@ func (c *Container) PIDs() ([]int, error) {
 		return nil, errForked
 	}
 	pids, err := c.lc.Processes()
+	if config := c.config(); errors.Is(err, os.ErrNotExist) && config.RootlessCgroups {
+		return nil, fmt.Errorf("listing processes of container %s: it has no cgroup of its own: without root there is one only where it may be made, as by --systemd-cgroup", c.id)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listing processes of container %s: %w", c.id, err)
 	}

@@ -14,11 +14,12 @@ const (
 )
 
 // What is looked for in containerd's configuration. A table may be indented, and its keys quoted.
-var (
-	versionLine = regexp.MustCompile(`(?m)^[ \t]*version[ \t]*=[ \t]*(\d+)`)
-	classTable  = regexp.MustCompile(`(?m)^[ \t]*\[plugins\..*\.runtimes\."?` + Class + `"?[\].]`)
-	criDisabled = regexp.MustCompile(`(?m)^[ \t]*disabled_plugins[ \t]*=[^\n]*"(cri|io\.containerd\.grpc\.v1\.cri|io\.containerd\.cri\.v1\.runtime)"`)
-	systemd     = regexp.MustCompile(`(?m)^[ \t]*SystemdCgroup[ \t]*=[ \t]*true`)
+// Compiled when they are used: every call of the runtime would pay for it.
+const (
+	versionLine = `(?m)^[ \t]*version[ \t]*=[ \t]*(\d+)`
+	classTable  = `(?m)^[ \t]*\[plugins\..*\.runtimes\."?` + Class + `"?[\].]`
+	criDisabled = `(?m)^[ \t]*disabled_plugins[ \t]*=[^\n]*"(cri|io\.containerd\.grpc\.v1\.cri|io\.containerd\.cri\.v1\.runtime)"`
+	systemd     = `(?m)^[ \t]*SystemdCgroup[ \t]*=[ \t]*true`
 )
 
 // addContainerd appends the runtime class as a block of its own: a table may stand anywhere in a TOML
@@ -32,7 +33,7 @@ func addContainerd(before []byte, runtime string) ([]byte, error) {
 	if rest == nil { // no file, or one that we made
 		text = "version = 2\n"
 	}
-	version := versionLine.FindStringSubmatch(text)
+	version := regexp.MustCompile(versionLine).FindStringSubmatch(text)
 	var plugin string
 	switch {
 	case version != nil && version[1] == "2":
@@ -42,10 +43,10 @@ func addContainerd(before []byte, runtime string) ([]byte, error) {
 	default:
 		return nil, errors.New("the file is not of version 2 or 3: bring it up with `containerd config migrate` first")
 	}
-	if classTable.MatchString(text) {
+	if regexp.MustCompile(classTable).MatchString(text) {
 		return nil, fmt.Errorf("a runtime class %s is there already, and not by psi-runtime install: remove it first", Class)
 	}
-	if criDisabled.MatchString(text) {
+	if regexp.MustCompile(criDisabled).MatchString(text) {
 		return nil, errors.New("the file disables the cri plugin (disabled_plugins): runtime classes would have no effect, so enable it first")
 	}
 	if text != "" && !strings.HasSuffix(text, "\n") {
@@ -61,7 +62,7 @@ func addContainerd(before []byte, runtime string) ([]byte, error) {
 		table + ".options]",
 		fmt.Sprintf("  BinaryName = %q", runtime),
 	}
-	if systemd.MatchString(text) {
+	if regexp.MustCompile(systemd).MatchString(text) {
 		block = append(block, "  SystemdCgroup = true")
 	}
 	return []byte(text + strings.Join(append(block, blockEnd), "\n") + "\n"), nil

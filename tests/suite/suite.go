@@ -20,6 +20,7 @@ type Suite struct {
 	Host     int    // time limit on this machine in seconds; 0 = does not run here
 	VM       int    // time limit in the virtual machine in seconds; 0 = does not run there
 	VMEvery  string // regular expression of the tests that every run takes there; "." = all, "-" = none
+	VMOnly   bool   // the others cannot run there
 	Beside   bool   // on this machine it may run beside others: it does not look at what is left on the machine
 	HostArgs []string
 }
@@ -49,6 +50,7 @@ func Read(path string) ([]Suite, error) {
 		if len(s.HostArgs) > 0 && s.HostArgs[0] == "&" {
 			s.Beside, s.HostArgs = true, s.HostArgs[1:]
 		}
+		s.VMEvery, s.VMOnly = strings.CutPrefix(s.VMEvery, "=")
 		if s.Host, err = seconds(fields[1]); err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", path, number, err)
 		}

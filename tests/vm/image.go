@@ -25,6 +25,11 @@ var hostPrograms = []string{
 	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/bin/ln", "/bin/cp", "/bin/chmod", "/bin/chown", "/bin/sed", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/bin/unshare", "/usr/sbin/criu", "/lib/systemd/systemd", "/bin/systemctl", "/bin/tar", "/bin/gzip",
 }
 
+// engines is the suite for which containerd is there too.
+const engines = "tests/integration/engines"
+
+var enginePrograms = []string{"/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/bin/ctr", "/bin/busybox"}
+
 // buildInitramfs packs the first stage and the kernel modules.
 func buildInitramfs(ctx context.Context, work string, k kernel) (string, error) {
 	root := filepath.Join(work, "initramfs")
@@ -79,7 +84,11 @@ func buildImage(ctx context.Context, work string, steps []step) (string, error) 
 	if err := os.WriteFile(filepath.Join(root, "etc/hosts"), []byte("127.0.0.1 localhost\n::1 localhost\n"), 0o644); err != nil {
 		return "", err
 	}
-	if err := copyUserland(ctx, root); err != nil {
+	programs := hostPrograms
+	if slices.ContainsFunc(steps, func(s step) bool { return s.suite == engines }) {
+		programs = append(slices.Clone(programs), enginePrograms...)
+	}
+	if err := copyUserland(ctx, root, programs); err != nil {
 		return "", err
 	}
 	if err := copyCheckout(ctx, root, steps); err != nil {
@@ -100,10 +109,10 @@ func buildImage(ctx context.Context, work string, steps []step) (string, error) 
 	return image, inDir(ctx, work, "mkfs.ext4", "-q", "-O", "^has_journal", "-E", "root_owner=0:0", "-d", root, image, "3G")
 }
 
-// copyUserland copies the host's programs, their libraries and Python's standard library.
-func copyUserland(ctx context.Context, root string) error {
+// copyUserland copies programs of the host, their libraries and Python's standard library.
+func copyUserland(ctx context.Context, root string, programs []string) error {
 	var present []string
-	for _, program := range hostPrograms {
+	for _, program := range programs {
 		if _, err := os.Stat(program); err != nil {
 			return fmt.Errorf("the machine needs %s (run `make setup`): %w", program, err)
 		}

@@ -25,7 +25,7 @@ const source = "/src"
 
 // planSteps turns the table into commands. Named suites run whole or as far as pattern says; with
 // no names, every suite runs the tests that the table gives the everyday run, and with the single
-// name "all", all of them.
+// name "all", all of them that can run there.
 func planSteps(names []string, pattern string) ([]step, error) {
 	suites, err := suite.Read("tests/suites.txt")
 	if err != nil {
@@ -36,7 +36,7 @@ func planSteps(names []string, pattern string) ([]step, error) {
 	for _, s := range suites {
 		named := slices.Contains(names, s.Name)
 		run := pattern
-		if run == "" && !named && !all {
+		if run == "" && (!named && !all || s.VMOnly) {
 			run = s.VMEvery
 		}
 		if s.VM == 0 || run == "-" || len(names) > 0 && !named && !all {

@@ -49,7 +49,7 @@ type cri struct {
 func newCRI(t *testing.T, c *containerd, crictl string) *cri {
 	t.Helper()
 	ctr := append(c.ctr(), "--namespace", "k8s.io")
-	for _, archive := range []string{built.python, built.pause} {
+	for _, archive := range []string{archive(t, built.python), archive(t, built.pause)} {
 		ctr.must(t, "image", "import", "--snapshotter", "native", archive)
 	}
 	k := &cri{append(c.inNetwork(crictl, "--config", c.dir+"/crictl.yaml"), "--runtime-endpoint", "unix://"+c.sock, "--timeout", "60s"), tempDir(t)}

@@ -14,7 +14,7 @@ import (
 
 // validate runs the part of critest that needs no registry, with the runtime class psi.
 func (c *containerd) validate(t *testing.T, critest string) {
-	append(c.ctr(), "--namespace", "k8s.io").must(t, "image", "import", "--snapshotter", "native", built.busybox)
+	append(c.ctr(), "--namespace", "k8s.io").must(t, "image", "import", "--snapshotter", "native", archive(t, built.busybox))
 	skipped, err := readSkips("critest.txt")
 	if err != nil {
 		t.Fatal(err)

@@ -13,18 +13,21 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// shared is what the tests of one run have in common: the built images.
+// shared is what the tests of one run have in common. Images are built when a test first asks for
+// one: the second kernel has not what each of them is made of.
 type shared struct {
 	dir     string // of everything temporary
 	runtime string // psi-runtime
-	python  string // OCI archive of the root file system
-	pause   string // OCI archive of a pod's sandbox
-	busybox string // OCI archive of what critest runs
+	// OCI archives:
+	python  func() (string, error) // the root file system
+	pause   func() (string, error) // a pod's sandbox
+	busybox func() (string, error) // what critest runs
 }
 
 // built is set by TestMain, before any test runs, and only read afterwards.
@@ -54,31 +57,15 @@ func prepareAndRun(m *testing.M) (int, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 1, err
 	}
-	built = shared{dir: dir, python: dir + "/python.tar", pause: dir + "/pause.tar", busybox: dir + "/busybox.tar"}
+	built = shared{
+		dir:    dir,
+		python: sync.OnceValues(buildPython), pause: sync.OnceValues(buildPause), busybox: sync.OnceValues(buildBusybox),
+	}
 	if built.runtime, err = filepath.Abs("../../../bin/psi-runtime"); err != nil {
 		return 1, err
 	}
 	if path := os.Getenv("PSI_RUNTIME"); path != "" {
 		built.runtime = path
-	}
-	out, err := exec.Command(built.runtime, "rootfs", "build", "--python", "/usr/bin/python3.11", "--format", "oci", "-o", built.python).CombinedOutput()
-	if err != nil {
-		return 1, fmt.Errorf("building the image (run `make build` first): %w\n%s", err, out)
-	}
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/pause", "./pause")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("building the pause program: %w\n%s", err, out)
-	}
-	if err := writeImage(built.pause, pauseImage, dir+"/pause", "pause", nil); err != nil {
-		return 1, err
-	}
-	applets, err := exec.Command("/bin/busybox", "--list").Output()
-	if err != nil {
-		return 1, fmt.Errorf("listing busybox (run `make setup`): %w", err)
-	}
-	if err := writeImage(built.busybox, busyboxImage, "/bin/busybox", "bin/busybox", strings.Fields(string(applets))); err != nil {
-		return 1, err
 	}
 	return m.Run(), nil
 }

@@ -6,11 +6,52 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
+	"testing"
 
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// archive is the file of a built image.
+func archive(t *testing.T, build func() (string, error)) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func buildPython() (string, error) {
+	path := built.dir + "/python.tar"
+	out, err := exec.Command(built.runtime, "rootfs", "build", "--python", "/usr/bin/python3.11", "--format", "oci", "-o", path).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building the image (run `make build` first): %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+func buildPause() (string, error) {
+	program, path := built.dir+"/pause", built.dir+"/pause.tar"
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./pause")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the pause program: %w\n%s", err, out)
+	}
+	return path, writeImage(path, pauseImage, program, "pause", nil)
+}
+
+func buildBusybox() (string, error) {
+	path := built.dir + "/busybox.tar"
+	applets, err := exec.Command("/bin/busybox", "--list").Output()
+	if err != nil {
+		return "", fmt.Errorf("listing busybox (run `make setup`): %w", err)
+	}
+	return path, writeImage(path, busyboxImage, "/bin/busybox", "bin/busybox", strings.Fields(string(applets)))
+}
 
 // writeImage writes an OCI archive with one static program in it, and links to it in /bin for the
 // names that it goes by.

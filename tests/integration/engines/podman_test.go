@@ -34,7 +34,7 @@ func newPodman(t *testing.T) podman {
 		p.run(t, "rm", "--all", "--force", "--time", "0")
 		p.run(t, "pod", "rm", "--all", "--force", "--time", "0")
 	})
-	p.must(t, "load", "-q", "-i", built.python)
+	p.must(t, "load", "-q", "-i", archive(t, built.python))
 	return p
 }
 
@@ -165,7 +165,7 @@ func (p podman) healthcheck(t *testing.T) {
 
 // Two containers of a pod share its network: one speaks, the other answers.
 func (p podman) pod(t *testing.T) {
-	p.must(t, "load", "-q", "-i", built.pause)
+	p.must(t, "load", "-q", "-i", archive(t, built.pause))
 	parent := p.flags[3]
 	pod := p.must(t, "pod", "create", "--network", "none", "--cgroup-parent", parent, "--infra-image", pauseImage, "--infra-command", "/pause", "--share", "net,ipc,uts", "--name", "two")
 	flags := []string{"--pod", pod, "--cgroup-parent", parent, "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024",
