@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
@@ -92,12 +94,20 @@ func (p *Proxy) dialFirst(ctx context.Context, c *conn, addrs []netip.Addr) (net
 	return nil, errors.Join(errs...)
 }
 
-// dial connects from the host's network, with buffers of the connection's size.
+// dial connects from the host's network, with buffers of the connection's size. How to
+// send to other machines is the host's to say, but not to this one: see plainCongestion.
 func (c *conn) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		control := raw.Control(func(fd uintptr) {
 			err = setBuffers(int(fd), c.buffer)
+			if c.protocol == endpoint.TCP && to.Addr().IsLoopback() {
+				err = errors.Join(err, unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"))
+			}
 		})
 		return errors.Join(control, err)
 	}}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -242,11 +241,16 @@ func TestBuffersAreShared(t *testing.T) {
 	p.SetLimits(64, 0, 0, 32<<20)
 	next(64 << 10)
 	err := inside(netns, func() error {
-		text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_rmem")
-		if err == nil && strings.Fields(string(text))[2] != "131072" {
-			err = fmt.Errorf("the guest's sockets may have %s", text)
+		for name, want := range map[string]string{"tcp_rmem": "131072", "tcp_wmem": "262144"} {
+			text, err := os.ReadFile("/proc/sys/net/ipv4/" + name)
+			if err != nil {
+				return err
+			}
+			if got := strings.Fields(string(text))[2]; got != want {
+				t.Errorf("%s: the guest's sockets may have %s bytes, want %s", name, got, want)
+			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		t.Error(err)
@@ -265,7 +269,7 @@ func TestNobodyPaces(t *testing.T) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for own := range p.conns {
-		for side, socket := range map[string]net.Conn{"the guest's": c, "the proxy's": own.guest} {
+		for side, socket := range map[string]net.Conn{"the guest's": c, "the proxy's": own.guest, "the host's": own.host} {
 			var name string
 			control(t, socket, func(fd int) (err error) {
 				name, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
