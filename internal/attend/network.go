@@ -202,9 +202,7 @@ func (n *network) update(before, p policy.Policy) error {
 	if n.unsupported != nil && !n.mayLack(p) {
 		return n.unsupported
 	}
-	if err := n.proxy.SetLimits(netLimits(p.Limits())); err != nil {
-		return fmt.Errorf("updating the limits of the network proxy: %w", err)
-	}
+	n.proxy.SetLimits(netLimits(p.Limits()))
 	if slices.Equal(old, eps) && slices.Equal(before.Expose(), p.Expose()) {
 		return nil
 	}

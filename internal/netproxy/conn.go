@@ -21,6 +21,7 @@ type conn struct {
 	dest     netip.AddrPort
 	name     string          // that dest stands for, or ""
 	private  bool            // the name may lead to private addresses
+	buffer   int             // bytes of each of its sockets' buffers
 	ctx      context.Context // ends when the connection is cut
 	cancel   context.CancelFunc
 	last     atomic.Int64 // when bytes moved, in nanoseconds of the Unix clock
@@ -89,6 +90,8 @@ func (p *Proxy) serve(guest *net.TCPConn) {
 	c := &conn{guest: guest, protocol: endpoint.TCP, ctx: ctx, cancel: cancel, dest: netip.AddrPortFrom(dest.Addr().Unmap().WithZone(""), dest.Port())}
 	var failed error
 	if p.admit(c) {
+		_ = guest.SetReadBuffer(c.buffer) // fails only if it is cut already
+		_ = guest.SetWriteBuffer(c.buffer)
 		reason, err := p.handle(c)
 		p.release(c, reason)
 		failed = err
@@ -132,6 +135,7 @@ func (p *Proxy) admit(c *conn) bool {
 	case !p.opts.Budget.take(len(p.conns)):
 		p.cut(c, NoResources)
 	default:
+		c.buffer = bufferSize(p.memory, p.maxConns, len(p.conns))
 		p.conns[c] = true
 		return true
 	}

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
@@ -27,7 +29,7 @@ func (p *Proxy) connect(ctx context.Context, c *conn) (net.Conn, Reason, error) 
 			return nil, reason, err
 		}
 	}
-	host, err := p.dialFirst(ctx, c.protocol, addrs, c.dest.Port())
+	host, err := p.dialFirst(ctx, c, addrs)
 	if err != nil {
 		return nil, Unreachable, err
 	}
@@ -62,11 +64,15 @@ func (p *Proxy) resolve(ctx context.Context, c *conn) ([]netip.Addr, Reason, err
 
 // dialFirst connects to the first address that answers. Each gets an equal share
 // of the time that is left, but not less than two seconds.
-func (p *Proxy) dialFirst(ctx context.Context, protocol endpoint.Protocol, addrs []netip.Addr, port uint16) (net.Conn, error) {
+func (p *Proxy) dialFirst(ctx context.Context, c *conn, addrs []netip.Addr) (net.Conn, error) {
 	const least = 2 * time.Second
 	network := "tcp"
-	if protocol == endpoint.UDP {
+	if c.protocol == endpoint.UDP {
 		network = "udp"
+	}
+	dial := p.opts.Dial
+	if dial == nil {
+		dial = c.dial
 	}
 	var errs []error
 	for i, addr := range addrs {
@@ -75,7 +81,7 @@ func (p *Proxy) dialFirst(ctx context.Context, protocol endpoint.Protocol, addrs
 			share = max(time.Until(deadline)/time.Duration(len(addrs)-i), least)
 		}
 		attempt, cancel := context.WithTimeout(ctx, share)
-		host, err := p.opts.Dial(attempt, network, netip.AddrPortFrom(addr, port).String())
+		host, err := dial(attempt, network, netip.AddrPortFrom(addr, c.dest.Port()).String())
 		cancel()
 		if err == nil {
 			return host, nil
@@ -88,12 +94,20 @@ func (p *Proxy) dialFirst(ctx context.Context, protocol endpoint.Protocol, addrs
 	return nil, errors.Join(errs...)
 }
 
-// dialBounded connects from the host's network, with buffers of a fixed size.
-func (p *Proxy) dialBounded(ctx context.Context, network, addr string) (net.Conn, error) {
+// dial connects from the host's network, with buffers of the connection's size. How to
+// send to other machines is the host's to say, but not to this one: see plainCongestion.
+func (c *conn) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		control := raw.Control(func(fd uintptr) {
-			err = setBuffers(int(fd), int(p.buffer.Load()))
+			err = setBuffers(int(fd), c.buffer)
+			if c.protocol == endpoint.TCP && to.Addr().IsLoopback() {
+				err = errors.Join(err, unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"))
+			}
 		})
 		return errors.Join(control, err)
 	}}

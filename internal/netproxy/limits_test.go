@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -184,66 +183,123 @@ func TestManyConnections(t *testing.T) {
 	eventually(t, "no connection is left", func() bool { return p.Stats().Active == 0 })
 }
 
-// The memory of the guest is shared among the connections that it may have.
+// The memory of the guest is shared among the connections that it may have, and the
+// first ones have more.
 func TestBuffersAreShared(t *testing.T) {
 	for _, test := range []struct {
-		memory int64
-		conns  int
-		want   int
-	}{{256 << 20, 256, 64 << 10}, {256 << 20, 64, 256 << 10}, {256 << 20, 1, 512 << 10}, {0, 1024, 64 << 10}, {8 << 20, 16, 64 << 10}} {
-		if got := bufferSize(test.memory, test.conns); got != test.want {
-			t.Errorf("%d bytes for %d connections: buffers of %d bytes, want %d", test.memory, test.conns, got, test.want)
+		memory      int64
+		conns, open int
+		want        int
+	}{
+		{256 << 20, 256, 0, 512 << 10},
+		{256 << 20, 256, 7, 256 << 10},
+		{256 << 20, 256, 15, 128 << 10},
+		{256 << 20, 256, 255, 64 << 10},
+		{256 << 20, 64, 63, 256 << 10},
+		{8 << 20, 16, 0, 64 << 10},
+	} {
+		if got := bufferSize(test.memory, test.conns, test.open); got != test.want {
+			t.Errorf("%d bytes for %d connections: buffers of %d bytes for one beside %d, want %d", test.memory, test.conns, got, test.open, test.want)
+		}
+	}
+	for conns := 16; conns <= 1024; conns++ {
+		memory, sum := int64(conns)<<20, int64(0)
+		for open := range conns {
+			sum += buffersPerConn * int64(bufferSize(memory, conns, open))
+		}
+		if sum > 2*memory {
+			t.Fatalf("%d connections may hold %d bytes, of a guest with %d", conns, sum, memory)
 		}
 	}
 	watchLeaks(t)
 	netns := newNetns(t)
 	addr := server(t, "127.0.0.1:0", echo)
 	p := open(t, netns, Options{Memory: 32 << 20, MaxConns: 16}, addr)
-	size := func() (host, guest int) {
+	seen := make(map[*conn]bool)
+	next := func(want int) { // opens one more; the kernel doubles what is asked for
 		t.Helper()
-		c := mustDial(t, netns, addr)
-		defer c.Close()
-		wantEcho(t, c)
+		wantEcho(t, mustDial(t, netns, addr))
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		for own := range p.conns {
-			return receiveBuffer(t, own.host), receiveBuffer(t, own.guest)
+		for c := range p.conns {
+			if seen[c] {
+				continue
+			}
+			seen[c] = true
+			for side, socket := range map[string]net.Conn{"host": c.host, "guest": c.guest} {
+				for _, option := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
+					if got := intOption(t, socket, unix.SOL_SOCKET, option); got != 2*want {
+						t.Errorf("connection %d, %s, option %d: a buffer of %d bytes, want twice %d", len(seen), side, option, got, want)
+					}
+				}
+			}
 		}
-		t.Fatal("no connection")
-		return 0, 0
 	}
-	if host, guest := size(); host != 2*128<<10 || guest != host { // the kernel doubles it
-		t.Errorf("buffers of %d and %d bytes, want twice 128 KiB", host, guest)
-	}
-	eventually(t, "no connection", func() bool { return p.Stats().Active == 0 })
-	if err := p.SetLimits(64, 0, 0, 32<<20); err != nil {
-		t.Fatal(err)
-	}
-	if host, guest := size(); host != 2*64<<10 || guest != host {
-		t.Errorf("after more connections were allowed: buffers of %d and %d bytes, want twice 64 KiB", host, guest)
-	}
+	next(256 << 10)
+	next(128 << 10)
+	next(128 << 10)
+	p.SetLimits(64, 0, 0, 32<<20)
+	next(64 << 10)
 	err := inside(netns, func() error {
-		text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_rmem")
-		if err == nil && strings.Fields(string(text))[2] != "131072" {
-			err = fmt.Errorf("the guest's sockets may have %s", text)
+		for name, want := range map[string]string{"tcp_rmem": "131072", "tcp_wmem": "262144"} {
+			text, err := os.ReadFile("/proc/sys/net/ipv4/" + name)
+			if err != nil {
+				return err
+			}
+			if got := strings.Fields(string(text))[2]; got != want {
+				t.Errorf("%s: the guest's sockets may have %s bytes, want %s", name, got, want)
+			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		t.Error(err)
 	}
 }
 
-func receiveBuffer(t *testing.T, c net.Conn) (size int) {
+// The host may pace what its own connections send; inside a machine that costs half of
+// the speed.
+func TestNobodyPaces(t *testing.T) {
+	watchLeaks(t)
+	netns := newNetns(t)
+	addr := server(t, "127.0.0.1:0", echo)
+	p := open(t, netns, Options{}, addr)
+	c := mustDial(t, netns, addr)
+	wantEcho(t, c)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for own := range p.conns {
+		for side, socket := range map[string]net.Conn{"the guest's": c, "the proxy's": own.guest, "the host's": own.host} {
+			var name string
+			control(t, socket, func(fd int) (err error) {
+				name, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+				return err
+			})
+			if name != "reno" {
+				t.Errorf("%s socket sends by %q", side, name)
+			}
+		}
+	}
+}
+
+func intOption(t *testing.T, c net.Conn, level, option int) (value int) {
+	t.Helper()
+	control(t, c, func(fd int) (err error) {
+		value, err = unix.GetsockoptInt(fd, level, option)
+		return err
+	})
+	return value
+}
+
+func control(t *testing.T, c net.Conn, f func(fd int) error) {
 	t.Helper()
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var failed error
-	err = raw.Control(func(fd uintptr) { size, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF) })
+	err = raw.Control(func(fd uintptr) { failed = f(int(fd)) })
 	if err != nil || failed != nil {
 		t.Fatal(err, failed)
 	}
-	return size
 }

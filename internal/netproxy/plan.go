@@ -118,7 +118,7 @@ func (p *Proxy) open(s socket) (listener, error) {
 	if s.udp {
 		return listenUDP(s)
 	}
-	return listen(s.ipv6, s.port, int(p.buffer.Load()))
+	return listen(s.ipv6, s.port)
 }
 
 // withdraw removes what is left over. Nothing there is allowed any more, so what

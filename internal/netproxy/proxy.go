@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -42,6 +41,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	rules    rules
 	maxConns int
+	memory   int64
 	conns    map[*conn]bool
 	// connecting counts the connections to the guest that are being made.
 	connecting int
@@ -52,7 +52,6 @@ type Proxy struct {
 
 	dynamic           dynamicNames
 	quota             quota
-	buffer            atomic.Int64 // bytes of a socket buffer
 	bytesOut, bytesIn atomic.Uint64
 }
 
@@ -141,10 +140,7 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		refused:   make(map[Reason]uint64),
 		steering:  nopCloser{},
 	}
-	if p.opts.Dial == nil {
-		p.opts.Dial = p.dialBounded
-	}
-	p.buffer.Store(int64(p.setLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total, p.opts.Memory)))
+	p.SetLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total, p.opts.Memory)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	err = inside(p.netns, func() error {
 		n, err := openNetwork()
@@ -153,7 +149,7 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		}
 		defer n.handle.Close()
 		p.ipv6 = hasIPv6()
-		return errors.Join(n.loopbackUp(), boundBuffers(int(p.buffer.Load())))
+		return errors.Join(n.loopbackUp(), boundBuffers(), plainCongestion())
 	})
 	if err == nil {
 		err = p.Update(eps)
@@ -239,38 +235,18 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 // SetLimits replaces what [Options] says of connections, bytes and memory, from now on;
 // what was moved already counts, and connections keep the buffers that they have. 0 means
 // what it means there.
-func (p *Proxy) SetLimits(maxConns int, rate, total, memory int64) error {
-	p.change.Lock()
-	defer p.change.Unlock()
-	size := p.setLimits(maxConns, rate, total, memory)
-	if p.buffer.Swap(int64(size)) == int64(size) {
-		return nil
-	}
-	var errs []error
-	for _, l := range p.listeners {
-		if _, datagrams := l.(*net.UDPConn); datagrams {
-			continue
-		}
-		raw, err := l.SyscallConn()
-		if err == nil {
-			err = errors.Join(err, raw.Control(func(fd uintptr) { errs = append(errs, setBuffers(int(fd), size)) }))
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(append(errs, inside(p.netns, func() error { return boundBuffers(size) }))...)
-}
-
-// setLimits returns the size of buffers that the limits come to.
-func (p *Proxy) setLimits(maxConns int, rate, total, memory int64) int {
+func (p *Proxy) SetLimits(maxConns int, rate, total, memory int64) {
 	if maxConns == 0 {
 		maxConns = defaultMaxConns
 	}
+	if memory == 0 {
+		memory = int64(maxConns) << 20
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.maxConns = maxConns
+	p.maxConns, p.memory = maxConns, memory
 	p.quota.rate.Store(rate)
 	p.quota.total.Store(total)
-	return bufferSize(memory, maxConns)
 }
 
 // use puts rules in force and cuts what they no longer allow.

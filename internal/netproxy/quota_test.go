@@ -37,9 +37,7 @@ func TestRate(t *testing.T) {
 	if took := time.Since(start); took < 600*time.Millisecond {
 		t.Errorf("%d bytes took %v", 3*size, took)
 	}
-	if err := p.SetLimits(0, 0, 0, 0); err != nil {
-		t.Fatal(err)
-	}
+	p.SetLimits(0, 0, 0, 0)
 	c := mustDial(t, netns, addr)
 	if n, err := io.Copy(io.Discard, c); n != size || err != nil {
 		t.Errorf("without a rate: %d bytes, %v", n, err)
@@ -88,8 +86,6 @@ func TestTotal(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	wantRefused(t, netns, addr)
-	if err := p.SetLimits(0, 0, 2000, 0); err != nil {
-		t.Fatal(err)
-	}
+	p.SetLimits(0, 0, 2000, 0)
 	wantEcho(t, mustDial(t, netns, addr))
 }

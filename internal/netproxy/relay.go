@@ -73,7 +73,7 @@ func (pool *pipePool) copy(dst, src net.Conn, m meter) error {
 		return copyThrough(dst, src, m)
 	}
 	for {
-		pi, n, err := pool.fill(from, m.p.quota.piece(pipeSize))
+		pi, n, err := pool.fill(from, m.p.quota.piece(min(2*m.c.buffer, pipeSize)))
 		if err != nil || n == 0 {
 			return err
 		}
