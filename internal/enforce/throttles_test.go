@@ -1,6 +1,7 @@
 package enforce_test
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -61,14 +62,31 @@ type heard struct {
 }
 
 func (h *heard) add(began time.Time, periods uint64) {
-	data, _ := os.ReadFile(h.stat)
-	_, after, _ := strings.Cut(string(data), "nr_throttled ")
-	line, _, _ := strings.Cut(after, "\n")
-	counted, err := strconv.ParseUint(line, 10, 64)
+	counted := h.counted()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.all = append(h.all, began)
-	h.early = h.early || err == nil && counted < periods
+	h.early = h.early || counted < periods
+}
+
+// counted is the number of periods in which the kernel says that the group was held back.
+func (h *heard) counted() uint64 {
+	data, _ := os.ReadFile(h.stat)
+	_, after, _ := strings.Cut(string(data), "nr_throttled ")
+	line, _, _ := strings.Cut(after, "\n")
+	n, err := strconv.ParseUint(line, 10, 64)
+	if err != nil {
+		return math.MaxUint64
+	}
+	return n
+}
+
+// compute keeps the child busy until it has been held back, which on a machine that has no
+// time for it takes a while.
+func (h *heard) compute(c *child) {
+	for before := h.counted(); h.counted() == before; {
+		c.do(request{Op: "compute", For: 300 * time.Millisecond})
+	}
 }
 
 func (h *heard) list() []time.Time {
@@ -117,7 +135,7 @@ func TestThrottling(t *testing.T) {
 		time.Sleep(quiet)
 		before := len(h.list()) // the child's start is one
 		began := time.Now()
-		c.do(request{Op: "compute", For: 500 * time.Millisecond})
+		h.compute(c)
 		await(t, "it is told", func() bool { return len(h.list()) > before })
 		time.Sleep(quiet / 2)
 		times := h.list()[before:]
@@ -137,9 +155,9 @@ func TestThrottling(t *testing.T) {
 func TestThrottlingBeforeTheProgram(t *testing.T) {
 	c := startChild(t, newCgroup(t))
 	dir := cpuGroup(t, c)
-	c.do(request{Op: "compute", For: 500 * time.Millisecond})
+	h := heard{stat: dir + "/cpu.stat"}
+	h.compute(c)
 	all := newThrottles(t)
-	var h heard
 	guest, err := all.Watch(dir, 0, h.add)
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +167,7 @@ func TestThrottlingBeforeTheProgram(t *testing.T) {
 	await(t, "it is told", func() bool { return len(h.list()) == 1 })
 	all.Forget(guest)
 	time.Sleep(quiet)
-	c.do(request{Op: "compute", For: 500 * time.Millisecond})
+	h.compute(c)
 	time.Sleep(quiet / 4)
 	if times := h.list(); len(times) != 1 {
 		t.Errorf("a guest that was forgotten was told of: %v", times)

@@ -98,7 +98,7 @@ func (r reply) decidedBy(q question, answer string) string {
 		})
 	}
 	within := q.Path // a name in a directory that was opened before
-	if q.Do == "dirfd-read" || q.Do == "proc-cwd-read" {
+	if slices.Contains([]string{"dirfd-read", "dirfd-create", "proc-cwd-read"}, q.Do) {
 		within = filepath.Join(q.Path, q.To)
 	}
 	switch answer {

@@ -28,7 +28,7 @@ with psi.spawn("decisions", policy=job["policy"]) as sandbox:
             with open(real(case["path"]), "w", encoding="utf-8") as made:
                 made.write("x")
         second = case.get("to", "")
-        if case["do"] in ("dirfd-read", "proc-cwd-read"):
+        if case["do"] in ("dirfd-read", "dirfd-create", "proc-cwd-read"):
             to = [urllib.parse.unquote_to_bytes(second)]
         else:
             to = [real(second)] if second else []
