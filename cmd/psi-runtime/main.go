@@ -8,12 +8,6 @@
 // makes one call into internal/container, pkg/bundle or rootfs.
 package main
 
-// Engines start us several times for one container, and init once more: none of them needs to read the
-// host's whole mount table for the sake of GOMAXPROCS, and keep two files of the cgroup open.
-//
-//go:debug containermaxprocs=0
-//go:debug updatemaxprocs=0
-
 import (
 	"os"
 
