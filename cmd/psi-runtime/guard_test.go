@@ -65,7 +65,7 @@ func TestClocksOfRun(t *testing.T) {
 			t.Errorf("%s: exit code %d", name, r.code)
 		}
 		wants(t, name, r.err, tc.want)
-		if d := time.Since(began); d > 5*time.Second {
+		if d := time.Since(began); d > 60*time.Second { // in which nothing else would end it
 			t.Errorf("%s: it took %v", name, d)
 		}
 	}

@@ -33,7 +33,7 @@ ExecStart=/bin/sh -c 'exec "$0" -test.v -test.run "$1" >"$2" 2>&1' %s %s %s
 
 // underSystemd are the scripts that run again where systemd makes the cgroups: those that
 // have to do with them.
-const underSystemd = "TestScripts/(systemd|exec|pause|update)"
+const underSystemd = "TestScripts/(systemd|user|exec|pause|update)"
 
 // TestUnderSystemd starts Debian's systemd in namespaces of its own, with a cgroup that is all
 // the hierarchy it sees, as a container would have it, and runs scripts in it.
@@ -65,7 +65,7 @@ func TestUnderSystemd(t *testing.T) {
 	data, _ := os.ReadFile(log)
 	// How systemd itself exits depends on a helper that may be missing here.
 	text := strings.TrimSpace(string(data))
-	if ctx.Err() != nil || !strings.HasSuffix(text, "PASS") || !strings.Contains(text, "--- PASS: TestScripts/systemd/systemd") || strings.Contains(text, "stop: no systemd runs here") {
+	if ctx.Err() != nil || !strings.HasSuffix(text, "PASS") || !strings.Contains(text, "--- PASS: TestScripts/systemd/systemd") || !strings.Contains(text, "--- PASS: TestScripts/user/user") || strings.Contains(text, "stop: no systemd runs here") {
 		t.Errorf("under systemd: %v\n%s\n%s", err, out, text)
 	}
 }

@@ -22,7 +22,7 @@ const conformance = "tests/integration/conformance"
 // Python tests, runc is the peer that bundles must also run under, the rest is for shell scripts.
 var hostPrograms = []string{
 	"/usr/bin/python3.11", "/usr/sbin/runc", "/usr/bin/crun", "/bin/sh", "/bin/bash", "/bin/cat", "/bin/ls", "/bin/mount", "/bin/umount",
-	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/bin/ln", "/bin/cp", "/bin/chmod", "/bin/chown", "/bin/sed", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/bin/unshare", "/usr/sbin/criu", "/lib/systemd/systemd", "/bin/systemctl", "/bin/tar", "/bin/gzip",
+	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/rm", "/bin/rmdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/bin/ln", "/bin/cp", "/bin/chmod", "/bin/chown", "/bin/sed", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/bin/unshare", "/usr/sbin/criu", "/lib/systemd/systemd", "/bin/systemctl", "/usr/bin/dbus-daemon", "/bin/tar", "/bin/gzip",
 }
 
 // engines is the suite for which containerd is there too.
@@ -127,7 +127,7 @@ func copyUserland(ctx context.Context, root string, programs []string) error {
 		return err
 	}
 	files = append(files, present...)
-	files = append(files, "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/usr/share/common-licenses")
+	files = append(files, "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/usr/share/common-licenses", "/usr/share/dbus-1/session.conf")
 	for _, dir := range [][2]string{{"usr/bin", "bin"}, {"usr/sbin", "sbin"}, {"usr/lib", "lib"}, {"usr/lib64", "lib64"}} {
 		if err := os.MkdirAll(filepath.Join(root, dir[0]), 0o755); err != nil {
 			return err
