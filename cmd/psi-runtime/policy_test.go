@@ -139,6 +139,9 @@ func TestPolicyCheckForMachines(t *testing.T) {
 
 func TestPolicyShow(t *testing.T) {
 	path := file(t, "jobs.yml", jobs)
+	if out, errs, code := psiPolicy(t, "", "show", path+"#job", "--var", "WORKDIR=/srv/a,b"); code != 0 || !strings.Contains(out, "write /srv/a,b/out") {
+		t.Errorf("a comma in a value: code %d: %s%s", code, out, errs)
+	}
 	out, _, code := psiPolicy(t, "", "show", path+"#job", "--var", "WORKDIR=/srv/w")
 	for _, want := range []string{
 		"mem             128MiB                     sandbox base, " + path + ":5:10",
