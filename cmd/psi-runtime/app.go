@@ -104,6 +104,8 @@ func newApp(class string) *cli.App {
 		Usage:                "OCI runtime for bundles, with or without a psi policy",
 		HideVersion:          true,
 		EnableBashCompletion: false,
+		// a comma is part of the value, as it is for runc: exec --env LIST=1,2
+		DisableSliceFlagSeparator: true,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "directory of container states (default: " + container.DefaultRunDir + ")"},
 			&cli.BoolFlag{Name: "debug", Usage: "log what is done"},

@@ -108,8 +108,8 @@ func TestExec(t *testing.T) {
 			t.Errorf("%s: exit code %d: %s", name, r.code, r.err)
 		}
 	}
-	out := c.ok("exec", "--user", "12:34", "-g", "56", "--cwd", "/tmp", "-e", "A=b", "x", "sh", "-c", "echo $A; id; pwd")
-	for _, want := range []string{"b\n", "uid=12 gid=34 groups=34,56", "/tmp"} {
+	out := c.ok("exec", "--user", "12:34", "-g", "56", "--cwd", "/tmp", "-e", "A=b,c=d", "x", "sh", "-c", "echo $A; id; pwd")
+	for _, want := range []string{"b,c=d\n", "uid=12 gid=34 groups=34,56", "/tmp"} {
 		wants(t, "exec", out, want)
 	}
 	file := filepath.Join(t.TempDir(), "process.json")

@@ -59,6 +59,8 @@ func anyOrder(cmd *cli.Command) *cli.Command {
 				Reader: c.App.Reader, Writer: c.App.Writer, ErrWriter: c.App.ErrWriter,
 				Commands:       []*cli.Command{cmd},
 				ExitErrHandler: func(*cli.Context, error) {},
+
+				DisableSliceFlagSeparator: true,
 			}
 			return plainly(c, app.Run(flagsFirst(app, append([]string{app.Name, cmd.Name}, c.Args().Slice()...))))
 		},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -12,7 +13,7 @@ import (
 func policyCheckCommand() *cli.Command {
 	return &cli.Command{
 		Name: "check", Usage: "report every error of policies", ArgsUsage: "FILE…",
-		Description: "FILE is a YAML or JSON file, a name, or - for stdin. The exit code is 1 when there are errors, 2 when a file cannot be read.",
+		Description: "FILE is a YAML or JSON file, a name, or - for stdin. The exit code is 1 when there are errors, 2 when a file cannot be read; the others are checked all the same.",
 		Flags:       []cli.Flag{jsonFlag(), &cli.BoolFlag{Name: "sarif", Usage: "print SARIF 2.1.0"}},
 		Action: func(c *cli.Context) error {
 			if err := policyArgs(c, 1, -1); err != nil {
@@ -21,15 +22,21 @@ func policyCheckCommand() *cli.Command {
 			if c.Bool("json") && c.Bool("sarif") {
 				return trouble(fmt.Errorf("--json and --sarif are two forms: choose one"))
 			}
-			var files []checkedFile
+			files := []checkedFile{}
+			var unread []error
 			for _, name := range c.Args().Slice() {
 				f, err := checkFile(c, name)
 				if err != nil {
-					return trouble(err)
+					unread = append(unread, err)
+					continue
 				}
 				files = append(files, f)
 			}
-			return reportChecks(c, files)
+			found := reportChecks(c, files)
+			if len(unread) > 0 {
+				return trouble(errors.Join(unread...))
+			}
+			return found
 		},
 	}
 }

@@ -142,6 +142,9 @@ func (d denial) netLine(p policy.Policy) (string, error) {
 	if d.Port != "" {
 		text = joinPort(host, d.Port.String())
 	}
+	if text == "" {
+		return "", fmt.Errorf("%w: it has no address", errNothingDenied)
+	}
 	e, err := policy.ParseEndpoint(text)
 	if err != nil {
 		return "", err

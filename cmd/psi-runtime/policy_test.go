@@ -76,6 +76,9 @@ func TestPolicyCheck(t *testing.T) {
 	if _, errs, code := psiPolicy(t, "", "check", "/nowhere/x.yml"); code != 2 || !strings.Contains(errs, "no such file") {
 		t.Errorf("code %d: %s", code, errs)
 	}
+	if again, errs, code := psiPolicy(t, "", "check", "/nowhere/x.yml", bad, "nosuch"); code != 2 || again != want || !strings.Contains(errs, "no such file") || !strings.Contains(errs, `"nosuch"`) {
+		t.Errorf("code %d: %s\n%s", code, errs, again)
+	}
 	if out, _, code := psiPolicy(t, "pids: 0", "check", "-"); code != 1 || !strings.HasPrefix(out, "stdin:1:7: pids:") {
 		t.Errorf("code %d: %s", code, out)
 	}
@@ -136,6 +139,9 @@ func TestPolicyCheckForMachines(t *testing.T) {
 
 func TestPolicyShow(t *testing.T) {
 	path := file(t, "jobs.yml", jobs)
+	if out, errs, code := psiPolicy(t, "", "show", path+"#job", "--var", "WORKDIR=/srv/a,b"); code != 0 || !strings.Contains(out, "write /srv/a,b/out") {
+		t.Errorf("a comma in a value: code %d: %s%s", code, out, errs)
+	}
 	out, _, code := psiPolicy(t, "", "show", path+"#job", "--var", "WORKDIR=/srv/w")
 	for _, want := range []string{
 		"mem             128MiB                     sandbox base, " + path + ":5:10",
@@ -265,6 +271,7 @@ func TestPolicyExplainEvent(t *testing.T) {
 		`{"kind":"socket","family":2,"type":2,"protocol":17}`:    `its kind is "socket"`,
 		`{"kind":"mount","path":"/x"}`:                           `its kind is "mount"`,
 		`{}`:                                                     `its kind is ""`,
+		`{"kind":"net"}`:                                         "it has no address",
 		`[]`:                                                     "is not one JSON object",
 		`{"module":"a"} {"module":"b"}`:                          "is not one JSON object",
 		`{"path":"` + strings.Repeat("x", 70_000) + `"}`:         "larger than",

@@ -12,7 +12,7 @@ import (
 )
 
 // Compile makes the program that the kernel runs of a filter, which takes
-// milliseconds for a long one. Only what psi's own filters are made of is understood:
+// milliseconds for a long one ([Program] knows some). Only what psi's own filters are made of is understood:
 // allowed calls and errors.
 func Compile(s *specs.LinuxSeccomp) ([]byte, error) {
 	program, err := compile(s)

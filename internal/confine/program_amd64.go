@@ -1,6 +1,6 @@
 package confine
 
-import _ "embed"
+import "embed"
 
 //go:embed psi-init_amd64
 var psiInit []byte
@@ -8,7 +8,7 @@ var psiInit []byte
 // program is psi-init, an ELF executable.
 func program() ([]byte, error) { return psiInit, nil }
 
-// python is the digest of a filter, and its program: see IsPython.
+// ready are filters that gen compiled: see Ready.
 //
-//go:embed python_amd64.filter
-var python []byte
+//go:embed filters
+var ready embed.FS

@@ -3,6 +3,7 @@
 package confine
 
 import (
+	"embed"
 	"fmt"
 	"runtime"
 )
@@ -12,5 +13,5 @@ func program() ([]byte, error) {
 	return nil, fmt.Errorf("there is no psi-init for %s yet: remove what needs it from the policy (seccomp: python, fs rules below an engine's mount)", runtime.GOARCH)
 }
 
-// python: no filter is compiled ahead for this architecture.
-var python []byte
+// ready: no filter is compiled ahead for this architecture.
+var ready embed.FS

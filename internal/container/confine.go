@@ -68,14 +68,15 @@ func (c *Container) checkWrapped(inner *confine.Confinement) error {
 	return confine.CheckProc(c.pid)
 }
 
-// takePython takes psi's own filter out of the specification of a guest: it is compiled
+// takeFilter takes psi's own filter out of the specification of a guest: it is compiled
 // already, psi-init puts it on, and libcontainer would compile it anew.
-func (c *Container) takePython() {
-	if c.spec.Linux == nil || !confine.IsPython(c.spec.Linux.Seccomp) || !c.spec.Process.NoNewPrivileges {
+func (c *Container) takeFilter() {
+	if c.spec.Linux == nil || !c.spec.Process.NoNewPrivileges {
 		return
 	}
-	c.spec = withoutSeccomp(c.spec)
-	c.entry.Python = true
+	if c.entry.Filter = confine.Ready(c.spec.Linux.Seccomp); c.entry.Filter != "" {
+		c.spec = withoutSeccomp(c.spec)
+	}
 }
 
 func withoutSeccomp(s *specs.Spec) *specs.Spec {
@@ -89,15 +90,19 @@ func withoutSeccomp(s *specs.Spec) *specs.Spec {
 }
 
 // confinement is what a process of the container puts on: what the caller says, and
-// last, because it forbids much, what takePython took.
-func (c *Container) confinement(said *confine.Confinement) *confine.Confinement {
-	if !c.entry.Python {
-		return said
+// last, because it forbids much, what takeFilter took.
+func (c *Container) confinement(said *confine.Confinement) (*confine.Confinement, error) {
+	if c.entry.Filter == "" {
+		return said, nil
+	}
+	program, err := confine.ReadyProgram(c.entry.Filter)
+	if err != nil {
+		return nil, err
 	}
 	var out confine.Confinement
 	if said != nil {
 		out = *said
 	}
-	out.Filters = append(slices.Clone(out.Filters), confine.PythonProgram())
-	return &out
+	out.Filters = append(slices.Clone(out.Filters), program)
+	return &out, nil
 }

@@ -201,10 +201,10 @@ func plan(o *CreateOptions) (*Container, error) {
 	case o.Zygote != nil: // Filter says it
 		c.spec = withoutSeccomp(c.spec)
 	case auto:
-		c.takePython()
+		c.takeFilter()
 	}
-	o.Confine = c.confinement(o.Confine)
-	return c, nil
+	o.Confine, err = c.confinement(o.Confine)
+	return c, err
 }
 
 // claim takes the container's name and host ids. The journal is the claim on the

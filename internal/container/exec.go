@@ -79,8 +79,10 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	}
 	p.ExtraFiles, p.ConsoleSocket, p.PidfdSocket = o.ExtraFiles, o.ConsoleSocket, o.PIDFDSocket
 	p.SubCgroupPaths = o.SubCgroups
-	o.Confine = c.confinement(o.Confine)
-	if err := c.checkWrapped(o.Confine); err != nil {
+	if o.Confine, err = c.confinement(o.Confine); err == nil {
+		err = c.checkWrapped(o.Confine)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("starting a process in container %s: %w", c.id, err)
 	}
 	files, err := c.wrap(p, o.Confine)

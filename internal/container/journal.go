@@ -37,8 +37,8 @@ type entry struct {
 	Hooks *lateHooks `json:"hooks,omitempty"`
 	// Late is the seccomp filter that libcontainer does not load.
 	Late *configs.Seccomp `json:"late,omitempty"`
-	// Python: the processes put psi's own seccomp filter on by psi-init.
-	Python bool `json:"python,omitempty"`
+	// Filter is the name of psi's own seccomp filter that the processes put on by psi-init.
+	Filter string `json:"filter,omitempty"`
 	// Detached: the container outlives its creator on purpose (`create`, `run -d`).
 	Detached bool `json:"detached,omitempty"`
 

@@ -310,13 +310,10 @@ func (z *Zygote) groupPaths(config *configs.Config, name string) (map[string]str
 
 // CompileFilter makes the program of a specification's seccomp filter; nil if it has none.
 func CompileFilter(s *specs.Spec) ([]byte, error) {
-	switch {
-	case s.Linux == nil || s.Linux.Seccomp == nil:
+	if s.Linux == nil || s.Linux.Seccomp == nil {
 		return nil, nil
-	case confine.IsPython(s.Linux.Seccomp):
-		return confine.PythonProgram(), nil
 	}
-	return confine.Compile(s.Linux.Seccomp)
+	return confine.Program(s.Linux.Seccomp)
 }
 
 // receiveFD receives a message that may carry one descriptor.

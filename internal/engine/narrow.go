@@ -54,11 +54,7 @@ func (c Confine) Confinement() (confine.Confinement, error) {
 		if err != nil {
 			return out, err
 		}
-		if confine.IsPython(f) { // it was compiled when psi was
-			out.Filters = append(out.Filters, confine.PythonProgram())
-			continue
-		}
-		program, err := confine.Compile(f)
+		program, err := confine.Program(f)
 		if err != nil {
 			return out, err
 		}

@@ -18,6 +18,16 @@ import (
 // build; it is made anew at each call, the caller may change it.
 func Seccomp() *specs.LinuxSeccomp { return seccomp(sockets{}) }
 
+// SeccompVariants returns the filters of all policies, by names of what they are for.
+func SeccompVariants() map[string]*specs.LinuxSeccomp {
+	return map[string]*specs.LinuxSeccomp{
+		"plain":      seccomp(sockets{}),
+		"udp":        seccomp(sockets{udp: true}),
+		"expose":     seccomp(sockets{listen: true}),
+		"udp-expose": seccomp(sockets{udp: true, listen: true}),
+	}
+}
+
 // sockets is what of the filter depends on the policy.
 type sockets struct {
 	udp    bool // datagrams, for a policy with udp rules

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"golang.org/x/net/idna"
 )
 
 // Endpoint is something that a guest may connect to, in canonical form:
@@ -118,6 +120,8 @@ func parseEndpoint(text string) (Endpoint, *Error) {
 		if !strings.Contains(host, ":") {
 			return bad("has brackets around what is not an IPv6 address", "remove the brackets")
 		}
+	case strings.HasPrefix(host, "[") && strings.Contains(host, "]/"):
+		return bad("has the length of its prefix behind the brackets", "write it inside, such as [2001:db8::/32]:443")
 	case strings.Contains(host, ":"):
 		return bad("has an IPv6 address without brackets", "write [address]:port, such as [::1]:9200")
 	}
@@ -227,11 +231,26 @@ func canonicalBlock(host string) (canonical, rule, wayOut string) {
 	return block.String(), "", ""
 }
 
+// asciiForm is what to write for a name in another script. It is not taken by itself:
+// what looks like a name in ASCII may be one of letters that only look alike.
+func asciiForm(host string) string {
+	const longest = 1024 // to convert takes the square of the length
+	if len(host) <= longest {
+		name, wildcard := strings.CutPrefix(host, "*.")
+		if ascii, err := idna.Lookup.ToASCII(name); err == nil && wildcard {
+			return quote("*."+ascii) + " if that is meant"
+		} else if err == nil {
+			return quote(ascii) + " if that is meant"
+		}
+	}
+	return "its xn-- form"
+}
+
 // canonicalName returns the one form of a host name.
 func canonicalName(host string) (canonical, rule, wayOut string) {
 	const example = "write a name such as api.example.com"
 	if strings.ContainsFunc(host, func(r rune) bool { return r >= 0x80 }) {
-		return "", "has a name that is not ASCII", "write its xn-- form"
+		return "", "has a name that is not ASCII", "write " + asciiForm(host)
 	}
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	switch {

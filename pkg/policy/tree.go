@@ -115,10 +115,25 @@ func readYAML(data []byte, source string, faults *[]*Error) (*node, *Error) {
 			message = strings.TrimPrefix(message, fmt.Sprintf("line %d: ", e.Line))
 		}
 		e.Rule = "is not valid YAML: " + message
+		if indentedByTab(data, e.Line) {
+			e.Rule, e.WayOut = "is not valid YAML: it is indented with a tab", "indent with spaces"
+		}
 		return nil, e
 	}
 	t := yamlTree{source: source, faults: faults}
 	return t.convert(root, 0)
+}
+
+// indentedByTab reports whether a line, or one beside it (the library is not exact), is.
+func indentedByTab(data []byte, line int) bool {
+	lines := bytes.Split(data, []byte("\n"))
+	for n := max(line-1, 1); n <= min(line+1, len(lines)); n++ {
+		text := lines[n-1]
+		if indent := text[:len(text)-len(bytes.TrimLeft(text, " \t"))]; line > 0 && bytes.ContainsRune(indent, '\t') {
+			return true
+		}
+	}
+	return false
 }
 
 var errSecondDocument = errors.New("it holds a second document")

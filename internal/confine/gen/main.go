@@ -1,5 +1,5 @@
-// Command gen compiles pkg/bundle's filter for CPython, which every guest of psi's
-// own gets, and writes it where package confine embeds it.
+// Command gen compiles pkg/bundle's filters, one of which every guest of psi's own gets,
+// and writes them where package confine embeds them.
 package main
 
 import (
@@ -11,21 +11,25 @@ import (
 )
 
 func main() {
-	if err := generate("python_amd64.filter"); err != nil {
+	if err := generate("filters"); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
 
-func generate(file string) error {
-	list := bundle.Seccomp()
-	program, err := confine.Compile(list)
-	if err != nil {
-		return err
+func generate(dir string) error {
+	for name, filter := range bundle.SeccompVariants() {
+		program, err := confine.Compile(filter)
+		if err != nil {
+			return err
+		}
+		digest, err := confine.Digest(filter)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(dir+"/"+name, append(digest[:], program...), 0o644); err != nil {
+			return err
+		}
 	}
-	digest, err := confine.Digest(list)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(digest[:], program...), 0o644)
+	return nil
 }
