@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyisolate as psi
 
-from .guests import GuestTest, run_runtime
+from .guests import GuestTest, run_runtime, wait_for
 
 MIB = 1 << 20
 CAP_SYS_RESOURCE = 24
@@ -141,7 +141,7 @@ class Message(GuestTest):
             self.assertEqual((applied.returncode, applied.stderr), (0, ""))
             while (found := sandbox.recv(10)) != wanted:
                 self.assertEqual(len(found), MIB)
-        self.assertEqual(sandbox.limits["message"], 3 * MIB)
+        self.assertTrue(wait_for(lambda: bool(sandbox.limits["message"] == 3 * MIB)))
 
 
 class Output(GuestTest):
