@@ -223,7 +223,7 @@ func (a *Attendant) change(p policy.Policy) error {
 		return errors.Join(err, a.files.update(*old))
 	}
 	a.policy.Store(&p)
-	a.opts.Throttles.setQuota(a.cpu, p.Limits().CPU)
+	a.cpu.setQuota(p.Limits().CPU)
 	return nil
 }
 

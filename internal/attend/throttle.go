@@ -3,6 +3,7 @@ package attend
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -70,7 +71,7 @@ type Throttles struct {
 // throttled is one guest.
 type throttled struct {
 	c     Container
-	quota float64 // cores
+	quota atomic.Int64 // cpu time of a period, in ns
 	told  func(now time.Time, count uint64)
 	phase throttlePhase
 	used  time.Duration // cpu time at the last look
@@ -90,7 +91,8 @@ func (t *Throttles) watch(c Container, quota float64, told func(now time.Time, c
 	if err != nil {
 		return nil, err
 	}
-	g := &throttled{c: c, quota: quota, told: told, phase: throttlePhase{count: count}}
+	g := &throttled{c: c, told: told, phase: throttlePhase{count: count}}
+	g.setQuota(quota)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.guests[g] = true
@@ -102,12 +104,8 @@ func (t *Throttles) watch(c Container, quota float64, told func(now time.Time, c
 	return g, nil
 }
 
-// setQuota is for a guest whose limit has changed.
-func (t *Throttles) setQuota(g *throttled, quota float64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	g.quota = quota
-}
+// setQuota is for a guest whose limit, in cores, has changed.
+func (g *throttled) setQuota(quota float64) { g.quota.Store(int64(quota * float64(cfsPeriod))) }
 
 // forget returns when the guest is told nothing more.
 func (t *Throttles) forget(g *throttled) {
@@ -175,12 +173,13 @@ func (t *Throttles) look(now time.Time) {
 // look reads what the guest has used.
 func (g *throttled) look(now time.Time) {
 	used, err := g.c.CPU()
-	if err != nil || g.quota <= 0 {
+	share := time.Duration(g.quota.Load())
+	if err != nil || share <= 0 {
 		return
 	}
 	delta := used - g.used
 	g.used = used
-	switch share := time.Duration(g.quota * float64(cfsPeriod)); {
+	switch {
 	case used == 0: // there is no such figure on this host
 		g.count(now)
 	case delta >= share/4:

@@ -62,7 +62,9 @@ func TestThrottles(t *testing.T) {
 	add := func(quota float64, begin, end time.Duration) *modelled {
 		g := &modelled{world: world, quota: quota, begin: begin, end: end}
 		world.guests = append(world.guests, g)
-		throttles.guests[&throttled{c: g, quota: quota, told: func(time.Time, uint64) { told[g] = append(told[g], world.now) }}] = true
+		watched := &throttled{c: g, told: func(time.Time, uint64) { told[g] = append(told[g], world.now) }}
+		watched.setQuota(quota)
+		throttles.guests[watched] = true
 		return g
 	}
 	for range idle {

@@ -23,6 +23,8 @@ const (
 	// maxInFlight bounds the requests of one client that run at the same time. The
 	// next one is refused: not reading it would hide the end of the connection.
 	maxInFlight = 512
+	// maxTogether is about how much is sent at once, in bytes.
+	maxTogether = 64 << 10
 	// farewell is how long a connection that ends may take to read what was queued.
 	farewell = time.Second
 	// greeting is how long a client may take to say hello.
@@ -245,15 +247,43 @@ func (c *client) offer(what any) bool {
 	return true
 }
 
-// write sends what is queued; it ends after drop.
+// awaitRoom waits a moment for a client that is being told much at once, so that it is
+// not dropped for that.
+func (c *client) awaitRoom() {
+	for end := time.Now().Add(farewell); len(c.out) > queueLength/2 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// write sends what is queued, as much at once as is there; it ends after drop.
 func (c *client) write() {
 	defer c.conn.Close()
-	var failed error
+	var together []byte
+	flush := func() (err error) {
+		if len(together) > 0 {
+			_, err = c.conn.Write(together)
+			together = together[:0]
+		}
+		return err
+	}
+	failed := false
 	for m := range c.out {
-		if failed == nil {
-			if failed = control.WriteFrame(c.conn, m.body, m.file); failed != nil {
-				go c.drop(failed)
+		var err error
+		switch {
+		case failed:
+		case m.file == nil && len(m.body) <= control.MaxFrame:
+			together = control.AppendFrame(together, m.body)
+			if len(c.out) == 0 || len(together) >= maxTogether {
+				err = flush()
 			}
+		default:
+			if err = flush(); err == nil {
+				err = control.WriteFrame(c.conn, m.body, m.file)
+			}
+		}
+		if err != nil {
+			failed = true
+			go c.drop(err)
 		}
 		if m.file != nil {
 			_ = m.file.Close()

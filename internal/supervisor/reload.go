@@ -84,6 +84,7 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 		return errors.Join(err, errors.Join(errs...))
 	}
 	for _, p := range parts {
+		p.g.client.awaitRoom()
 		p.commit()
 	}
 	return nil
@@ -125,14 +126,29 @@ func (r *reloading) apply() error {
 
 func (r *reloading) limits() error {
 	a, b := r.old.Limits(), r.next.Limits()
-	if a.Mem == b.Mem && a.CPU == b.CPU && a.PIDs == b.PIDs {
+	forth, back := changedLimits(a, b), changedLimits(b, a)
+	if forth == (policy.Limits{}) {
 		return nil
 	}
-	if err := r.g.container.Update(b); err != nil {
+	if err := r.g.container.Update(forth); err != nil {
 		return err
 	}
-	r.undo.add(func() error { return r.g.container.Update(a) })
+	r.undo.add(func() error { return r.g.container.Update(back) })
 	return nil
+}
+
+// changedLimits are those of a cgroup's that are new, and 0 for the others.
+func changedLimits(before, after policy.Limits) (changed policy.Limits) {
+	if before.Mem != after.Mem {
+		changed.Mem = after.Mem
+	}
+	if before.CPU != after.CPU {
+		changed.CPU = after.CPU
+	}
+	if before.PIDs != after.PIDs {
+		changed.PIDs = after.PIDs
+	}
+	return changed
 }
 
 // openFiles raises the limit of open files; one that is lower is put into force at the end,
