@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import sys
 import tempfile
-import time
+import termios
 import unittest
 from pathlib import Path
 
@@ -62,6 +64,11 @@ def ask(line):
 """
 
 
+def unread(sandbox: psi.Sandbox) -> int:
+    """What the guest has sent and nobody has read, in bytes."""
+    return int.from_bytes(fcntl.ioctl(sandbox._channel.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 class Message(GuestTest):
     def test_raised_and_lowered(self) -> None:
         sandbox = self.spawn({"message": "1MiB"})
@@ -105,7 +112,7 @@ class Message(GuestTest):
         sandbox = self.spawn({"message": "1MiB"})
         sandbox.exec("from threading import Thread\npost.__self__.channel.memfds = False\n"
                      "Thread(target=lambda: [post('x' * 900000) for _ in range(3)], daemon=True).start()")
-        time.sleep(0.3)  # the first fills the socket
+        self.assertTrue(wait_for(lambda: unread(sandbox) > 60000, 60))
         sandbox.update_policy({"message": "100KiB"})
         self.assertEqual(len(sandbox.recv(10)), 900000)
         with self.assertRaises(psi.TimeoutError):
