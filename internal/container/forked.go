@@ -36,12 +36,12 @@ func (c *Container) config() configs.Config {
 	return c.lc.Config()
 }
 
-// set puts the limits of a configuration into force.
-func (c *Container) set(config configs.Config) error {
+// set puts the limits of a configuration into force, of which only changed are new.
+func (c *Container) set(config configs.Config, changed *cgroups.Resources) error {
 	if c.forked == nil {
 		return c.lc.Set(config)
 	}
-	if err := c.forked.groups.Set(config.Cgroups.Resources); err != nil {
+	if err := c.forked.groups.Set(changed); err != nil {
 		return errors.Join(err, c.forked.groups.Set(c.forked.config.Cgroups.Resources))
 	}
 	c.forked.config = &config

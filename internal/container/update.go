@@ -74,7 +74,10 @@ func (c *Container) Update(l policy.Limits) error {
 	if l.CPU > 0 {
 		// The kernel's smallest quota is 1 ms.
 		period, quota := uint64(cpuPeriod), max(int64(l.CPU*cpuPeriod), 1000)
-		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
+		r.CPU = &specs.LinuxCPU{Quota: &quota}
+		if c.config().Cgroups.CpuPeriod != period {
+			r.CPU.Period = &period
+		}
 	}
 	if l.PIDs > 0 {
 		r.Pids = &specs.LinuxPids{Limit: &l.PIDs}
@@ -92,16 +95,19 @@ func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error
 	}
 	group, limits := *config.Cgroups, *config.Cgroups.Resources
 	group.Resources, config.Cgroups = &limits, &group
-	limits.Unified = updateUnified(limits.Unified, r)
-	updateMemory(&limits, r.Memory)
-	updateCPU(&limits, r.CPU)
-	updateBlockIO(&limits, r.BlockIO)
-	if r.Pids != nil && r.Pids.Limit != nil {
-		limits.PidsLimit = r.Pids.Limit
+	changed := &cgroups.Resources{}
+	for _, into := range []*cgroups.Resources{&limits, changed} {
+		into.Unified = updateUnified(into.Unified, r)
+		updateMemory(into, r.Memory)
+		updateCPU(into, r.CPU)
+		updateBlockIO(into, r.BlockIO)
+		if r.Pids != nil && r.Pids.Limit != nil {
+			into.PidsLimit = r.Pids.Limit
+		}
+		// Devices do not change; setting them again would open a moment without rules.
+		into.SkipDevices = true
 	}
-	// Devices do not change; setting them again would open a moment without rules.
-	limits.SkipDevices = true
-	err := c.set(config)
+	err := c.set(config, changed)
 	limits.SkipDevices = false // Exec refuses a container with it
 	if err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)

@@ -37,14 +37,18 @@ func ReadFrame(r io.Reader) ([]byte, error) {
 	return body, nil
 }
 
+// AppendFrame appends a frame to others that are to be sent at once. Its body is at most
+// MaxFrame.
+func AppendFrame(frames, body []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(frames, uint32(len(body))), body...)
+}
+
 // WriteFrame sends one frame; file, when not nil, travels with its first byte.
 func WriteFrame(conn *net.UnixConn, body []byte, file *os.File) error {
 	if len(body) > MaxFrame {
 		return fmt.Errorf("writing frame: %d bytes; the largest allowed has %d", len(body), MaxFrame)
 	}
-	frame := make([]byte, frameHeader, frameHeader+len(body))
-	binary.BigEndian.PutUint32(frame, uint32(len(body)))
-	frame = append(frame, body...)
+	frame := AppendFrame(nil, body)
 	if file == nil {
 		_, err := conn.Write(frame)
 		return err

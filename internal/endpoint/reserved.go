@@ -2,7 +2,9 @@ package endpoint
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 )
 
 // Range is a block of addresses with a meaning of its own.
@@ -16,9 +18,12 @@ type Range struct {
 // once, or IPv4 addresses in the clothes of IPv6. Ranges may contain each other;
 // each holds for itself.
 //
-// It is a function so that programs that never decide do not pay for the table.
-func Reserved() []Range {
-	return ranges([][2]string{
+// The result is everybody's. It is a function so that programs that never decide do not
+// pay for the table.
+func Reserved() []Range { return reserved() }
+
+var reserved = sync.OnceValue(func() []Range {
+	return slices.Clip(ranges([][2]string{
 		{"0.0.0.0/8", "unspecified"},
 		{"127.0.0.0/8", "loopback"},
 		{syntheticRange, "reserved for names"},
@@ -35,8 +40,8 @@ func Reserved() []Range {
 		{"fe80::/10", "link-local"},
 		{"fec0::/10", "link-local"},
 		{"ff00::/8", "multicast"},
-	}, metadata())
-}
+	}, metadata()))
+})
 
 const metadataService = "a cloud's metadata service"
 

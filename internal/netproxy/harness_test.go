@@ -195,6 +195,9 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // descriptors than now, or a thread in another network namespace.
 func watchLeaks(t testing.TB) {
 	t.Helper()
+	if _, err := home(); err != nil { // stays open
+		t.Fatal(err)
+	}
 	// The poller has descriptors of its own, from the first socket on.
 	warm, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,22 +1,21 @@
 package netproxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/endpoint"
 )
-
-// backlog is as long as the kernel allows (net.core.somaxconn): a guest that
-// connects a thousand times at once waits for nobody.
-const backlog = 4096
 
 // A socket buffer is what each of a connection's sockets may hold in either direction,
 // in bytes (the kernel doubles it for its own book-keeping). Left to the kernel's tuning
@@ -51,25 +50,32 @@ func setBuffers(fd, size int) error {
 // LOOPBACK_IFINDEX).
 const loopbackIndex = 1
 
+// home is this process's own network namespace, and stays open.
+var home = sync.OnceValues(func() (int, error) {
+	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("opening this process's network namespace: %w", err)
+	}
+	return fd, nil
+})
+
 // inside runs f on a thread that is in the network namespace. A thread that
 // cannot be brought back ends with its goroutine, and so serves nobody else.
 func inside(netns *os.File, f func() error) error {
+	home, err := home()
+	if err != nil {
+		return err
+	}
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			result <- fmt.Errorf("opening this thread's network namespace: %w", err)
-			return
-		}
-		defer home.Close()
 		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			result <- fmt.Errorf("entering the guest's network namespace: %w", err)
 			return
 		}
-		err = f()
-		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+		err := f()
+		if back := unix.Setns(home, unix.CLONE_NEWNET); back == nil {
 			runtime.UnlockOSThread()
 		}
 		result <- err
@@ -163,36 +169,21 @@ func isLocalAnyway(block netip.Prefix) bool {
 // ([boundBuffers] holds them): fixed ones would bound the window of what it accepts for good. Port 0 is for what is
 // steered to it: the socket itself is bound where nobody looks for it.
 func listen(ipv6 bool, port uint16) (listener, error) {
-	family := unix.AF_INET
-	var everywhere unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
-	if ipv6 {
-		family, everywhere = unix.AF_INET6, &unix.SockaddrInet6{Port: int(port)}
+	network, where := "tcp4", netip.IPv4Unspecified()
+	switch {
+	case ipv6 && port == 0:
+		network, where = "tcp6", netip.IPv6Loopback()
+	case ipv6:
+		network, where = "tcp6", netip.IPv6Unspecified()
+	case port == 0:
+		where = endpoint.Resolver().Addr()
 	}
-	if port == 0 && ipv6 {
-		everywhere = &unix.SockaddrInet6{Addr: netip.IPv6Loopback().As16()}
-	} else if port == 0 {
-		everywhere = &unix.SockaddrInet4{Addr: endpoint.Resolver().Addr().As4()}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("opening a socket in the guest's network namespace: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "listener")
-	defer f.Close() // net.FileListener has a copy
-	if ipv6 {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
-	if err == nil {
-		err = unix.Bind(fd, everywhere)
-	}
-	if err == nil {
-		err = unix.Listen(fd, backlog)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listening at port %d in the guest's network namespace: %w", port, err)
-	}
-	l, err := net.FileListener(f)
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	// On this thread, and so in the guest's namespace, because there is no name to look up.
+	// The backlog is as long as the kernel allows (net.core.somaxconn): a guest that
+	// connects a thousand times at once waits for nobody.
+	l, err := config.Listen(context.Background(), network, net.JoinHostPort(where.String(), strconv.Itoa(int(port))))
 	if err != nil {
 		return nil, fmt.Errorf("listening at port %d in the guest's network namespace: %w", port, err)
 	}

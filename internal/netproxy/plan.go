@@ -71,20 +71,13 @@ func (p *Proxy) extend(change plan) error {
 	}
 	listeners := make(map[socket]listener)
 	err := inside(p.netns, func() error {
-		n, err := openNetwork()
-		if err != nil {
+		if err := addAll(change.newRoutes); err != nil {
 			return err
-		}
-		defer n.handle.Close()
-		for i, block := range change.newRoutes {
-			if err := n.addLocal(block); err != nil {
-				return errors.Join(err, n.removeAll(change.newRoutes[:i]))
-			}
 		}
 		for _, s := range change.newSockets {
 			l, err := p.open(s)
 			if err != nil {
-				return errors.Join(err, n.removeAll(change.newRoutes))
+				return errors.Join(err, removeAll(change.newRoutes))
 			}
 			listeners[s] = l
 		}
@@ -131,20 +124,40 @@ func (p *Proxy) withdraw(change plan) error {
 	if len(change.oldRoutes) == 0 {
 		return nil
 	}
-	return inside(p.netns, func() error {
-		n, err := openNetwork()
-		if err != nil {
-			return err
-		}
-		defer n.handle.Close()
-		for _, block := range change.oldRoutes {
-			delete(p.routes, block)
-		}
-		return n.removeAll(change.oldRoutes)
-	})
+	for _, block := range change.oldRoutes {
+		delete(p.routes, block)
+	}
+	return inside(p.netns, func() error { return removeAll(change.oldRoutes) })
 }
 
-func (n network) removeAll(blocks []netip.Prefix) error {
+// addAll makes the blocks local in the namespace of this thread, all or none.
+func addAll(blocks []netip.Prefix) error {
+	if len(blocks) == 0 {
+		return nil
+	}
+	n, err := openNetwork()
+	if err != nil {
+		return err
+	}
+	defer n.handle.Close()
+	for i, block := range blocks {
+		if err := n.addLocal(block); err != nil {
+			return errors.Join(err, removeAll(blocks[:i]))
+		}
+	}
+	return nil
+}
+
+// removeAll takes the blocks from the namespace of this thread.
+func removeAll(blocks []netip.Prefix) error {
+	if len(blocks) == 0 {
+		return nil
+	}
+	n, err := openNetwork()
+	if err != nil {
+		return err
+	}
+	defer n.handle.Close()
 	var errs []error
 	for _, block := range blocks {
 		errs = append(errs, n.removeLocal(block))

@@ -24,6 +24,8 @@ const (
 	// maxInFlight bounds the requests of one client that run at the same time. The
 	// next one is refused: not reading it would hide the end of the connection.
 	maxInFlight = 512
+	// maxTogether is about how much is sent at once, in bytes.
+	maxTogether = 64 << 10
 	// farewell is how long a connection that ends may take to read what was queued.
 	farewell = time.Second
 	// greeting is how long a client may take to say hello.
@@ -258,7 +260,7 @@ func (c *client) send(what any, file *os.File, mayWait bool) {
 		c.unwritten++
 		c.writing.Lock() // at once: nobody writes
 		c.mu.Unlock()
-		c.writeOne(m)
+		c.writeAll(m)
 		return
 	}
 	full := !c.queueLocked(m) || c.files > maxFiles
@@ -296,33 +298,67 @@ func (c *client) offer(what any) bool {
 	return !c.dropped && len(c.out) < queueLength/2 && c.queueLocked(message{body: body})
 }
 
-// write sends what is queued; it ends after drop.
+// awaitRoom waits a moment for a client that is being told much at once, so that it is
+// not dropped for that.
+func (c *client) awaitRoom() {
+	for end := time.Now().Add(farewell); len(c.out) > queueLength/2 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// write sends what is queued, as much at once as is there; it ends after drop.
 func (c *client) write() {
 	for m := range c.out {
-		c.writing.Lock()
-		c.writeOne(m)
-		if m.file != nil {
-			c.mu.Lock()
-			c.files--
-			c.mu.Unlock()
+		together, files, size := []message{m}, 0, len(m.body)
+		for size < maxTogether && len(c.out) > 0 {
+			m := <-c.out // nobody else takes any
+			together, size = append(together, m), size+len(m.body)
 		}
+		for _, m := range together {
+			if m.file != nil {
+				files++
+			}
+		}
+		c.writing.Lock()
+		c.writeAll(together...)
+		c.mu.Lock()
+		c.files -= files
+		c.mu.Unlock()
 	}
 	c.writing.Lock() // the last one may be written elsewhere
 	defer c.writing.Unlock()
 	_ = c.conn.Close()
 }
 
-// writeOne sends a message and releases writing.
-func (c *client) writeOne(m message) {
-	if c.failed == nil {
-		if c.failed = control.WriteFrame(c.conn, m.body, m.file); c.failed != nil {
-			go c.drop(c.failed)
+// writeAll sends messages and releases writing.
+func (c *client) writeAll(messages ...message) {
+	var frames []byte
+	flush := func() {
+		if len(frames) > 0 && c.failed == nil {
+			_, c.failed = c.conn.Write(frames)
+		}
+		frames = frames[:0]
+	}
+	before := c.failed
+	for _, m := range messages {
+		if m.file == nil && len(m.body) <= control.MaxFrame {
+			frames = control.AppendFrame(frames, m.body)
+			continue
+		}
+		if flush(); c.failed == nil {
+			c.failed = control.WriteFrame(c.conn, m.body, m.file)
 		}
 	}
+	flush()
+	if c.failed != nil && before == nil {
+		go c.drop(c.failed)
+	}
 	c.writing.Unlock()
-	closeFile(m.file)
+	for _, m := range messages {
+		closeFile(m.file)
+	}
 	c.mu.Lock()
-	c.unwritten--
+	c.unwritten -= len(messages)
 	c.mu.Unlock()
 }
 

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
@@ -19,9 +21,10 @@ import (
 // In each it changes, in this order, and takes back in the other order if a part fails:
 //
 //	limits     the cgroup's
-//	fs         mounts, with the guest frozen until the end
-//	imports    the directories with modules in them, mounted over with another layer, and a
-//	           file that the guest's agent looks at
+//	open_files the limit of every process, with the guest frozen until the end
+//	fs         mounts, the same
+//	imports    the directories with modules in them, mounted over with another layer
+//	agent      a file that the guest's agent looks at: imports, message, output
 //	tcp        /etc/hosts, programs, proxy; connections that are now forbidden are cut
 //	expose     programs, and what connect gives out from now on
 //
@@ -33,6 +36,8 @@ type reloading struct {
 	old, next policy.Policy
 	view      openedView
 	layer     layer // of the guest from now on
+	frozen    bool
+	lower     *container.OpenFiles // what remains to be done about them
 	undo      undoStack
 	end       []func() // whatever became of it, newest first
 }
@@ -79,6 +84,7 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 		return errors.Join(err, errors.Join(errs...))
 	}
 	for _, p := range parts {
+		p.g.client.awaitRoom()
 		p.commit()
 	}
 	return nil
@@ -109,7 +115,7 @@ func (r *reloading) apply() error {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"files", r.files}, {"imports and names", r.notices}, {"endpoints", r.endpoints},
+		{"limits", r.limits}, {"open files", r.openFiles}, {"files", r.files}, {"imports and names", r.notices}, {"endpoints", r.endpoints},
 	} {
 		if err := part.change(); err != nil {
 			return fmt.Errorf("reloading the %s of guest %s: %w", part.name, g.id, err)
@@ -120,17 +126,77 @@ func (r *reloading) apply() error {
 
 func (r *reloading) limits() error {
 	a, b := r.old.Limits(), r.next.Limits()
-	if a.Mem == b.Mem && a.CPU == b.CPU && a.PIDs == b.PIDs {
+	forth, back := changedLimits(a, b), changedLimits(b, a)
+	if forth == (policy.Limits{}) {
 		return nil
 	}
-	if err := r.g.container.Update(b); err != nil {
+	if err := r.g.container.Update(forth); err != nil {
 		return err
 	}
-	r.undo.add(func() error { return r.g.container.Update(a) })
+	r.undo.add(func() error { return r.g.container.Update(back) })
 	return nil
 }
 
-// notices writes what the guest reads: its host names, and what it may import.
+// changedLimits are those of a cgroup's that are new, and 0 for the others.
+func changedLimits(before, after policy.Limits) (changed policy.Limits) {
+	if before.Mem != after.Mem {
+		changed.Mem = after.Mem
+	}
+	if before.CPU != after.CPU {
+		changed.CPU = after.CPU
+	}
+	if before.PIDs != after.PIDs {
+		changed.PIDs = after.PIDs
+	}
+	return changed
+}
+
+// openFiles raises the limit of open files; one that is lower is put into force at the end,
+// because nobody might be allowed to take that back.
+func (r *reloading) openFiles() error {
+	before, after := r.old.Limits().OpenFiles, r.next.Limits().OpenFiles
+	if before == after {
+		return nil
+	}
+	if err := r.freeze(); err != nil { // a process that is being forked has a copy already
+		return err
+	}
+	change, err := r.g.container.OpenFiles(uint64(after))
+	if err != nil {
+		return err
+	}
+	undo, err := change.Raise()
+	if errors.Is(err, unix.EPERM) {
+		err = fmt.Errorf("%w: open_files cannot rise from %d to %d: %w: or spawn a new guest for it", errPolicy, before, after, err)
+	}
+	if err != nil {
+		return err
+	}
+	r.undo.add(undo)
+	r.lower = change
+	return nil
+}
+
+// freeze stops the guest until all parts of the reload have been done.
+func (r *reloading) freeze() error {
+	if r.frozen {
+		return nil
+	}
+	thaw, err := r.g.container.Freeze()
+	if err != nil {
+		return err
+	}
+	r.frozen = true
+	r.end = append(r.end, func() {
+		if err := thaw(); err != nil && !r.g.hasEnded() {
+			r.g.s.opts.Log.WithError(err).WithField("guest", r.g.id).Error("letting a guest go on")
+		}
+	})
+	return nil
+}
+
+// notices writes what the guest reads: its host names, and what its agent has to know. A
+// guest that may send larger messages must not do so before its client has been told.
 func (r *reloading) notices() error {
 	files := make(map[string][]byte)
 	hosts, err := r.g.attendant.Hosts(r.next)
@@ -140,8 +206,18 @@ func (r *reloading) notices() error {
 	if before, err := r.g.attendant.Hosts(r.old); err != nil || string(before) != string(hosts) {
 		files["/etc/hosts"] = hosts
 	}
-	if !sameImports(r.old, r.next) {
-		files[bundle.ReloadedFile] = bundle.Reloaded(r.next)
+	same := sameImports(r.old, r.next)
+	a, b := r.old.Limits(), r.next.Limits()
+	if !same || a.Message != b.Message || a.Output != b.Output {
+		if files[bundle.ReloadedFile], err = bundle.AgentConfig(r.next); err != nil {
+			return err
+		}
+		if err := r.freeze(); err != nil {
+			return err
+		}
+		r.end = append(r.end, r.g.knock)
+	}
+	if !same {
 		return r.modules(files)
 	}
 	if len(files) == 0 {
@@ -158,15 +234,26 @@ func (r *reloading) endpoints() error {
 	return nil
 }
 
-// commit makes the change the guest's policy, and tells.
+// knock has the guest's agent look at what was written for it. It looks before it would
+// break a limit, too: an agent that is not told breaks none.
+func (g *guest) knock() { _ = g.container.Kill(unix.SIGWINCH, false) }
+
+// commit makes the change the guest's policy, and tells: the client hears what it may be
+// sent from now on before the guest, if that was frozen, goes on.
 func (r *reloading) commit() {
 	g := r.g
+	if r.lower != nil {
+		if err := r.lower.Lower(); err != nil && !g.hasEnded() {
+			g.ask(control.CauseSupervisor, fmt.Sprintf("its limit of open files could not be lowered: %v", err))
+			g.s.opts.Log.WithError(errors.Join(err, g.container.KillCgroup())).WithField("guest", g.id).Error("lowering the limit of open files")
+		}
+	}
 	g.mu.Lock()
 	g.policy, g.view = r.next, r.view.notes
 	g.mu.Unlock()
 	g.shown, g.layer = r.view.shown, r.layer
 	g.event(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
-		"policy_digest": r.next.Digest(), "former_digest": r.old.Digest(),
+		"policy_digest": r.next.Digest(), "former_digest": r.old.Digest(), "limits": control.LimitsOf(r.next.Limits()),
 	}})
 }
 
@@ -177,18 +264,7 @@ func checkReload(old, next policy.Policy) error {
 	if _, becomes := next.Imports(); becomes && !limited {
 		return fmt.Errorf("%w: imports of a running guest that may import everything cannot be limited: it has done so: %s", errPolicy, wayOut)
 	}
-	a, b := old.Limits(), next.Limits()
-	for _, fixed := range []struct {
-		key       string
-		old, next int64
-	}{
-		{"open_files", a.OpenFiles, b.OpenFiles}, {"message", a.Message, b.Message}, {"output", a.Output, b.Output},
-	} {
-		if fixed.old != fixed.next {
-			return fmt.Errorf("%w: %s of a running guest cannot change (from %d to %d): %s", errPolicy, fixed.key, fixed.old, fixed.next, wayOut)
-		}
-	}
-	if (a.Tmp == 0) != (b.Tmp == 0) {
+	if (old.Limits().Tmp == 0) != (next.Limits().Tmp == 0) {
 		return fmt.Errorf("%w: tmp of a running guest cannot change from or to 0: %s", errPolicy, wayOut)
 	}
 	if len(old.UDP()) == 0 && len(next.UDP()) > 0 {

@@ -28,15 +28,9 @@ func (r *reloading) files() error {
 	if len(change.Hide)+len(change.Show) == 0 && change.Tmp == 0 {
 		return nil
 	}
-	thaw, err := g.container.Freeze()
-	if err != nil {
+	if err := r.freeze(); err != nil {
 		return err
 	}
-	r.end = append(r.end, func() {
-		if err := thaw(); err != nil && !g.hasEnded() {
-			g.s.opts.Log.WithError(err).WithField("guest", g.id).Error("letting a guest go on")
-		}
-	})
 	return r.change(change)
 }
 

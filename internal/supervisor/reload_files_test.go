@@ -219,7 +219,7 @@ func TestReloadDryRun(t *testing.T) {
 			t.Errorf("told of a dry run: %v", ev)
 		}
 	}
-	c.refused(t, control.KindPolicy, "open_files", map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"open_files": 9}, "dry_run": true})
+	c.refused(t, control.KindPolicy, "preload", map[string]any{"op": "reload", "guest": g.id, "policy": map[string]any{"preload": []any{"math"}}, "dry_run": true})
 }
 
 // Forged requests: another uid's, without the token or with a wrong one.

@@ -142,7 +142,8 @@ type agentConfig struct {
 	Threads int64    `json:"threads,omitempty"` // that numerical libraries may start; 0: the environment says it
 }
 
-// AgentConfig is the payload of the CONFIG frame that an agent waits for.
+// AgentConfig is the payload of the CONFIG frame that an agent waits for, and the content
+// of [ReloadedFile].
 func AgentConfig(p policy.Policy) ([]byte, error) { return encodeConfig(p, threads(p)) }
 
 func encodeConfig(p policy.Policy, threads int64) ([]byte, error) {
@@ -184,19 +185,9 @@ func Environment(p policy.Policy) ([]string, error) {
 	return env, nil
 }
 
-// ReloadedFile is where the agent of a running guest finds the import list of a reload,
-// in the guest's own root.
-const ReloadedFile = "/usr/lib/psi/imports"
-
-// Reloaded is the content of [ReloadedFile] for a policy: "all" or "only", and then one
-// module a line.
-func Reloaded(p policy.Policy) []byte {
-	modules, limited := p.Imports()
-	if !limited {
-		return []byte("all\n")
-	}
-	return []byte(strings.Join(append([]string{"only"}, modules...), "\n") + "\n")
-}
+// ReloadedFile is where the agent of a running guest finds what a reload has changed, in
+// the guest's own root: an [AgentConfig].
+const ReloadedFile = "/usr/lib/psi/reloaded"
 
 // rlimits are the limits that no cgroup holds. Hard and soft are equal: there is
 // nothing to raise.

@@ -152,7 +152,9 @@ func sizeLimit(t Type, message int64) int64 {
 type Reader struct {
 	r        io.Reader
 	from     Sender
-	message  int64
+	limit    limit
+	hear     func() // nil: there are no news
+	position int64  // of the next byte of the stream
 	head     [HeaderSize]byte
 	socket   *socket       // nil: no descriptors come
 	buffered *bufio.Reader // of the socket
@@ -161,7 +163,7 @@ type Reader struct {
 // NewReader returns a reader of what from sends. message is the policy's limit
 // of one value, in bytes. Give it a buffered r if frames are small.
 func NewReader(r io.Reader, from Sender, message int64) *Reader {
-	return &Reader{r: r, from: from, message: message}
+	return &Reader{r: r, from: from, limit: limit{now: message, former: message}}
 }
 
 // Read returns the next frame. Errors: io.EOF at the end of the stream, an error
@@ -186,18 +188,28 @@ func (r *Reader) Read() (Frame, error) {
 	if r.head[6] != 0 || r.head[7] != 0 {
 		return Frame{}, broken("reserved bytes of a frame are not zero")
 	}
-	if err := h.check(r.from, r.message); err != nil {
+	start := r.position
+	r.position += HeaderSize
+	value := h.Type == Result || h.Type == GuestPost
+	if value {
+		r.fits(int64(h.size))
+	}
+	if err := h.check(r.from, r.limit.former); err != nil {
 		return Frame{}, err
 	}
 	payload, err := readPayload(r.r, int(h.size))
 	if err != nil {
 		return Frame{}, fmt.Errorf("reading frame payload: %w", err)
 	}
+	r.position += int64(h.size)
 	if h.Flags&FlagMemfd != 0 {
 		h.Flags &^= FlagMemfd
 		if payload, err = r.readBeside(payload); err != nil {
 			return Frame{}, err
 		}
+	}
+	if value {
+		r.letIn(int64(len(payload)), start)
 	}
 	h.Payload = payload
 	return h.Frame, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 
@@ -74,7 +75,7 @@ func (s *socket) take() *os.File {
 func NewSocketReader(conn *net.UnixConn, message int64) *Reader {
 	s := &socket{conn: conn}
 	buffered := bufio.NewReaderSize(s, firstChunk)
-	return &Reader{r: buffered, from: FromGuest, message: message, socket: s, buffered: buffered}
+	return &Reader{r: buffered, from: FromGuest, limit: limit{now: message, former: message}, socket: s, buffered: buffered}
 }
 
 // Close closes what has come and was not claimed; the connection is the caller's.
@@ -102,8 +103,8 @@ func (r *Reader) readBeside(payload []byte) (_ []byte, err error) {
 		return nil, broken("a value in a file in memory, in a frame of %d bytes", len(payload))
 	}
 	rest, begin := binary.BigEndian.Uint64(payload), payload[8:]
-	if limit := r.message + ValueSlack; rest < memfdLeast || rest > uint64(limit)-uint64(len(begin)) {
-		return nil, broken("a file in memory of %d bytes; %d to %d are allowed", rest, memfdLeast, limit)
+	if rest < memfdLeast || rest > math.MaxInt64/2 || !r.fits(int64(rest)+int64(len(begin))) {
+		return nil, broken("a file in memory of %d bytes; %d to %d are allowed", rest, memfdLeast, r.limit.former+ValueSlack)
 	}
 	if split := splitAt(begin); split != len(begin) {
 		return nil, broken("a value that is not split behind its first byte or, with buffers, behind its JSON")

@@ -101,9 +101,11 @@ func (c *Client) adopt(name string, r *reply) {
 	}
 	r.made = &Sandbox{
 		client: c, name: name, id: made.Guest, PolicyDigest: made.Digest, Enforced: made.Enforced,
-		message: made.Limits.Message, exited: make(chan struct{}),
+		exited: make(chan struct{}),
 	}
-	r.made.session = newSession(conn, made.Limits.Message, !made.Relayed, r.made.report)
+	r.made.message.Store(made.Limits.Message)
+	r.made.budget.Store(made.Limits.Message)
+	r.made.session = newSession(conn, made.Limits.Message, !made.Relayed, r.made.hear, r.made.report)
 	c.mu.Lock()
 	c.guests[made.Guest] = r.made
 	c.names[name] = r.made
@@ -181,8 +183,24 @@ func (c *Client) pushed(body json.RawMessage) {
 	case m.Exited != nil:
 		sb.onExited(*m.Exited)
 	case m.Event.Event != "":
+		if m.Event.Event == PolicyHotload {
+			sb.onReloaded(reloadedMessage(body))
+		}
 		c.publish(Event{Time: time.UnixMicro(int64(m.TS * 1e6)), Sandbox: sb, Type: m.Event.Event, Details: m.Details})
 	}
+}
+
+// reloadedMessage is the limit of a value that a reload has put into force.
+func reloadedMessage(event json.RawMessage) int64 {
+	var reloaded struct {
+		Details struct {
+			Limits struct {
+				Message int64 `json:"message"`
+			} `json:"limits"`
+		} `json:"details"`
+	}
+	_ = json.Unmarshal(event, &reloaded) // it has been read once
+	return reloaded.Details.Limits.Message
 }
 
 // forget frees the name of a sandbox that has ended.

@@ -207,8 +207,8 @@ func TestPolicies(t *testing.T) {
 		t.Errorf("import socket: %v", err)
 	}
 	var wrong *PolicyError
-	if err := sb.UpdatePolicy(soon(t), Document(`{"open_files": 77}`), ""); !errors.As(err, &wrong) {
-		t.Errorf("another open_files for a running guest: %v", err)
+	if err := sb.UpdatePolicy(soon(t), Document(`{"preload": ["math"]}`), ""); !errors.As(err, &wrong) {
+		t.Errorf("another preload for a running guest: %v", err)
 	}
 }
 
@@ -234,6 +234,61 @@ func TestUpdatePolicy(t *testing.T) {
 	run(t, sb, "x = bytearray(90 << 20); post(len(x))")
 	if v := recv(t, sb); v != int64(90<<20) {
 		t.Errorf("got %v", v)
+	}
+}
+
+// What may be sent follows the policy, at both ends and both ways.
+func TestUpdateMessage(t *testing.T) {
+	sb := spawn(t, open(t), `{"message": "100KiB", "mem": "512MiB"}`)
+	run(t, sb, "def attempt(n):\n try: post('x' * n)\n except ValueError as e: post(str(e))")
+	attempt := func(n int) int {
+		t.Helper()
+		if _, err := sb.Call(soon(t), "attempt", n); err != nil {
+			t.Fatal(err)
+		}
+		return len(recv(t, sb).(string))
+	}
+	const mib = 1 << 20
+	for _, step := range []struct {
+		message string
+		allowed int64
+	}{{"2MiB", 2 * mib}, {"300KiB", 300 << 10}, {"1MiB", mib}, {"1KiB", 1 << 10}} {
+		if err := sb.UpdatePolicy(soon(t), Document(`{"message": "`+step.message+`", "mem": "512MiB"}`), ""); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{500, 100 << 10, 500 << 10, 3 * mib / 2} {
+			got := attempt(n)
+			if allowed := int64(n) < step.allowed; (got == n) != allowed {
+				t.Errorf("message: %s: of %d bytes %d came", step.message, n, got)
+			}
+			_, err := sb.Call(soon(t), "len", strings.Repeat("x", n))
+			if allowed := int64(n) < step.allowed; (err == nil) != allowed {
+				t.Errorf("message: %s: a call with %d bytes: %v", step.message, n, err)
+			}
+		}
+	}
+}
+
+// A guest that goes on with its old limit gets as far as one that could not know.
+func TestUpdateMessageOfHostile(t *testing.T) {
+	c := open(t)
+	sb := spawn(t, c, `{"message": "1MiB"}`)
+	run(t, sb, "s = post.__self__\ns.reloaded.look = lambda: False\ns.reloaded.takers.clear()\npost(1)")
+	recv(t, sb)
+	if err := sb.UpdatePolicy(soon(t), Document(`{"message": "100KiB"}`), ""); err != nil {
+		t.Fatal(err)
+	}
+	run(t, sb, "while True: post('x' * 900000)")
+	for n := 0; ; n++ {
+		_, err := sb.Recv(soon(t))
+		if err == nil && n < 4 {
+			continue
+		}
+		var end *SandboxError
+		if !asSandbox(err, &end) || !strings.Contains(end.Error(), "167936") {
+			t.Errorf("after %d values: %v", n, err)
+		}
+		return
 	}
 }
 

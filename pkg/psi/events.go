@@ -12,7 +12,7 @@ import (
 const (
 	MemKill       = control.MemKill     // killed for memory; details: limit, oom_kills
 	CPUThrottle   = control.CPUThrottle // held back, or killed, for cpu time; details: reason, limit, observed
-	PolicyHotload = control.Hotload     // has another policy; details: policy_digest
+	PolicyHotload = control.Hotload     // has another policy; details: policy_digest, former_digest, limits
 	BrokerError   = control.Broken      // broke the rules of its channel; details: error
 	Denied        = control.Denied      // was refused something; details: see docs/policy.md
 )

@@ -78,7 +78,7 @@ func (sb *Sandbox) Call(ctx context.Context, function string, args ...any) (any,
 	if args == nil {
 		args = []any{}
 	}
-	payload, err := channel.Encode([]any{function, args, keywords}, int(sb.message))
+	payload, err := channel.Encode([]any{function, args, keywords}, int(sb.message.Load()))
 	if err != nil {
 		return nil, &SandboxError{Sandbox: sb.name, Text: fmt.Sprintf("the arguments of %q cannot be sent: %v", function, err)}
 	}
@@ -118,7 +118,7 @@ func (sb *Sandbox) Recv(ctx context.Context) (any, error) {
 // Post sends a value, of the types that package channel lists, to the guest, whose recv()
 // returns it. It waits only while too much waits for the guest already.
 func (sb *Sandbox) Post(ctx context.Context, value any) error {
-	payload, err := channel.Encode(value, int(sb.message))
+	payload, err := channel.Encode(value, int(sb.message.Load()))
 	if err != nil {
 		return &SandboxError{Sandbox: sb.name, Text: fmt.Sprintf("the value to post cannot be sent: %v", err)}
 	}
@@ -138,7 +138,7 @@ func (sb *Sandbox) request(ctx context.Context, kind channel.Type, payload []byt
 	if err := sb.Err(); err != nil {
 		return nil, err
 	}
-	if limit := sb.message + channel.ValueSlack; int64(len(payload)) > limit {
+	if limit := sb.message.Load() + channel.ValueSlack; int64(len(payload)) > limit {
 		return nil, &SandboxError{Sandbox: sb.name, Text: fmt.Sprintf("a request of %d bytes; the limit is %d (policy key message)", len(payload), limit)}
 	}
 	if kind == channel.Exec && !utf8.Valid(payload) {
@@ -187,7 +187,7 @@ func (sb *Sandbox) value(f channel.Frame) (any, error) {
 	classes := sb.classes
 	sb.mu.Unlock()
 	value, err := channel.Decode(f.Payload, channel.DecodeOptions{
-		Limits: valueLimits(sb.message), Classes: func(name string) bool { return classes[name] },
+		Limits: valueLimits(sb.budget.Load()), Classes: func(name string) bool { return classes[name] },
 	})
 	switch {
 	case errors.Is(err, channel.ErrClass):

@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/psi-runtime/psi/internal/control"
@@ -20,6 +21,9 @@ const Grace = 200 * time.Millisecond
 // exitNotice is how long after the end of a channel its reason may come.
 const exitNotice = time.Second
 
+// newsPatience is how long a supervisor may take to say whether there is news.
+const newsPatience = 10 * time.Second
+
 // Sandbox is the handle of a running guest. When the guest has ended, every method but
 // Recv of what had already arrived returns a *SandboxError with the cause, or
 // *MemoryExceeded or *CPUExceeded if that was it. Close it: until then it holds two
@@ -30,7 +34,8 @@ type Sandbox struct {
 
 	client   *Client
 	name, id string
-	message  int64
+	message  atomic.Int64 // the policy's limit of a value, in bytes
+	budget   atomic.Int64 // for decoding what the session has let in: the largest that message ever was
 	session  *session
 	exited   chan struct{} // closed when it has ended
 
@@ -219,6 +224,21 @@ func (sb *Sandbox) death() error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	return death(sb.name, sb.exit, fault)
+}
+
+// onReloaded is told by the supervisor before the guest is.
+func (sb *Sandbox) onReloaded(message int64) {
+	sb.message.Store(message)
+	sb.budget.Store(max(sb.budget.Load(), message))
+	sb.session.in.SetLimit(message)
+}
+
+// hear returns when everything that the supervisor had to say has been looked at: its
+// replies come in order.
+func (sb *Sandbox) hear() {
+	ctx, cancel := context.WithTimeout(context.Background(), newsPatience)
+	defer cancel()
+	_, _ = sb.client.link.ask(ctx, sb.name, "find", sb.about(nil))
 }
 
 // report tells the supervisor which rule the guest broke: it tells every watcher

@@ -47,6 +47,7 @@ func (c *call) abandon() { c.once.Do(func() { close(c.abandoned) }) }
 type session struct {
 	conn    *net.UnixConn
 	onFault func(string) // is told of the fault, once
+	in      *channel.Reader
 	out     *outbox
 	inbox   chan channel.Frame
 	ready   chan struct{} // closed when the guest has said that it is
@@ -66,19 +67,22 @@ type session struct {
 	spoiled bool      // what is in the inbox is not wanted any more
 }
 
-// newSession begins to read. direct says that the socket's other end is the guest's own.
-func newSession(conn *net.UnixConn, message int64, direct bool, onFault func(string)) *session {
+// newSession begins to read. direct says that the socket's other end is the guest's own, and
+// hear is called before the guest is held to a limit that may have been raised.
+func newSession(conn *net.UnixConn, message int64, direct bool, hear func(), onFault func(string)) *session {
 	s := &session{
 		conn: conn, onFault: onFault, inbox: make(chan channel.Frame, inboxMessages), ready: make(chan struct{}),
 		ended: make(chan struct{}), closed: make(chan struct{}), room: make(chan struct{}), calls: make(map[uint32]*call),
 	}
 	if direct {
 		s.out = newOutbox(channel.NewSocketWriter(conn), s.ended)
-		go s.read(channel.NewSocketReader(conn, message))
+		s.in = channel.NewSocketReader(conn, message)
 	} else {
 		s.out = newOutbox(channel.NewWriter(conn), s.ended)
-		go s.read(channel.NewReader(bufio.NewReaderSize(conn, 64<<10), channel.FromGuest, message))
+		s.in = channel.NewReader(bufio.NewReaderSize(conn, 64<<10), channel.FromGuest, message)
 	}
+	s.in.Hear(hear)
+	go s.read(s.in)
 	return s
 }
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 import select
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
 
 from . import _frames as wire
 from . import _memfd
 from ._filing import Filing
-from ._frames import Frame, FrameReader, ProtocolError
+from ._frames import Frame, FrameReader, ProtocolError, TooLarge
 from ._lock import make_lock
 from ._outbox import Outbox, OutboxFull
 from ._waiting import Request, Waiter
@@ -65,6 +65,8 @@ class Channel:
         self._flags = wire.TAKES_MEMFDS if direct and _memfd.SUPPORTED else 0
         self._outbox = Outbox(sock)
         self._reader = FrameReader(message_limit)  # the leader's
+        self.set_limit = self._reader.set_limit  # when a reload has changed it
+        self.hear: Callable[[], None] = lambda: None  # returns when set_limit was called, if the supervisor had news
         self._poll = select.poll()  # the leader's
         self._poll.register(sock, select.POLLIN)
         self._patience = 0  # the leader's: so many reads until it polls again
@@ -116,10 +118,8 @@ class Channel:
     def abandon(self, request: Request) -> None:
         """Nobody waits for this request any more: have it stopped, and drop what it still says."""
         request.abandoned = True
-        try:
+        with suppress(ChannelClosed, OutboxFull):  # it has ended, or is so busy that it would not listen
             self.interrupt(request)
-        except (ChannelClosed, OutboxFull):
-            pass  # it has ended, or is so busy that it would not listen
 
     def flush(self) -> bool:
         """For the I/O thread: send what waits; True when there is nothing (more) to wait for."""
@@ -141,9 +141,8 @@ class Channel:
             payload = [payload[:1], memoryview(payload)[1:]]
         size = sum(map(len, payload[1:]))
         ready = self._filing.ready or {}
-        if size < _memfd.LEAST or kind == wire.EXEC or not flags or ready.get("memfd") is not True:
-            return b"".join(payload), flags, None
-        if not self._outbox.takes_file(size):
+        taken = size >= _memfd.LEAST and kind != wire.EXEC and flags and ready.get("memfd") is True
+        if not taken or not self._outbox.takes_file(size):
             return b"".join(payload), flags, None
         return wire.begin(size, payload[0]), flags | wire.MEMFD, _memfd.Memfd(payload[1:])
 
@@ -308,6 +307,9 @@ class Channel:
                 more = reader.read(self._sock)
             elif self._poll.poll(min(timeout, _LONGEST) * 1000):
                 more = reader.read(self._sock, _NOW)
+        except TooLarge:
+            self.hear()
+            fault = reader.read_again(self._sock, _NOW)
         except BlockingIOError:
             return None
         except OSError:

@@ -22,13 +22,19 @@ frame has claimed yet; a second one, or one that no frame claims, is a breach.
 
 Reading survives a KeyboardInterrupt between any two bytecodes, without losing or repeating a byte: what
 the kernel gives is recorded inside one call into C, and every other step of the state is one assignment.
+
+A lower limit of messages holds for frames that begin after what was under way when it came, but for one:
+the guest may have been about to send it, and an honest one looks at its limit before every large frame.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from typing import Callable, Deque, List, NamedTuple, Optional, Tuple, Union, cast
 
@@ -60,6 +66,10 @@ _CTRUNC = int(socket.MSG_CTRUNC)
 
 class ProtocolError(Exception):
     """The guest broke the rules of the channel; the text says which rule."""
+
+
+class TooLarge(ProtocolError):
+    """… unless the limit has been raised, and we have not heard of it yet."""
 
 
 class Frame(NamedTuple):
@@ -110,15 +120,41 @@ class _State(NamedTuple):
     spent: List[int]  # descriptors to be closed
 
 
+class _Limits(NamedTuple):
+    """What values may have, in bytes with the encoding's own."""
+
+    now: int
+    former: int  # what is still accepted: ``now``, or more after it was lowered
+    under_way: int  # … in so many bytes from here, and of the first larger frame behind them
+
+
 class FrameReader:
     """Cuts frames out of a stream socket; used by one thread at a time."""
 
-    __slots__ = ("_state", "_value_limit")
+    __slots__ = ("_changes", "_limits", "_state")
 
     def __init__(self, value_limit: int) -> None:
         """``value_limit``: the policy's limit for a message, in bytes."""
-        self._value_limit = value_limit + VALUE_SLACK
+        self._limits = _Limits(value_limit + VALUE_SLACK, value_limit + VALUE_SLACK, 0)
+        self._changes: List[int] = []  # limits that were set and not looked at
         self._state = _State(_buffer(_CHUNK), 0, [], deque(), 0, None, [])
+
+    def set_limit(self, value_limit: int) -> None:
+        """Another limit for a message, in bytes. Any thread may call this."""
+        self._changes.append(value_limit + VALUE_SLACK)
+
+    def _take_changes(self, sock: socket.socket) -> None:
+        changes = len(self._changes)
+        now, former, under_way = self._limits
+        for limit in self._changes[:changes]:
+            former = max(former, limit)
+            if limit < now:
+                _, held, got, _, _, _, _ = self._state
+                unread = int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+                under_way = held + sum(each[0] for each in got) + unread
+            now = limit
+        self._limits = _Limits(now, former, under_way)
+        del self._changes[:changes]
 
     @property
     def frames(self) -> Deque[Frame]:
@@ -135,6 +171,8 @@ class FrameReader:
 
         Raises BlockingIOError, ProtocolError, or the OSError of a connection that was reset.
         """
+        if self._changes:
+            self._take_changes(sock)
         buffer, held, got, frames, _, _, _ = self._state
         if not frames and got:  # the call before was interrupted, or stopped at a bad frame
             self._cut()
@@ -147,9 +185,19 @@ class FrameReader:
         if not size and not got[0][1]:
             got.clear()
             return False
-        if held or size < HEADER.size or not self._one(size):
+        if held or size < HEADER.size or self._limits[2] or not self._one(size):
             self._cut()
         return True
+
+    def read_again(self, sock: socket.socket, flags: int) -> Optional[str]:
+        """The fault of a frame that was TooLarge, if it still is when all news have been heard."""
+        try:
+            self.read(sock, flags)
+        except ProtocolError as error:
+            return str(error)
+        except OSError:
+            pass  # the limit has been raised, and the rest of the frame is still to come
+        return None
 
     def _one(self, got: int) -> bool:
         """Cut the read that is just one usual frame: the commonest case, in short."""
@@ -180,6 +228,7 @@ class FrameReader:
 
     def _cut(self) -> None:
         buffer, held, got, _, posted, file, spent = self._state
+        now, former, under_way = self._limits
         filled = held
         if got:
             filled += got[0][0]
@@ -187,11 +236,11 @@ class FrameReader:
                 file = self._arrived(got[0], file)
         start, need = 0, HEADER.size
         cut: Deque[Frame] = deque()
-        fault: Optional[str] = None
+        fault: Optional[ProtocolError] = None
         while filled - start >= HEADER.size:
             size, kind, flags, zero, id = HEADER.unpack_from(buffer, start)
             if zero or flags or size > SMALL_FRAME or kind not in _USUAL:
-                fault = self._fault(size, kind, flags, zero)
+                fault = _fault(size, kind, flags, zero, former)
                 if fault:
                     break
             end = start + HEADER.size + size
@@ -201,20 +250,22 @@ class FrameReader:
             payload: Union[bytes, Large] = bytes(buffer[start + HEADER.size : end])
             if flags & MEMFD and kind != ERROR:
                 try:
-                    payload = self._large(cast(bytes, payload), file)
+                    payload = _large(cast(bytes, payload), file, former)
                 except ProtocolError as error:
-                    fault = str(error)
+                    fault = error
                     break
                 size = max(len(payload), _FILE_COUNTS)
                 file, spent = None, [*spent, cast(int, file)]
             if kind in (GUEST_POST, ERROR):
                 posted += size
+            if former > now and len(payload) > now and start >= under_way:
+                former = now
             cut.append(_new(Frame, (kind, flags, id, payload, posted)))
             start = end
         if file is not None and start == filled and not fault:
-            fault = "a descriptor that belongs to no frame"
+            fault = ProtocolError("a descriptor that belongs to no frame")
         if fault and not cut:
-            raise ProtocolError(fault)
+            raise fault
         if fault:  # the good frames first; the next read comes back here
             rest, left = _make_room(buffer, start, filled, need)
             self._state = _State(rest, left, [(0, [], 0, None)], cut, posted, file, spent)
@@ -222,6 +273,8 @@ class FrameReader:
             self._state = _new(_State, (buffer, 0, [], cut, posted, file, spent))
         else:
             self._state = _State(*_make_room(buffer, start, filled, need), [], cut, posted, file, spent)
+        if under_way or former != self._limits[1]:
+            self._limits = _Limits(now, former, max(0, under_way - start))
         if spent:
             self._close_spent()
 
@@ -234,32 +287,35 @@ class FrameReader:
             raise ProtocolError("more descriptors than frames that go with one")
         return fd
 
-    def _large(self, payload: bytes, file: Optional[int]) -> Large:
-        """The value whose larger part lies in the file."""
-        if file is None:
-            raise ProtocolError("a value in a file in memory, without the file's descriptor")
-        if len(payload) <= _REST.size:
-            raise ProtocolError(f"a value in a file in memory, in a frame of {len(payload)} bytes")
-        (rest,) = _REST.unpack_from(payload)
-        if rest < _memfd.LEAST or rest + len(payload) - _REST.size > self._value_limit:
-            raise ProtocolError(f"a file in memory of {rest} bytes; {_memfd.LEAST} to {self._value_limit} are allowed")
-        try:
-            return Large(payload[_REST.size :], _memfd.take(file, rest))
-        except _memfd.Refused as refused:
-            raise ProtocolError(str(refused)) from None
-        except OSError as error:
-            raise ProtocolError(f"a file in memory, which this process cannot map: {error.strerror or error}") from None
 
-    def _fault(self, size: int, kind: int, flags: int, zero: int) -> Optional[str]:
-        if not READY <= kind <= NOTICE:
-            return f"a frame of type {kind}, which no guest may send"
-        value = kind in (RESULT, GUEST_POST)
-        if zero or flags & ~(OF_EXEC if kind == ERROR else MEMFD if value else 0):
-            return f"a frame of type {kind} with reserved bits set"
-        limit = self._value_limit if value else 0 if kind == DONE else SMALL_FRAME
-        if size > limit:
-            return f"a frame of type {kind} with {size} bytes; at most {limit} are allowed"
-        return None
+def _large(payload: bytes, file: Optional[int], limit: int) -> Large:
+    """The value whose larger part lies in the file."""
+    if file is None:
+        raise ProtocolError("a value in a file in memory, without the file's descriptor")
+    if len(payload) <= _REST.size:
+        raise ProtocolError(f"a value in a file in memory, in a frame of {len(payload)} bytes")
+    (rest,) = _REST.unpack_from(payload)
+    if rest < _memfd.LEAST or rest + len(payload) - _REST.size > limit:
+        wrong = ProtocolError if rest < _memfd.LEAST else TooLarge
+        raise wrong(f"a file in memory of {rest} bytes; {_memfd.LEAST} to {limit} are allowed")
+    try:
+        return Large(payload[_REST.size :], _memfd.take(file, rest))
+    except _memfd.Refused as refused:
+        raise ProtocolError(str(refused)) from None
+    except OSError as error:
+        raise ProtocolError(f"a file in memory, which this process cannot map: {error.strerror or error}") from None
+
+
+def _fault(size: int, kind: int, flags: int, zero: int, limit: int) -> Optional[ProtocolError]:
+    if not READY <= kind <= NOTICE:
+        return ProtocolError(f"a frame of type {kind}, which no guest may send")
+    value = kind in (RESULT, GUEST_POST)
+    if zero or flags & ~(OF_EXEC if kind == ERROR else MEMFD if value else 0):
+        return ProtocolError(f"a frame of type {kind} with reserved bits set")
+    most = limit if value else 0 if kind == DONE else SMALL_FRAME
+    if size > most:
+        return (TooLarge if value else ProtocolError)(f"a frame of type {kind} with {size} bytes; at most {most} are allowed")
+    return None
 
 
 def _make_room(buffer: memoryview, start: int, filled: int, need: int) -> Tuple[memoryview, int]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .sandbox import Sandbox
 
 EXIT_NOTICE = 1.0  # seconds between the end of a channel and the supervisor's reason for it
+_NEWS = 10.0  # … that a supervisor may take to say whether there is news
 _COPIED = 4096  # bytes of a payload whose parts are copied rather than looked at in place
 
 
@@ -46,7 +47,7 @@ class Handle:
         self.id: str = made["guest"]  # on the host: psi-…
         self.policy_digest: str = made.get("policy_digest", "")
         self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
-        self.limits: Mapping[str, Any] = made["limits"]  # at launch, in the units of a policy document
+        self.limits: Mapping[str, Any] = made["limits"]  # in force, in the units of a policy document
         self.connection = connection
         self._owner = owner
         self.policy_file: Optional[str] = policy_file(asked)  # where its policy was read
@@ -55,12 +56,28 @@ class Handle:
         self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
         self._classes: Dict[str, Callable[..., object]] = {}
         self._channel = Channel(channel, self._message_limit, on_backlog, direct=not made.get("relayed"))
+        self._channel.hear = self._hear_supervisor
         self._exit: Message = {}
         self._exited = threading.Event()
         self._closed = False
         self._forked = False
         self._reported = False
         self.on_end: Callable[[], None] = lambda: None  # called by any thread when it has ended or is closed
+
+    def on_limits(self, limits: Mapping[str, Any]) -> None:
+        """A reload has put these limits into force; the I/O thread says so, before the guest knows."""
+        self.limits = limits
+        self._message_limit = int(limits["message"])
+        # What is decoded has been let in by the channel's reader, perhaps under an older limit: this one only grows.
+        self._budget = Limits(message=max(self._budget.message, self._message_limit + wire.VALUE_SLACK))
+        self._channel.set_limit(self._message_limit)
+
+    def _hear_supervisor(self) -> None:
+        """Returns when everything that the supervisor had to say has been looked at: its replies come in order."""
+        try:
+            self.connection.ask("find", {"guest": self.id}, _NEWS)
+        except SandboxError:
+            pass
 
     def source(self, src: object) -> bytes:
         """The payload of an exec."""

@@ -245,6 +245,8 @@ class Supervision:
             sandbox.on_exited(exited)
         elif "event" in message:
             event = Event(message["event"], details_of(message))
+            if event == "POLICY_HOTLOAD":
+                sandbox.on_limits(event.details["limits"])
             self.events.log.publish(float(message["ts"]), sandbox, event)
 
     def _lost(self, connection: Connection, why: str) -> None:

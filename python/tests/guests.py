@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import time
 import unittest
 from pathlib import Path
 from typing import Callable, ClassVar, List, Optional, Sequence, Set
 
 import pyisolate as psi
+from pyisolate import _locate
 
 _numbers = itertools.count(1)
 
@@ -52,6 +54,16 @@ def rss() -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) << 10
     raise AssertionError("no VmRSS")
+
+
+def runtime() -> str:
+    """psi-runtime, which lies beside the supervisor."""
+    return str(Path(_locate.shim(os.environ)).with_name("psi-runtime"))
+
+
+def run_runtime(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """Runs psi-runtime to its end."""
+    return subprocess.run([runtime(), *arguments], input=stdin, capture_output=True, text=True, timeout=60)
 
 
 class GuestTest(unittest.TestCase):

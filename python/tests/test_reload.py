@@ -18,7 +18,7 @@ import pyisolate as psi
 from pyisolate import _locate
 from pyisolate._events import EventLog
 
-from .guests import GuestTest, wait_for
+from .guests import GuestTest, run_runtime, runtime, wait_for
 
 LICENSES = "/usr/share/common-licenses"
 READ = f"""
@@ -67,14 +67,14 @@ class UpdatePolicy(GuestTest):
         sandbox.exec("import math; x = bytearray(150 << 20); post(len(x))")
         self.assertEqual(sandbox.recv(timeout=20), 150 << 20)
         (_, event), *rest = await_events(sandbox, "POLICY_HOTLOAD")
-        self.assertEqual((sorted(event.details), rest), (["former_digest", "policy_digest"], []))
+        self.assertEqual((sorted(event.details), rest), (["former_digest", "limits", "policy_digest"], []))
         self.assertNotEqual(event.details["former_digest"], event.details["policy_digest"])
 
     def test_what_cannot_change_is_named_and_nothing_has_changed(self) -> None:
         sandbox = self.spawn(psi.Policy(mem="64MiB"))
         sandbox.exec(READ)
         wider = psi.Policy(mem="300MiB").allow_fs(LICENSES).to_dict()
-        for key, value in (("open_files", 9), ("message", 4096), ("imports", ["math"])):
+        for key, value in (("preload", ["math"]), ("tmp", 0), ("imports", ["math"])):
             with self.assertRaisesRegex(psi.PolicyError, key):
                 sandbox.update_policy({**wider, key: value})
         self.assertEqual(sandbox.call("read", "GPL-3"), "FileNotFoundError")
@@ -250,28 +250,23 @@ for name in "other", "wanted":
 class RuntimeCommands(GuestTest):
     """psi-runtime asks the supervisor that this process has embedded, as root."""
 
-    runtime = os.path.join(os.path.dirname(_locate.shim(os.environ)), "psi-runtime")
-
-    def run_runtime(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([self.runtime, *arguments], input=stdin, capture_output=True, text=True, timeout=60)
-
     def test_policy_apply(self) -> None:
         sandbox = self.spawn(psi.Policy(mem="64MiB").allow_tcp("10.0.0.1:80"))
         sandbox.exec(READ)
         policy = json.dumps({"mem": "32MiB", "fs": [LICENSES + "/*"]})
-        done = self.run_runtime("policy", "apply", "--dry-run", sandbox.id, "-", stdin=policy)
+        done = run_runtime("policy", "apply", "--dry-run", sandbox.id, "-", stdin=policy)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         rows = [line.split() for line in done.stdout.splitlines()]
         self.assertEqual([row[:3] for row in rows], [["+", "fs", "read"], ["-", "mem", "more"], ["-", "tcp", "connect"]], done.stdout)
         self.assertEqual(sandbox.call("read", "GPL-3"), "FileNotFoundError")
-        done = self.run_runtime("policy", "apply", sandbox.id, "-", stdin=policy)
+        done = run_runtime("policy", "apply", sandbox.id, "-", stdin=policy)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
         self.assertIs(sandbox.call("read", "GPL-3"), True)
-        done = self.run_runtime("policy", "apply", sandbox.id, "-", stdin='{"open_files": 99}')
+        done = run_runtime("policy", "apply", sandbox.id, "-", stdin='{"preload": ["math"]}')
         self.assertEqual((done.returncode, done.stdout), (1, ""))
-        self.assertIn("open_files of a running guest cannot change", done.stderr)
+        self.assertIn("preload of a running guest cannot change", done.stderr)
         for guest in "psi-0000000000000000", "../x", "":
-            done = self.run_runtime("policy", "apply", guest, "-", stdin=policy)
+            done = run_runtime("policy", "apply", guest, "-", stdin=policy)
             self.assertEqual((done.returncode, done.stdout), (2, ""))
             self.assertIn("no supervisor of this host", done.stderr)
 
@@ -281,15 +276,15 @@ class RuntimeCommands(GuestTest):
         sandbox.exec(CONNECT)
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            with subprocess.Popen([self.runtime, "events", sandbox.id], stdout=subprocess.PIPE, text=True) as events:
+            with subprocess.Popen([runtime(), "events", sandbox.id], stdout=subprocess.PIPE, text=True) as events:
                 self.addCleanup(events.kill)
                 time.sleep(0.5)  # until it watches
                 self.assertEqual(sandbox.call("connect", "127.0.0.1", port), "PermissionError")
                 assert events.stdout is not None
                 event = events.stdout.readline()
-                done = self.run_runtime("policy", "explain", "defaults", "-", stdin=event)
+                done = run_runtime("policy", "explain", "defaults", "-", stdin=event)
                 self.assertEqual((done.returncode, done.stdout, done.stderr), (0, f'tcp: ["127.0.0.1:{port}"]\n', ""))
-                done = self.run_runtime("policy", "apply", sandbox.id, "-", stdin=done.stdout)
+                done = run_runtime("policy", "apply", sandbox.id, "-", stdin=done.stdout)
                 self.assertEqual((done.returncode, done.stderr), (0, ""))
                 self.assertEqual(sandbox.call("connect", "127.0.0.1", port), "connected")
                 sandbox.close()

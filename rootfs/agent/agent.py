@@ -21,6 +21,7 @@ if __package__ != "_psi":
 
 from .codec import decode, encode  # noqa: E402
 from .imports import ImportRules  # noqa: E402
+from .reloaded import Reloaded  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def main() -> None:
     if args[:1] == ["--script"] and len(args) > 1:
         from .script import run_script
 
-        _limit_imports(config)
+        _limit_imports(config, Reloaded())
         run_script(args[1], args[2:], _HOME)
     elif args:
         sys.exit("usage: agent.pyc [--script FILE [ARG...]]")
@@ -63,7 +64,7 @@ def main() -> None:
             _warm_up(session)
             session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))  # type: ignore[arg-type]
         else:
-            _limit_imports(config)
+            _limit_imports(config, session.reloaded)
         _say_ready(session)
         session.serve()
 
@@ -102,15 +103,15 @@ def _preload(names: list[str]) -> None:
 
 def _configure(session: Session, config: dict[str, Any]) -> None:
     """Takes over what a guest that is made already is told of its policy."""
-    session.message = session.channel.message = config["message"]
-    session.output.limit = session.output.left = config["output"]
+    session.resize(config)
     threads = b"%d" % config["threads"]
     for library in (b"BLIS", b"MKL", b"NUMEXPR", b"OMP", b"OPENBLAS"):
         posix.environ[library + b"_NUM_THREADS"] = threads
         posix.putenv(library + b"_NUM_THREADS", threads)
     if "os" in sys.modules:
         sys.modules["os"].environ._data.update(posix.environ)
-    _limit_imports(config)
+    _limit_imports(config, session.reloaded)
+    session.reloaded.look_again()
 
 
 def _add_site_packages() -> None:
@@ -125,9 +126,9 @@ def _add_site_packages() -> None:
         return
 
 
-def _limit_imports(config: dict[str, Any]) -> None:
+def _limit_imports(config: dict[str, Any], reloaded: Reloaded) -> None:
     if config["imports"] is not None:
-        ImportRules(config["imports"]).install()
+        ImportRules(config["imports"], reloaded).install()
 
 
 def _load() -> None:
@@ -147,8 +148,8 @@ def _start(config: dict[str, Any]) -> Session:
 
     reader, writer = _take_channel()
     guard = Guard()
-    session = Session(guard, config["message"], _HOME)
-    session.channel = Channel(reader, writer, config["message"], guard, session.deliver)
+    session = Session(guard, config["message"], _HOME, Reloaded())
+    session.channel = Channel(reader, writer, config["message"], guard, session.deliver, session.fits)
     _send_before_exit(session.channel)
     session.output = Output(session.channel, config["output"])
     session.orphans = Orphans()
@@ -188,13 +189,14 @@ def _take_channel() -> tuple[int, int]:
 
 
 def _watch_signals(session: Session) -> None:
-    from .signals import SIGPIPES
+    from .signals import SIGPIPES, SIGRELOADED
 
     guard = session.guard
     guard.watch(_signal.SIGIO, session.on_arrival)
     guard.watch(SIGPIPES, session.on_output)
     guard.watch(_signal.SIGTERM, session.on_terminate)
     guard.watch(_signal.SIGCHLD, session.on_child)
+    guard.watch(SIGRELOADED, session.on_reloaded)
     guard.take_over()
 
     def after_in_child() -> None:

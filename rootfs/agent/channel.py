@@ -48,9 +48,15 @@ class Channel(Writer):
     """One end of the channel. deliver(type, id, payload) files what arrives."""
 
     def __init__(
-        self, reader: int, writer: int, message: int, guard: Guard, deliver: Callable[[int, int, Payload], None]
+        self,
+        reader: int,
+        writer: int,
+        message: int,
+        guard: Guard,
+        deliver: Callable[[int, int, Payload], None],
+        fits: Callable[[int], bool],
     ) -> None:
-        super().__init__(reader, writer, guard)
+        super().__init__(reader, writer, guard, fits)
         self.ended = False  # the host has closed it
         self.held = 0  # bytes of frames that nobody has taken yet
         self.message = message

@@ -13,6 +13,7 @@ from __future__ import annotations
 import posix
 import select
 import sys
+from time import sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Received = tuple[Any, ...]  # how many bytes, and the ancillary data of recvmsg
 
 SOCKETS = "_socket" in sys.builtin_module_names
+_ETOOMANYREFS = 109  # as many descriptors are under way as the guest may have open
 _PARTS = 64  # buffers handed to the kernel at once
 _POLLS = 120  # before going to sleep: some 60 us, in which a sleeper is woken and answers
 _SLEEPS = 15  # after polling in vain again and again: so many reads sleep at once
@@ -106,7 +108,13 @@ class SocketEnd(End):
 
     def write_with(self, parts: list[Data], fd: int) -> int:
         rights = (1, 1, fd.to_bytes(4, sys.byteorder))  # SOL_SOCKET, SCM_RIGHTS
-        return self._socket.sendmsg(parts[:_PARTS], (rights,), self._now)
+        try:
+            return self._socket.sendmsg(parts[:_PARTS], (rights,), self._now)
+        except OSError as error:
+            if error.errno != _ETOOMANYREFS:
+                raise
+            sleep(0.001)
+            raise BlockingIOError from None
 
     def forget(self) -> None:
         self._socket.detach()

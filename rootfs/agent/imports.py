@@ -9,7 +9,6 @@ does the interpreter.
 from __future__ import annotations
 
 import builtins
-import posix
 import sys
 
 TYPE_CHECKING = False
@@ -17,18 +16,19 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
 
+    from .reloaded import Reloaded
+
 _LANGUAGE = ("__future__",)  # part of the language, nothing to reach
-_RELOADED = "/usr/lib/psi/imports"  # after a reload, from outside: "all" or "only", then a name a line
 
 
 class ImportRules:
     """The list of a policy, in force for everything imported after install()."""
 
-    def __init__(self, allowed: Sequence[str]) -> None:
+    def __init__(self, allowed: Sequence[str], reloaded: Reloaded) -> None:
         self.allowed: Optional[Tuple[str, ...]] = tuple(allowed)  # None: everything
         self._import = builtins.__import__
-        self._loading: set[str] = set()
-        self._reloaded: object = None  # which version of the file was read
+        self._reloaded = reloaded
+        reloaded.takers.append(self._take)
 
     def install(self) -> None:
         builtins.__import__ = self._checked_import
@@ -42,22 +42,13 @@ class ImportRules:
             or any(name == rule or name.startswith(rule + ".") for rule in self.allowed)
         )
 
-    def _look(self) -> None:
-        """Take over the list of a reload, if there was one since the last look."""
-        try:
-            stat = posix.stat(_RELOADED)
-            if (stat.st_ino, stat.st_mtime_ns) == self._reloaded:
-                return
-            with open(_RELOADED, encoding="utf-8") as file:
-                first, *names = file.read().split()
-        except OSError:
-            return
-        self.allowed = None if first == "all" else tuple(names)
-        self._reloaded = (stat.st_ino, stat.st_mtime_ns)
+    def _take(self, config: Mapping[str, Any]) -> None:
+        names = config["imports"]
+        self.allowed = None if names is None else tuple(names)
 
     def check(self, name: str, fromlist: Sequence[str] = ()) -> None:
         """Raises ImportError if guest code may not import name (or those names from it)."""
-        self._look()
+        self._reloaded.look()
         if self.permits(name):
             return
         if fromlist and all(self.permits(f"{name}.{item}") for item in fromlist):
@@ -117,7 +108,7 @@ class ImportRules:
 
     def _check_parents(self, name: str) -> None:
         """Parents of an allowed module are loaded with it."""
-        self._look()
+        self._reloaded.look()
         if not any(rule.startswith(name + ".") for rule in self.allowed or ()):
             self.check(name)
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections import deque
     from types import FrameType
-    from typing import Any, Callable, Optional
+    from typing import Any, Callable, Mapping, Optional, Union
 
     from .channel import Channel, Payload
+    from .codec import Data
     from .orphans import Orphans
+    from .reloaded import Reloaded
     from .signals import Guard
     from .streams import Output, Pipes
 else:
@@ -38,10 +40,12 @@ _SOURCES = 64  # programs kept for tracebacks
 class Session:
     """The life of a guest, from READY to its end."""
 
-    def __init__(self, guard: Guard, message: int, home: str) -> None:
+    def __init__(self, guard: Guard, message: int, home: str, reloaded: Reloaded) -> None:
         self.guard = guard
         self.message = message
         self.home = home
+        self.reloaded = reloaded
+        reloaded.takers.append(self.resize)
         self.channel: Channel
         self.output: Output
         self.pipes: Pipes
@@ -63,7 +67,15 @@ class Session:
 
     def post(self, obj: object) -> None:
         """Send a value to the host. TypeError: it cannot cross; ValueError: it is too large."""
-        self.channel.post(encode(obj, limit=self.message))
+        self.channel.post(self._encode(obj))
+
+    def _encode(self, obj: object) -> Union[bytes, list[Data]]:
+        try:
+            return encode(obj, limit=self.message)
+        except ValueError:
+            if not self.reloaded.look():
+                raise
+            return encode(obj, limit=self.message)
 
     def recv(self, timeout: Optional[float] = None) -> Any:
         """The next value that the host has posted. TimeoutError after timeout seconds."""
@@ -116,6 +128,16 @@ class Session:
             self._cancel(ident)
         else:
             posix._exit(76)  # the host speaks another protocol
+
+    def resize(self, config: Mapping[str, Any]) -> None:
+        """Takes over the policy's limits of messages and output."""
+        self.message = self.channel.message = config["message"]
+        self.output.resize(config["output"])
+
+    def fits(self, size: int) -> bool:
+        """Whether the host still takes a value of so many bytes, whose first byte is about to be sent."""
+        self.reloaded.look()
+        return size <= self.message + frames.VALUE_SLACK
 
     def _configure(self, kind: int, payload: Payload) -> None:
         take, self.configure = self.configure, None
@@ -189,6 +211,13 @@ class Session:
         else:
             self.orphans.reap()
 
+    def on_reloaded(self, signum: int = 0, frame: Optional[FrameType] = None) -> None:
+        """SIGRELOADED: another policy is in force."""
+        if self.guard.critical:
+            self.guard.pending.append(self.on_reloaded)
+        else:
+            self.reloaded.look()
+
     def on_terminate(self, signum: int = 0, frame: Optional[FrameType] = None) -> None:
         """SIGTERM: end soon. A second one, or one that finds the host not reading: now."""
         if self.ending or (self.guard.critical and self.channel.blocked):
@@ -243,7 +272,10 @@ class Session:
         elif kind == frames.EXEC:
             self.channel.send(frames.DONE, ident)
         else:
-            self.channel.send(frames.RESULT, ident, reply)
+            try:
+                self.channel.send(frames.RESULT, ident, reply)
+            except ValueError as lowered:  # the limit, by a reload, since it was encoded
+                self._answer(kind, ident, None, lowered)
 
     def _attempt(self, run: Callable[[], Any]) -> tuple[Any, Optional[BaseException]]:
         """Runs guest code, and is critical again afterwards, whatever it raises."""
@@ -276,7 +308,7 @@ class Session:
         finally:
             self._flush()
         try:
-            return encode(value, limit=self.message)
+            return self._encode(value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"the result of {function}() cannot be sent: {error}") from None
 

@@ -22,6 +22,7 @@ else:
     import _signal
 
 SIGPIPES = _signal.SIGURG  # fds 1 and 2 have something to read; ignored by default, so safe in children
+SIGRELOADED = _signal.SIGWINCH  # see reloaded.py; as harmless
 
 
 class Guard:
@@ -103,7 +104,7 @@ class Guard:
         before = self._installed(signalnum)
         own = self._own.get(signalnum)
         if callable(handler):
-            self._set(signalnum, self._wrap(handler, own if signalnum == _signal.SIGCHLD else None))
+            self._set(signalnum, self._wrap(handler, own if signalnum in (_signal.SIGCHLD, SIGRELOADED) else None))
         else:
             self._set(signalnum, own if own is not None else handler)
         self._theirs[int(signalnum)] = handler

@@ -31,10 +31,16 @@ class Output:
         self.cut = False
         self.request = 0  # the id that frames carry
 
+    def resize(self, limit: int) -> None:
+        """A reload has changed the limit: what was written counts."""
+        self.left += limit - self.limit  # below 0: more was written
+        self.limit = limit
+        self.cut = self.cut and self.left <= 0
+
     def write(self, kind: int, data: bytes) -> None:
         if self.cut:
             return
-        allowed = data[: self.left]
+        allowed = data[: max(0, self.left)]
         self.left -= len(allowed)
         for start in range(0, len(allowed), frames.STREAM_LIMIT):
             self.channel.send(kind, self.request, allowed[start : start + frames.STREAM_LIMIT])

@@ -21,7 +21,7 @@ from .ends import SOCKETS, Pair, SocketEnd, wait_for
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from threading import RLock
-    from typing import Optional, Union
+    from typing import Callable, Optional, Union
 
     from .codec import Data
     from .ends import End
@@ -38,11 +38,13 @@ _TOGETHER = 48  # posts that are sent at once
 class Writer:
     """The half of the channel that leads to the host."""
 
-    def __init__(self, reader: int, writer: int, guard: Guard) -> None:
+    def __init__(self, reader: int, writer: int, guard: Guard, fits: Callable[[int], bool]) -> None:
+        """``fits``: whether the host takes a value of so many bytes; asked about large ones, in the last moment."""
         self.guard = guard
         self.open = True
         self.blocked = False  # the main thread waits in the middle of a frame
         self.memfds = False  # the host takes them
+        self._fits = fits
         self._fds = (reader, writer)
         self._end: End = SocketEnd(reader) if reader == writer and SOCKETS else Pair(reader, writer)
         self._writing = RLock()
@@ -148,15 +150,26 @@ class Writer:
             try:
                 if self._burst and not self._transmit_burst():
                     return False
+                if self._oversized(parts, file):
+                    raise ValueError("the value is too large to be sent: a reload has just lowered the limit (policy key message)")
                 if parts and not self._transmit(parts, file, False):
                     return False
                 while self._nested:
-                    self._transmit(*self._nested.pop(0), True)
+                    nested = self._nested.pop(0)
+                    if not self._oversized(*nested):  # else its destructor would raise, which nobody would see
+                        self._transmit(*nested, True)
                 return True
             finally:
                 self._busy = False
         finally:
             self._writing.release()
+
+    def _oversized(self, parts: list[Data], file: Optional[Memfd]) -> bool:
+        """Whether a frame is too large by now. At most one is between this and its first byte: the host allows for it."""
+        if file is None and len(parts) < 2:
+            return False
+        size = sum(map(len, parts)) - frames.HEADER_SIZE + (file.size if file else 0)
+        return size > frames.VALUE_SLACK and not self._fits(size)
 
     def _transmit_burst(self) -> bool:
         burst = self._burst
