@@ -184,29 +184,6 @@ func (c *Container) detachedTrees(change Change) (trees []*os.File, err error) {
 	return trees, nil
 }
 
-// inside runs do in the guest's mount namespace, on a thread of its own that ends with
-// it. The guest's root is do's root and working directory.
-func (c *Container) inside(do func() error) error {
-	if c.pidfd == nil {
-		return fmt.Errorf("container %s has ended", c.id)
-	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		err := unix.Unshare(unix.CLONE_FS)
-		if err == nil {
-			err = unix.Setns(int(c.pidfd.Fd()), unix.CLONE_NEWNS)
-		}
-		if err != nil {
-			done <- fmt.Errorf("entering the mounts of container %s: %w", c.id, err)
-			return
-		}
-		unix.Umask(0)
-		done <- do()
-	}()
-	return <-done
-}
-
 // clientIDs is the id map under which a client's files are shown to the guest.
 type clientIDs struct {
 	uid, gid  int

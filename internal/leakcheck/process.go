@@ -93,18 +93,24 @@ func reapOrphans() {
 	}
 }
 
-// descriptors lists this process's open files, apart from Go's own and from two that
-// libraries open once and keep: a handle on /proc ("/" of a mount nobody sees) and
-// the root of the cgroups.
+// descriptors lists this process's open files, apart from Go's own and from those that
+// are opened once and kept: a handle on /proc ("/" of a mount nobody sees), the root of
+// the cgroups, and this process's own namespaces, for threads to come back to.
 func descriptors(foreign) (map[string]string, error) {
 	items, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return nil, err
 	}
+	home := map[string]bool{}
+	for _, kind := range []string{"mnt", "net"} {
+		if own, err := os.Readlink("/proc/self/ns/" + kind); err == nil {
+			home[own] = true
+		}
+	}
 	out := map[string]string{}
 	for _, item := range items {
 		target, err := os.Readlink("/proc/self/fd/" + item.Name())
-		if err != nil || strings.HasPrefix(target, "/proc/") {
+		if err != nil || strings.HasPrefix(target, "/proc/") || home[target] {
 			continue
 		}
 		switch target {

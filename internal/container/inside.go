@@ -1,0 +1,84 @@
+package container
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside runs do in the guest's mount namespace, on a thread that nobody else runs on
+// meanwhile. The guest's root is do's root and working directory.
+func (c *Container) inside(do func() error) error {
+	if c.pidfd == nil {
+		return fmt.Errorf("container %s has ended", c.id)
+	}
+	var v visitor
+	select {
+	case v = <-visitors:
+	default:
+		v = visitor{visits: make(chan visit)}
+		go v.run()
+	}
+	done := make(chan visited, 1)
+	v.visits <- visit{c, do, done}
+	r := <-done
+	if r.back {
+		select {
+		case visitors <- v:
+		default:
+			close(v.visits)
+		}
+	}
+	return r.err
+}
+
+// visitor is a thread that enters guests' mount namespaces, one after another, and is in
+// this process's own in between: to make one for each takes as long as what it is for.
+type visitor struct{ visits chan visit }
+
+type visit struct {
+	c    *Container
+	do   func() error
+	done chan<- visited
+}
+
+type visited struct {
+	err  error
+	back bool // the thread is in its own namespace again; else it ends
+}
+
+// visitors are those that wait.
+var visitors = make(chan visitor, 4)
+
+// home is this process's own mount namespace, and stays open.
+var home = sync.OnceValues(func() (int, error) {
+	return unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+})
+
+func (v visitor) run() {
+	runtime.LockOSThread() // never unlocked
+	home, err := home()
+	if err == nil {
+		err = unix.Unshare(unix.CLONE_FS)
+	}
+	if err == nil {
+		unix.Umask(0)
+	}
+	for visit := range v.visits {
+		if err == nil {
+			err = unix.Setns(int(visit.c.pidfd.Fd()), unix.CLONE_NEWNS)
+		}
+		if err != nil {
+			visit.done <- visited{err: fmt.Errorf("entering the mounts of container %s: %w", visit.c.id, err)}
+			return
+		}
+		result := visit.do()
+		err = unix.Setns(home, unix.CLONE_NEWNS)
+		visit.done <- visited{result, err == nil}
+		if err != nil {
+			return
+		}
+	}
+}
