@@ -10,6 +10,11 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+<<<<<<< HEAD
+=======
+	"syscall"
+	"time"
+>>>>>>> reload
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -59,28 +64,25 @@ var home = sync.OnceValues(func() (int, error) {
 	return fd, nil
 })
 
-// inside runs f on a thread that is in the network namespace. A thread that
-// cannot be brought back ends with its goroutine, and so serves nobody else.
+// inside runs f on a thread that is in the network namespace: this one, which serves
+// nobody else meanwhile. It returns when the thread is back.
 func inside(netns *os.File, f func() error) error {
 	home, err := home()
 	if err != nil {
 		return err
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-			result <- fmt.Errorf("entering the guest's network namespace: %w", err)
-			return
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering the guest's network namespace: %w", err)
+	}
+	defer func() {
+		// Only for lack of kernel memory; whatever came next would be in the guest's namespace.
+		for unix.Setns(home, unix.CLONE_NEWNET) != nil {
+			time.Sleep(time.Millisecond)
 		}
-		err := f()
-		if back := unix.Setns(home, unix.CLONE_NEWNET); back == nil {
-			runtime.UnlockOSThread()
-		}
-		result <- err
 	}()
-	return <-result
+	return f()
 }
 
 // network is the namespace's routes, seen by a thread inside.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,10 +94,13 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 // inParallel calls do for 0 … n-1 on a few goroutines and waits for all.
 func inParallel(n int, do func(int)) {
 	var wait sync.WaitGroup
-	slots := make(chan struct{}, 2*runtime.NumCPU())
-	for i := range n {
-		slots <- struct{}{}
-		wait.Go(func() { do(i); <-slots })
+	var next atomic.Int64
+	for range min(n, 2*runtime.NumCPU()) {
+		wait.Go(func() {
+			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+				do(int(i))
+			}
+		})
 	}
 	wait.Wait()
 }
