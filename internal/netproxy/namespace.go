@@ -10,11 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
-<<<<<<< HEAD
-=======
-	"syscall"
 	"time"
->>>>>>> reload
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
