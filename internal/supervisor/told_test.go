@@ -35,7 +35,7 @@ func TestToldMuchAtOnce(t *testing.T) {
 	go func() {
 		for i := range messages {
 			c.awaitRoom()
-			c.send(map[string]any{"number": i, "padding": string(make([]byte, 500))}, nil)
+			c.send(map[string]any{"number": i, "padding": string(make([]byte, 500))}, nil, false)
 		}
 		c.drop(errors.New("the test is over"))
 	}()
