@@ -45,7 +45,7 @@ def commands(work: Path, runtime: Path, rootfs: Path) -> Iterator[List[Tuple[str
     image = work / "python.tar"
     subprocess.run([str(runtime), "rootfs", "build", "--python", "/usr/bin/python3.11", "--format", "oci", "-o", str(image)], check=True, stdout=subprocess.DEVNULL)
 
-    podman = ["podman", "--root", f"{work}/podman", "--runroot", f"{work}/podman-run", "--tmpdir", f"{work}/libpod",
+    podman = ["podman", "--root", f"{work}/engine-podman", "--runroot", f"{work}/engine-podman-run", "--tmpdir", f"{work}/engine-libpod",
               "--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
     subprocess.run([*podman, "load", "-q", "-i", str(image)], check=True, stdout=subprocess.DEVNULL)
     limits = ["--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]

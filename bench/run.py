@@ -99,7 +99,7 @@ def main() -> int:
     finally:
         progress.end()
         shutil.rmtree(work, ignore_errors=True)
-    report.write(rows, options.output)
+        report.write(rows, options.output)  # of what there is, if a part has failed
     print(json.dumps(report.as_json(rows), ensure_ascii=False) if options.json else report.markdown(rows))
     print(f"bench: {time.monotonic() - started:.0f} s; the report is in {options.output}", file=sys.stderr)
     return 0
