@@ -44,8 +44,7 @@ demo: rootfs ## spawn guests in real containers and show what they do
 	@PYTHONPATH=python $(PYTHON) examples/etl.py
 
 test: setup rootfs lint check-generated ## lint, every test here, and the everyday tests on the second kernel
-	@go run ./tests/run
-	@go run -tags '$(TAGS)' ./tests/vm
+	@go run ./tests/run -beside 'go run -tags $(TAGS) ./tests/vm'
 	@$(MAKE) check-leaks
 
 test-all: setup rootfs lint check-generated ## as test, with every test on the second kernel too (long)

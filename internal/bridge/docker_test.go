@@ -154,14 +154,19 @@ func toldByDocker(t *testing.T, words []string) {
 	}
 	defer client.Close()
 	events := client.Events(ctx)
+	var seen []psi.Event // that nobody has asked for yet: being held back may begin with the interpreter's start
 	next := func(kind string) psi.Event {
 		t.Helper()
+		is := func(e psi.Event) bool { return e.Type == kind }
 		for {
+			if i := slices.IndexFunc(seen, is); i >= 0 {
+				e := seen[i]
+				seen = slices.Delete(seen, i, i+1)
+				return e
+			}
 			select {
 			case e := <-events:
-				if e.Type == kind {
-					return e
-				}
+				seen = append(seen, e)
 			case <-time.After(10 * time.Second):
 				t.Fatalf("no event %s", kind)
 			}

@@ -23,15 +23,16 @@ const buildTags = "seccomp,netgo,osusergo,urfave_cli_no_docs"
 
 func main() {
 	pattern := flag.String("run", "", "run only the tests that match `REGEXP`")
+	beside := flag.String("beside", "", "a `COMMAND` to run beside the suites that run alone; what it says follows theirs")
 	flag.Parse()
-	if err := run(*pattern, flag.Args()); err != nil {
+	if err := run(*pattern, strings.Fields(*beside), flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
 }
 
-// run runs the named suites, or all, in the table's order.
-func run(pattern string, names []string) error {
+// run runs the named suites, or all, in the table's order, and a command beside them.
+func run(pattern string, beside, names []string) error {
 	suites, err := suite.Read("tests/suites.txt")
 	if err != nil {
 		return err
@@ -47,6 +48,7 @@ func run(pattern string, names []string) error {
 	}
 	results := make([]result, len(suites))
 	runBeside(suites, results, pattern)
+	other := startBeside(beside)
 	for i, s := range suites {
 		if !s.Beside {
 			results[i] = measured(s, pattern, os.Stdout)
@@ -60,6 +62,9 @@ func run(pattern string, names []string) error {
 			failed = append(failed, s.Name)
 		}
 		fmt.Printf("host %-38s %6.1f s of %d s  %s\n", s.Name, r.took.Seconds(), s.Host, verdict)
+	}
+	if err := other(); err != nil {
+		failed = append(failed, strings.Join(beside, " "))
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
@@ -111,6 +116,27 @@ func runBeside(suites []suite.Suite, results []result, pattern string) {
 		})
 	}
 	wait.Wait()
+}
+
+// startBeside starts a command; what it returns waits for it and shows what it said. The suites
+// that run alone leave a processor idle: what takes long and looks at nothing of theirs can use it.
+func startBeside(command []string) (wait func() error) {
+	if len(command) == 0 {
+		return func() error { return nil }
+	}
+	var said bytes.Buffer
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	fmt.Println("==> beside what follows, and shown after it:", strings.Join(command, " "))
+	err := cmd.Start()
+	return func() error {
+		if err == nil {
+			err = cmd.Wait()
+		}
+		fmt.Println("==>", strings.Join(command, " "))
+		_, _ = said.WriteTo(os.Stdout)
+		return err
+	}
 }
 
 // runSuite runs one suite with its output on out. Go's own -timeout prints every goroutine, so it
