@@ -38,7 +38,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.Run, "run", "", "run only the tests that match `REGEXP`")
 	flag.StringVar(&o.Work, "work", "build/vm", "`DIR` for the kernel, the image and the logs")
-	flag.DurationVar(&o.Timeout, "timeout", 20*time.Minute, "time limit of the whole boot")
+	flag.DurationVar(&o.Timeout, "timeout", 30*time.Minute, "time limit of the whole boot")
 	flag.IntVar(&o.Memory, "memory", 2560, "memory of the machine in MiB")
 	flag.BoolVar(&o.Count, "count", false, "one processor, whose clock counts its instructions; sets PSI_TEST_COUNT")
 	flag.Parse()
