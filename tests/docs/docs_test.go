@@ -98,7 +98,7 @@ func run(t *testing.T, root, work string, b block) (string, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = work
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(root, "bin")+":"+os.Getenv("PATH"),
-		"PYTHONPATH="+filepath.Join(root, "python"), "PSI_ROOTFS="+filepath.Join(root, "build/rootfs"), "CHECKOUT="+root)
+		"PYTHONPATH="+filepath.Join(root, "python"), "PSI_ROOTFS="+filepath.Join(root, "build/rootfs"), "CHECKOUT="+root, "TMPDIR="+work)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
