@@ -38,7 +38,11 @@ func (l *rootListener) serve(s *Supervisor) {
 			continue
 		}
 		if uid, err := control.PeerUID(conn); err != nil || uid != uint32(os.Geteuid()) {
-			s.opts.Log.WithError(err).WithField("uid", uid).Warn("refusing a client that is not root")
+			log := s.opts.Log.WithField("uid", uid)
+			if err != nil {
+				log = log.WithError(err)
+			}
+			log.Warn("refusing a client that is not root")
 			_ = conn.Close()
 			continue
 		}
