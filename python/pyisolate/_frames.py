@@ -57,6 +57,7 @@ SMALL_FRAME = 64 << 10  # limit of a payload that is not a value: output and JSO
 VALUE_SLACK = 64 << 10  # what the encoding of a value may add to the policy's message limit
 
 _CHUNK = 32 << 10  # first size of the read buffer
+_AT_ONCE = 128  # frames that are cut before the state is recorded: interrupts may come every few hundred µs
 _KEEP = 256 << 10  # a buffer larger than this is given back when it is empty
 _FILE_COUNTS = 1 << 20  # bytes that a file counts for at least: a mapping costs a descriptor as well
 _ROOM = socket.CMSG_LEN(4)  # for one descriptor
@@ -112,12 +113,13 @@ class _State(NamedTuple):
     """Where a reader is. Replaced as a whole, so that it is never half changed."""
 
     buffer: memoryview
-    held: int  # bytes in the buffer
+    held: int  # bytes in the buffer, with those of frames that were cut
     got: List[_Got]  # one read that has not been looked at, stored there by the call itself
     frames: Deque[Frame]  # that were cut and not yet taken
     posted: int
     file: Optional[int]  # the descriptor of the frame that comes next
     spent: List[int]  # descriptors to be closed
+    start: int  # where the next frame begins; not 0 only with something in ``got``
 
 
 class _Limits(NamedTuple):
@@ -137,7 +139,7 @@ class FrameReader:
         """``value_limit``: the policy's limit for a message, in bytes."""
         self._limits = _Limits(value_limit + VALUE_SLACK, value_limit + VALUE_SLACK, 0)
         self._changes: List[int] = []  # limits that were set and not looked at
-        self._state = _State(_buffer(_CHUNK), 0, [], deque(), 0, None, [])
+        self._state = _State(_buffer(_CHUNK), 0, [], deque(), 0, None, [], 0)
 
     def set_limit(self, value_limit: int) -> None:
         """Another limit for a message, in bytes. Any thread may call this."""
@@ -149,7 +151,7 @@ class FrameReader:
         for limit in self._changes[:changes]:
             former = max(former, limit)
             if limit < now:
-                _, held, got, _, _, _, _ = self._state
+                _, held, got, _, _, _, _, _ = self._state
                 unread = int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
                 under_way = held + sum(each[0] for each in got) + unread
             now = limit
@@ -173,10 +175,10 @@ class FrameReader:
         """
         if self._changes:
             self._take_changes(sock)
-        buffer, held, got, frames, _, _, _ = self._state
+        buffer, held, got, frames, _, _, _, _ = self._state
         if not frames and got:  # the call before was interrupted, or stopped at a bad frame
             self._cut()
-            frames = self._state[3]
+            buffer, held, got, frames, _, _, _, _ = self._state
         if frames:
             return True
         room = buffer[held:] if held else buffer
@@ -201,7 +203,7 @@ class FrameReader:
 
     def _one(self, got: int) -> bool:
         """Cut the read that is just one usual frame: the commonest case, in short."""
-        buffer, _, reads, _, posted, file, spent = self._state
+        buffer, _, reads, _, posted, file, spent, _ = self._state
         size, kind, flags, zero, id = HEADER.unpack_from(buffer)
         if size != got - HEADER.size or size > SMALL_FRAME or kind not in _USUAL or flags or zero:
             return False
@@ -210,14 +212,14 @@ class FrameReader:
         if kind == GUEST_POST or kind == ERROR:
             posted += size
         frame = _new(Frame, (kind, 0, id, bytes(buffer[HEADER.size : got]), posted))
-        self._state = _new(_State, (buffer, 0, [], deque((frame,)), posted, None, spent))
+        self._state = _new(_State, (buffer, 0, [], deque((frame,)), posted, None, spent, 0))
         return True
 
     def close(self) -> None:
         """Close what has come and was not claimed."""
-        _, _, got, _, _, file, spent = self._state
+        _, _, got, _, _, file, spent, _ = self._state
         left = [each for each in (file, *(_memfd.only_fd(one[1]) for one in got)) if each is not None]
-        self._state = _State(_buffer(0), 0, [], deque(), 0, None, [*spent, *left])
+        self._state = _State(_buffer(0), 0, [], deque(), 0, None, [*spent, *left], 0)
         self._close_spent()
 
     def _close_spent(self) -> None:
@@ -227,17 +229,17 @@ class FrameReader:
         deque(map(os.close, map(pop, [-1] * len(spent))), 0)
 
     def _cut(self) -> None:
-        buffer, held, got, _, posted, file, spent = self._state
+        buffer, held, got, _, posted, file, spent, start = self._state
         now, former, under_way = self._limits
         filled = held
         if got:
             filled += got[0][0]
             if got[0][1] or got[0][2] & _CTRUNC:
                 file = self._arrived(got[0], file)
-        start, need = 0, HEADER.size
+        need = HEADER.size
         cut: Deque[Frame] = deque()
         fault: Optional[ProtocolError] = None
-        while filled - start >= HEADER.size:
+        while filled - start >= HEADER.size and len(cut) < _AT_ONCE:
             size, kind, flags, zero, id = HEADER.unpack_from(buffer, start)
             if zero or flags or size > SMALL_FRAME or kind not in _USUAL:
                 fault = _fault(size, kind, flags, zero, former)
@@ -262,19 +264,19 @@ class FrameReader:
                 former = now
             cut.append(_new(Frame, (kind, flags, id, payload, posted)))
             start = end
+        more = len(cut) == _AT_ONCE and start < filled and not fault
         if file is not None and start == filled and not fault:
             fault = ProtocolError("a descriptor that belongs to no frame")
         if fault and not cut:
             raise fault
-        if fault:  # the good frames first; the next read comes back here
-            rest, left = _make_room(buffer, start, filled, need)
-            self._state = _State(rest, left, [(0, [], 0, None)], cut, posted, file, spent)
+        if fault or more:  # the good frames first; the next read comes back here
+            self._state = _State(buffer, filled, [(0, [], 0, None)], cut, posted, file, spent, start)
         elif start == filled and len(buffer) <= _KEEP:
-            self._state = _new(_State, (buffer, 0, [], cut, posted, file, spent))
+            self._state = _new(_State, (buffer, 0, [], cut, posted, file, spent, 0))
         else:
-            self._state = _State(*_make_room(buffer, start, filled, need), [], cut, posted, file, spent)
+            self._state = _State(*_make_room(buffer, start, filled, need), [], cut, posted, file, spent, 0)
         if under_way or former != self._limits[1]:
-            self._limits = _Limits(now, former, max(0, under_way - start))
+            self._limits = _Limits(now, former, under_way if fault or more else max(0, under_way - start))
         if spent:
             self._close_spent()
 

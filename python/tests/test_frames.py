@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import unittest
+import unittest.mock
 from collections import deque
 from typing import Deque, List, Optional
 
@@ -119,6 +120,33 @@ class Reading(Pairs):
         _arm(0)
         self.assertEqual([each.id for each in inbox], list(range(count)))
         self.assertGreater(interrupts, 20)
+
+    def test_interrupted_after_the_read(self) -> None:
+        """What the kernel gave stays, be it only a part of a frame."""
+        frame = pack(wire.GUEST_POST, 1, bytes(range(200)))
+        reader = FrameReader(1 << 20)
+        with unittest.mock.patch.object(FrameReader, "_cut", side_effect=Interrupt):
+            self.theirs.sendall(frame[:100])
+            with self.assertRaises(Interrupt):
+                reader.read(self.ours)
+        self.theirs.sendall(frame[100:])
+        self.assertTrue(reader.read(self.ours))
+        self.assertEqual([each.payload for each in reader.frames], [frame[12:]])
+
+    def test_progress_between_interrupts(self) -> None:
+        """A full buffer of small frames is not cut in one go, which interrupts could prevent for ever."""
+        count, seen = 2000, 0
+        self.theirs.sendall(b"".join(pack(wire.GUEST_POST, i) for i in range(count)))
+        reader = FrameReader(1 << 20)
+        reads = 0
+        while seen < count:
+            self.assertTrue(reader.read(self.ours))
+            reads += 1
+            self.assertLessEqual(len(reader.frames), 200)
+            self.assertEqual([each.id for each in reader.frames], list(range(seen, seen + len(reader.frames))))
+            seen += len(reader.frames)
+            reader.frames.clear()
+        self.assertGreaterEqual(reads, count // 200)
 
 
 class Sending(Pairs):
