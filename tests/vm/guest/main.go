@@ -77,6 +77,9 @@ func system() error {
 	if err := loopbackUp(); err != nil {
 		return err
 	}
+	if err := holdSwitch(); err != nil {
+		return err
+	}
 	code, err := runChild("/psi/guest", "steps")
 	if err != nil {
 		return err
