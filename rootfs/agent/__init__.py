@@ -5,7 +5,10 @@ moves the channel out of the way, says READY and then serves requests one after
 another: guest code runs on its main thread, in one `__main__` namespace that
 lives as long as the guest. With `--script FILE` it runs one file instead.
 
-    agent.py     start: file descriptors, configuration, which mode
+    agent.py     configuration, and which mode
+    start.py     taking over: file descriptors, signals, streams
+    zygote.py    an agent that is forked for each guest
+    reloaded.py  what a reload has changed
     frames.py    frames: header, types, sizes
     codec.py     values as bytes (the client uses the same file)
     signals.py   when a signal handler may run, and when it has to wait

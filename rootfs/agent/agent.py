@@ -25,13 +25,10 @@ from .reloaded import Reloaded  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
-    from typing import Any, NoReturn
+    from typing import Any
 
-    from .channel import Channel
+    from .channel import Payload
     from .session import Session
-else:
-    import _signal
 
 
 def main() -> None:
@@ -52,20 +49,22 @@ def main() -> None:
     elif args:
         sys.exit("usage: agent.pyc [--script FILE [ARG...]]")
     else:
+        from .start import say_ready, start
+
         if waits:
-            from .zygote import is_zygote, serve
+            from .zygote import is_zygote, rehearse, serve
 
             if is_zygote():
-                _load()
+                rehearse(_HOME, _take_configuration)
                 serve()
-        session = _start(config)
+        session = start(config, _HOME)
         sys.argv = [""]
         if waits:
             _warm_up(session)
-            session.configure = lambda payload: _configure(session, _configuration(bytes(payload)))  # type: ignore[arg-type]
+            session.configure = lambda payload: _take_configuration(session, payload)
         else:
             _limit_imports(config, session.reloaded)
-        _say_ready(session)
+        say_ready(session)
         session.serve()
 
 
@@ -101,8 +100,9 @@ def _preload(names: list[str]) -> None:
             sys.exit(f"psi: preload of {name!r} failed: {type(error).__name__}: {error}")
 
 
-def _configure(session: Session, config: dict[str, Any]) -> None:
+def _take_configuration(session: Session, payload: Payload) -> None:
     """Takes over what a guest that is made already is told of its policy."""
+    config = _configuration(bytes(payload))  # type: ignore[arg-type]
     session.resize(config)
     threads = b"%d" % config["threads"]
     for library in (b"BLIS", b"MKL", b"NUMEXPR", b"OMP", b"OPENBLAS"):
@@ -129,101 +129,6 @@ def _add_site_packages() -> None:
 def _limit_imports(config: dict[str, Any], reloaded: Reloaded) -> None:
     if config["imports"] is not None:
         ImportRules(config["imports"], reloaded).install()
-
-
-def _load() -> None:
-    """Loads what _start and a first request need."""
-    from . import channel, faults, orphans, session, signals, streams  # noqa: F401
-
-
-def _start(config: dict[str, Any]) -> Session:
-    """Takes the channel away from fds 0 and 1 and connects everything to it."""
-    import builtins
-
-    from .channel import Channel
-    from .orphans import Orphans
-    from .session import Session
-    from .signals import Guard
-    from .streams import Output, Pipes
-
-    reader, writer = _take_channel()
-    guard = Guard()
-    session = Session(guard, config["message"], _HOME, Reloaded())
-    session.channel = Channel(reader, writer, config["message"], guard, session.deliver, session.fits)
-    _send_before_exit(session.channel)
-    session.output = Output(session.channel, config["output"])
-    session.orphans = Orphans()
-    session.orphans.watch()
-    _watch_signals(session)
-    session.pipes = Pipes(session.output)
-    _replace_streams(session)
-    builtins.post = session.post  # type: ignore[attr-defined]
-    builtins.recv = session.recv  # type: ignore[attr-defined]
-    return session
-
-
-def _send_before_exit(channel: Channel) -> None:
-    """Has os._exit send what waits of a burst; the module os takes it from here when it is imported."""
-    exit_now = posix._exit
-
-    def _exit(status: int) -> NoReturn:
-        channel.flush()
-        exit_now(status)
-
-    posix._exit = _exit
-    if "os" in sys.modules:
-        sys.modules["os"]._exit = _exit  # type: ignore[attr-defined]
-
-
-def _take_channel() -> tuple[int, int]:
-    from .streams import move_high
-
-    stdin, stdout = posix.fstat(0), posix.fstat(1)
-    same = stdin.st_mode >> 12 == 0o14 and stdin[:3] == stdout[:3]  # one socket
-    reader = move_high(posix.dup(0))
-    writer = reader if same else move_high(posix.dup(1))
-    null = posix.open("/dev/null", posix.O_RDONLY)
-    posix.dup2(null, 0, True)
-    posix.close(null)
-    return reader, writer
-
-
-def _watch_signals(session: Session) -> None:
-    from .signals import SIGPIPES, SIGRELOADED
-
-    guard = session.guard
-    guard.watch(_signal.SIGIO, session.on_arrival)
-    guard.watch(SIGPIPES, session.on_output)
-    guard.watch(_signal.SIGTERM, session.on_terminate)
-    guard.watch(_signal.SIGCHLD, session.on_child)
-    guard.watch(SIGRELOADED, session.on_reloaded)
-    guard.take_over()
-
-    def after_in_child() -> None:
-        session.channel.abandon()
-        session.pipes.abandon()
-        guard.give_back()
-
-    posix.register_at_fork(
-        before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=after_in_child
-    )
-
-
-def _replace_streams(session: Session) -> None:
-    from . import frames
-    from .streams import text_stream
-
-    sys.stdout = sys.__stdout__ = text_stream(session.output, frames.STDOUT)
-    sys.stderr = sys.__stderr__ = text_stream(session.output, frames.STDERR)
-
-
-def _say_ready(session: Session) -> None:
-    from . import frames
-
-    version = sys.version.split()[0]
-    memfds = "true" if session.channel.passes_memfds else "false"
-    ready = '{"python":"%s","pid":%d,"protocol":%d,"memfd":%s}' % (version, posix.getpid(), frames.PROTOCOL, memfds)
-    session.channel.send(frames.READY, 0, ready.encode())
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ class Channel(Writer):
         """Begins to look out for what arrives, which else begins with the first frame."""
         self._watcher.start()
 
+    def leave_unwatched(self) -> None:
+        """Starts no thread for this channel, which is then read only by who waits for something."""
+        self._watcher.parked = False
+
     # --- reading
 
     def wait(self, ready: Callable[[], Any], timeout: Optional[float] = None) -> bool:

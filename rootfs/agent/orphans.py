@@ -12,6 +12,11 @@ import posix
 import sys
 from time import monotonic
 
+try:
+    import _posixsubprocess
+except ImportError:
+    _posixsubprocess = None  # type: ignore[assignment]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -36,11 +41,8 @@ class Orphans:
                 setattr(posix, name, noted)
                 if "os" in sys.modules:  # else it takes them from posix
                     setattr(sys.modules["os"], name, noted)
-        try:
-            import _posixsubprocess
-        except ImportError:
-            return
-        _posixsubprocess.fork_exec = self._noting(_posixsubprocess.fork_exec)
+        if _posixsubprocess is not None:
+            _posixsubprocess.fork_exec = self._noting(_posixsubprocess.fork_exec)
 
     def _noting(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def make_child(*args: Any, **kwargs: Any) -> Any:

@@ -234,7 +234,7 @@ class Session:
         """Serves until SIGTERM or the end of the channel. Does not return."""
         while not self.ending:
             try:
-                self._serve_one()
+                self.serve_one()
             except BaseException as error:  # of a guest's signal handler, between two requests
                 self.guard.critical = True
                 if isinstance(error, EOFError) and self.channel.ended:
@@ -243,7 +243,8 @@ class Session:
                     self._attempt(lambda error=error: self._complain(error))  # type: ignore[misc]
         self.finish()
 
-    def _serve_one(self) -> None:
+    def serve_one(self) -> None:
+        """Waits for a request and answers it."""
         self.guard.critical = True
         while not self.channel.wait(self.requests.__len__, 1.0 if self.orphans.waiting() else None):
             self.orphans.reap()
