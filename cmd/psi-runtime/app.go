@@ -122,7 +122,7 @@ func newApp(class string) *cli.App {
 			deleteCommand(g), listCommand(g), execCommand(g), psCommand(g), eventsCommand(g), connectCommand(g),
 			pauseCommand(g), resumeCommand(g), updateCommand(g),
 			checkpointCommand(g), restoreCommand(g),
-			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(), gcCommand(), installCommand(), uninstallCommand(), attendCommand(g),
+			specCommand(), featuresCommand(), bundleCommand(), rootfsCommand(), policyCommand(g), gcCommand(), installCommand(), uninstallCommand(), attendCommand(g),
 		},
 		Before: func(c *cli.Context) error { return g.parse(c) },
 		Action: func(c *cli.Context) error {

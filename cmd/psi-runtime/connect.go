@@ -203,3 +203,11 @@ func relay(client, conn halves) {
 	_ = client.CloseWrite()
 	<-up
 }
+
+// wayToGuest says how to name a guest.
+func wayToGuest(err error) error {
+	if errors.Is(err, control.ErrNoGuest) {
+		return fmt.Errorf("%w: the id is what Sandbox.id says, psi-…; only guests of a supervisor can be asked about, by root", err)
+	}
+	return err
+}

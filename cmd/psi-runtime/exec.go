@@ -84,7 +84,7 @@ func parseExec(c *cli.Context) *execOptions {
 
 // startProcess starts the process and, unless detached, waits for it.
 func startProcess(g *global, o *execOptions) error {
-	c, err := container.Load(g.root, o.id)
+	c, err := container.LoadLocked(g.root, o.id, true) // the policy stays until the process has it
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func execForeground(c *container.Container, opts container.ProcessOptions) error
 	defer streams.restore()
 	opts.Stdin, opts.Stdout, opts.Stderr, opts.ConsoleSocket = streams.files()
 	p, err := c.Exec(opts)
-	if err != nil {
+	if err := errors.Join(err, c.Unlock()); err != nil {
 		return err
 	}
 	if err := streams.started(); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -16,19 +17,15 @@ import (
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/enforce"
 	"github.com/psi-runtime/psi/internal/engine"
-	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // guard is the policy of a container, ready to be enforced. A nil *guard is a
 // container without one; its methods then do nothing.
 type guard struct {
-	policy    policy.Policy
-	own       bool              // a bundle of psi's own, with a root and a network of its own
-	rootFiles map[string][]byte // of the guest's root: how it finds names, if it is
+	record engine.Record
 	// confinement is what psi-init puts on; nil is nothing.
 	confinement *confine.Confinement
-	held        engine.Files // what LSM programs, if there are any, hold it to
 	// programs are put into the kernel while the container is being made.
 	programs chan *enforce.Programs
 	files    chan loadedFiles
@@ -54,16 +51,14 @@ func guardOf(g *global, spec *specs.Spec, dir string) (*guard, error) {
 		return nil, err
 	}
 	p := choice.Policy
-	out := &guard{policy: p, own: choice.Own, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}
-	record := engine.Record{Policy: p}
+	out := newGuard(engine.Record{Policy: p, Own: choice.Own, Made: engine.Made{Policy: p, Bounds: choice.Bounds}})
+	record := &out.record
 	var network error
 	if p.AllowDegraded() {
 		network = probeNetwork()
 	}
-	if out.own {
-		out.held.Own = bundle.OwnFiles()
-		out.rootFiles = attend.RootFiles(p)
-		record.Files, record.Enforced = out.held, engine.Own(p, network)
+	if record.Own {
+		record.Enforced = engine.Own(p, network)
 		return out, record.Write(spec)
 	}
 	host, err := engine.Look(spec, dir, rules)
@@ -76,12 +71,15 @@ func guardOf(g *global, spec *specs.Spec, dir string) (*guard, error) {
 		return nil, err
 	}
 	*spec = *narrowed.Spec
-	out.held = narrowed.Files
-	record.Confine, record.Files, record.Enforced = narrowed.Confine, narrowed.Files, narrowed.Enforced
+	record.Confine, record.Files, record.Given, record.Enforced = narrowed.Confine, narrowed.Files, narrowed.Given, narrowed.Enforced
 	if out.confinement, err = confinementOf(narrowed.Confine); err != nil {
 		return nil, err
 	}
 	return out, record.Write(spec)
+}
+
+func newGuard(record engine.Record) *guard {
+	return &guard{record: record, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}
 }
 
 // probeNetwork says why the network programs cannot be loaded; nil if they can.
@@ -115,9 +113,9 @@ func (g *guard) prepare(o *container.CreateOptions) {
 	if g == nil {
 		return
 	}
-	o.Confine, o.Pinned = g.confinement, g.held.Volumes
-	if g.own {
-		o.RootFiles = g.rootFiles
+	o.Confine, o.Pinned = g.confinement, g.record.Files.Places()
+	if g.record.Own {
+		o.RootFiles = attend.RootFiles(g.record.Policy) // how it finds names
 	}
 }
 
@@ -127,14 +125,18 @@ func guardAgain(c *container.Container) (*guard, error) {
 	if err != nil || record == nil {
 		return nil, err
 	}
-	return &guard{policy: record.Policy, own: record.Own, held: record.Files, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}, nil
+	return newGuard(*record), nil
 }
 
 // guardExec puts the container's policy on one more process.
 func guardExec(c *container.Container, o *container.ProcessOptions) error {
 	record, err := engine.ReadRecord(c.Annotations())
-	if err != nil || record == nil || record.Own {
+	if err != nil || record == nil {
 		return err
+	}
+	if record.Own {
+		o.Process = record.OwnProcess(o.Process)
+		return nil
 	}
 	if o.Process, err = engine.Process(o.Process, record.Policy); err != nil {
 		return err
@@ -143,13 +145,17 @@ func guardExec(c *container.Container, o *container.ProcessOptions) error {
 	return err
 }
 
-// guardUpdate keeps an update within the container's policy.
-func guardUpdate(c *container.Container, r *specs.LinuxResources) (*specs.LinuxResources, error) {
+// guardUpdate keeps an update within the container's policy, and notes what was asked for.
+func guardUpdate(c *container.Container, s container.Settings) (container.Settings, error) {
 	record, err := engine.ReadRecord(c.Annotations())
 	if err != nil || record == nil {
-		return r, err
+		return s, err
 	}
-	return engine.Update(r, record.Policy)
+	if s.Resources, err = record.Update(s.Resources); err != nil {
+		return s, err
+	}
+	s.Annotations, err = record.Annotations()
+	return s, err
 }
 
 // load begins to put the programs into the kernel, for attend in this
@@ -173,9 +179,10 @@ func (g *guard) load() {
 
 // attendance is a guest being attended by this process.
 type attendance struct {
-	a      *attend.Attendant // nil without a policy
-	events *control.EventLog
-	id     string
+	a        *attend.Attendant // nil without a policy
+	events   *control.EventLog
+	policies *control.PolicyServer
+	id       string
 }
 
 // attend puts the policy into force; the container must not have been started.
@@ -183,25 +190,31 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if g == nil {
 		return &attendance{}, nil
 	}
-	if g.own && !c.PrivateNet() {
+	if g.record.Own && !c.PrivateNet() {
 		return &attendance{}, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
 	}
 	files := <-g.files
-	if files.err != nil && (g.held.Needed || !errors.Is(files.err, enforce.ErrNotSupported)) {
+	if files.err != nil && (g.record.Files.Needed || !errors.Is(files.err, enforce.ErrNotSupported)) {
 		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), files.err)
 	}
 	events, err := control.OpenEventLog(c.StateDir(), c.ID())
 	if err != nil {
 		return &attendance{}, fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err)
 	}
-	a, err := attend.Start(c, g.policy, attend.Options{
-		Programs: <-g.programs, Files: files.programs, OwnFiles: g.held.Own, Volumes: g.held.Volumes, Filter: !g.own,
-		OnEvent: func(e attend.Event) { tellEvent(events, e) },
+	tell := func(e attend.Event) { tellEvent(events, e) }
+	a, err := attend.Start(c, g.record.Policy, attend.Options{
+		Programs: <-g.programs, Files: files.programs, Filter: !g.record.Own, OnEvent: tell,
+		OwnFiles: g.record.OwnFiles, Places: func(policy.Policy) []string { return g.record.Places() },
 	})
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), events.Close())
 	}
-	return &attendance{a: a, events: events, id: c.ID()}, nil
+	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell}
+	policies, err := control.ServePolicy(c.StateDir(), r.change)
+	if err != nil {
+		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), a.Close(), events.Close())
+	}
+	return &attendance{a: a, events: events, policies: policies, id: c.ID()}, nil
 }
 
 // tellEvent writes an event down for `psi-runtime events`, and into the log.
@@ -246,7 +259,7 @@ func (a *attendance) end() error {
 	if a.a == nil {
 		return nil
 	}
-	err := a.a.Close()
+	err := errors.Join(a.policies.Close(), a.a.Close())
 	switch cause, limit, observed := a.a.Cause(); cause {
 	case "":
 	case attend.CauseOOM:

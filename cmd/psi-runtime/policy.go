@@ -13,14 +13,14 @@ import (
 )
 
 // policyCommand groups what one does with policies without running anything.
-func policyCommand() *cli.Command {
+func policyCommand(g *global) *cli.Command {
 	return &cli.Command{
 		Name:  "policy",
 		Usage: "check, show, explain, compare, format and apply policies",
 		Subcommands: []*cli.Command{
 			anyOrder(policyCheckCommand()), anyOrder(policyShowCommand()), anyOrder(policyExplainCommand()),
 			anyOrder(policyDiffCommand()), anyOrder(policyCompileCommand()), anyOrder(policyFmtCommand()),
-			anyOrder(policyApplyCommand()),
+			anyOrder(policyApplyCommand(g)),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

@@ -18,7 +18,7 @@ func psiPolicy(t *testing.T, stdin string, args ...string) (stdout, stderr strin
 	t.Helper()
 	var out, errOut bytes.Buffer
 	app := &cli.App{Name: "psi-runtime", Reader: strings.NewReader(stdin), Writer: &out, ErrWriter: &errOut,
-		Commands: []*cli.Command{policyCommand()}, ExitErrHandler: func(*cli.Context, error) {}}
+		Commands: []*cli.Command{policyCommand(&global{})}, ExitErrHandler: func(*cli.Context, error) {}}
 	err := app.Run(flagsFirst(app, append([]string{"psi-runtime", "policy"}, args...)))
 	var status exitStatus
 	if err != nil && !errors.As(err, &status) {

@@ -35,11 +35,20 @@ func start(c *container.Container) (*notifySocket, error) {
 
 // withContainer is the action of a command whose one argument is a container.
 func withContainer(g *global, do func(*container.Container, *cli.Context) error) cli.ActionFunc {
+	return withLoaded(func(id string) (*container.Container, error) { return container.Load(g.root, id) }, do)
+}
+
+// withLocked is withContainer for a command that changes it.
+func withLocked(g *global, do func(*container.Container, *cli.Context) error) cli.ActionFunc {
+	return withLoaded(func(id string) (*container.Container, error) { return container.LoadLocked(g.root, id, false) }, do)
+}
+
+func withLoaded(load func(id string) (*container.Container, error), do func(*container.Container, *cli.Context) error) cli.ActionFunc {
 	return func(ctx *cli.Context) error {
 		if err := needArgs(ctx, 1, 1); err != nil {
 			return err
 		}
-		c, err := container.Load(g.root, ctx.Args().First())
+		c, err := load(ctx.Args().First())
 		if err != nil {
 			return err
 		}

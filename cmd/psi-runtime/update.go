@@ -15,12 +15,6 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 )
 
-// updateOptions are what update changes. Limits that are nil stay as they are.
-type updateOptions struct {
-	resources *specs.LinuxResources
-	rdt       container.IntelRDT
-}
-
 func updateCommand(g *global) *cli.Command {
 	return &cli.Command{
 		Name:      "update",
@@ -51,34 +45,34 @@ func updateCommand(g *global) *cli.Command {
 			&cli.StringFlag{Name: "l3-cache-schema", Usage: "Intel RDT/CAT schema"},
 			&cli.StringFlag{Name: "mem-bw-schema", Usage: "Intel RDT/MBA schema"},
 		},
-		Action: withContainer(g, func(c *container.Container, ctx *cli.Context) error {
-			o, err := parseUpdate(ctx)
+		Action: withLocked(g, func(c *container.Container, ctx *cli.Context) error {
+			s, err := parseUpdate(ctx)
 			if err != nil {
 				return err
 			}
-			if o.resources, err = guardUpdate(c, o.resources); err != nil {
+			if s, err = guardUpdate(c, s); err != nil {
 				return err
 			}
-			return c.UpdateResources(o.resources, o.rdt)
+			return c.Set(s)
 		}),
 	}
 }
 
-func parseUpdate(c *cli.Context) (o updateOptions, err error) {
-	o.rdt = container.IntelRDT{L3CacheSchema: c.String("l3-cache-schema"), MemBwSchema: c.String("mem-bw-schema")}
+func parseUpdate(c *cli.Context) (s container.Settings, err error) {
+	s.RDT = container.IntelRDT{L3CacheSchema: c.String("l3-cache-schema"), MemBwSchema: c.String("mem-bw-schema")}
 	if name := c.String("resources"); name != "" {
-		o.resources, err = readResources(name)
+		s.Resources, err = readResources(name)
 	} else {
-		o.resources, err = resourceFlags(c)
+		s.Resources, err = resourceFlags(c)
 	}
 	if err != nil {
-		return o, err
+		return s, err
 	}
 	//nolint:staticcheck // deprecated, and still sent
-	if m := o.resources.Memory; m != nil && (m.Kernel != nil || m.KernelTCP != nil) {
+	if m := s.Resources.Memory; m != nil && (m.Kernel != nil || m.KernelTCP != nil) {
 		logrus.Warn("limits of kernel memory are ignored: the kernel has none any more")
 	}
-	return o, nil
+	return s, nil
 }
 
 // readResources reads a file, or standard input.

@@ -97,11 +97,11 @@ type Options struct {
 	// the programs alone, names among them not at all, and nothing is opened.
 	Filter bool
 	// Files are the host's LSM programs; nil where the guest's mounts hold its file
-	// rules. OwnFiles are the rules for the guest's own root, beside its policy's, and
-	// Volumes, with Filter, the directories in which its policy's decide.
+	// rules. OwnFiles gives the rules for the guest's own root, beside its policy's, and
+	// Places where its policy's decide; nil is where they open something.
 	Files    *enforce.FilePrograms
-	OwnFiles []policy.FSRule
-	Volumes  []string
+	OwnFiles func(policy.Policy) []policy.FSRule
+	Places   func(policy.Policy) []string
 	// Throttles are those of the process; nil makes some for this guest alone.
 	Throttles *enforce.Throttles
 	// Budget shares the process's descriptors among its guests; nil bounds nothing.

@@ -10,9 +10,9 @@ import (
 // files is the guest's file rules, where the kernel holds them (BPF-LSM). Elsewhere
 // the guest's mounts do, which were made before.
 type files struct {
-	guest  *enforce.FileGuest // nil where the mounts do it
-	rules  enforce.Files
-	places func(policy.Policy) []string
+	guest *enforce.FileGuest // nil where the mounts do it
+	rules enforce.Files
+	opts  Options
 }
 
 // openFiles holds the guest to its file rules from its first instruction on, and
@@ -25,9 +25,7 @@ func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
 	if err != nil {
 		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
 	}
-	f := files{places: opts.places, rules: enforce.Files{
-		Own: opts.OwnFiles, Rules: p.FS(), Places: opts.places(p), Forked: c.Forked(),
-	}}
+	f := files{opts: opts, rules: opts.rules(enforce.Files{Forked: c.Forked()}, p)}
 	if f.rules.MountNamespace, err = c.MountNamespace(); err != nil {
 		return files{}, fmt.Errorf("holding the guest's file rules: %w", err)
 	}
@@ -37,12 +35,15 @@ func openFiles(c Container, p policy.Policy, opts Options) (files, error) {
 	return f, nil
 }
 
-// places are where files of the host are.
-func (o Options) places(p policy.Policy) []string {
-	if o.Filter {
-		return o.Volumes
+// rules are files with those of a policy.
+func (o Options) rules(files enforce.Files, p policy.Policy) enforce.Files {
+	files.Own, files.Rules = o.OwnFiles(p), p.FS()
+	if o.Places == nil {
+		files.Places = policy.Places(p.FS())
+	} else {
+		files.Places = o.Places(p)
 	}
-	return policy.Places(p.FS())
+	return files
 }
 
 // update puts another policy's rules into force, with one write.
@@ -50,8 +51,7 @@ func (f *files) update(p policy.Policy) error {
 	if f.guest == nil {
 		return nil
 	}
-	next := f.rules
-	next.Rules, next.Places = p.FS(), f.places(p)
+	next := f.opts.rules(f.rules, p)
 	if err := f.guest.Update(next); err != nil {
 		return fmt.Errorf("updating the guest's file rules: %w", err)
 	}

@@ -202,10 +202,18 @@ func (n *network) update(before, p policy.Policy) error {
 	if n.unsupported != nil && !n.mayLack(p) {
 		return n.unsupported
 	}
-	n.proxy.SetLimits(netLimits(p.Limits()))
-	if slices.Equal(old, eps) && slices.Equal(before.Expose(), p.Expose()) {
-		return nil
+	if !slices.Equal(old, eps) || !slices.Equal(before.Expose(), p.Expose()) {
+		if err := n.updateBoth(before, p); err != nil {
+			return err
+		}
 	}
+	n.proxy.SetLimits(netLimits(p.Limits()))
+	return nil
+}
+
+// updateBoth puts other endpoints and ports into force, in the programs and the proxy.
+func (n *network) updateBoth(before, p policy.Policy) error {
+	old, eps := before.Endpoints(), p.Endpoints()
 	if n.guest != nil {
 		// Names keep the addresses that the guest's /etc/hosts has.
 		names, err := n.proxy.HostsWith(eps)

@@ -40,6 +40,8 @@ type Container struct {
 	pid   int      // of the first process, in our pid namespace; 0 if it has gone
 	pidfd *os.File // nil if it has gone
 
+	lock *os.File // of LoadLocked; else nil
+
 	mapping   sync.Mutex // guards clientIDs
 	clientIDs clientIDs
 
@@ -131,6 +133,7 @@ func (c *Container) Close() error {
 	if c.clientIDs.namespace != nil {
 		_ = c.clientIDs.namespace.Close()
 	}
+	_ = c.Unlock()
 	if c.pidfd != nil {
 		return c.pidfd.Close()
 	}

@@ -3,7 +3,10 @@ package container
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,12 +17,13 @@ import (
 // and Lower when nothing else can fail.
 type OpenFiles struct {
 	c      *Container
-	limit  uint64
+	limit  unix.Rlimit
 	before map[int]unix.Rlimit // by process
 }
 
-// OpenFiles prepares a change to limit, and finds out whether it may be made.
-func (c *Container) OpenFiles(limit uint64) (*OpenFiles, error) {
+// OpenFiles prepares a change to limit, and finds out whether it may be made. Processes
+// that have less than held, which they have chosen or were given, are left alone.
+func (c *Container) OpenFiles(held uint64, limit unix.Rlimit) (*OpenFiles, error) {
 	group, err := c.UnifiedCgroup()
 	if err != nil {
 		return nil, err
@@ -34,7 +38,9 @@ func (c *Container) OpenFiles(limit uint64) (*OpenFiles, error) {
 		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &before); err != nil {
 			return err
 		}
-		o.before[pid] = before
+		if before.Max >= held {
+			o.before[pid] = before
+		}
 		return nil
 	})
 }
@@ -48,7 +54,7 @@ func (o *OpenFiles) Raise() (undo func() error, err error) {
 			return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil)
 		})
 	}
-	err = o.each(o.with(func(hard uint64) bool { return hard < o.limit }), func(pid int) error {
+	err = o.each(o.with(func(hard uint64) bool { return hard < o.limit.Max }), func(pid int) error {
 		raised = append(raised, pid)
 		return o.set(pid)
 	})
@@ -64,7 +70,7 @@ func (o *OpenFiles) Raise() (undo func() error, err error) {
 // Lower lowers the limit of the processes that have a higher one. What they have open
 // stays open.
 func (o *OpenFiles) Lower() error {
-	return o.each(o.with(func(hard uint64) bool { return hard > o.limit }), o.set)
+	return o.each(o.with(func(hard uint64) bool { return hard > o.limit.Max }), o.set)
 }
 
 func (o *OpenFiles) with(which func(hard uint64) bool) (pids []int) {
@@ -77,20 +83,61 @@ func (o *OpenFiles) with(which func(hard uint64) bool) (pids []int) {
 }
 
 func (o *OpenFiles) set(pid int) error {
-	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: o.limit, Max: o.limit}, nil)
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &o.limit, nil)
 }
 
-// each calls do for processes as one of the guest's own user, if it has one: else the
-// kernel wants CAP_SYS_RESOURCE over a forked guest, and a pid that was reused would do.
-// What has ended is left out.
+// ids are those of a process.
+type ids struct{ uid, gid uint32 }
+
+// each calls do for processes, as one of their own user: else the kernel wants
+// CAP_SYS_RESOURCE over them. A guest of psi's own has one user, and so a pid that was
+// reused is none of its. What has ended is left out.
 func (o *OpenFiles) each(pids []int, do func(pid int) error) error {
+	users := make(map[ids][]int)
+	for _, pid := range pids {
+		user := ids{o.c.entry.IDs.First, o.c.entry.IDs.First}
+		if user.uid == 0 {
+			var err error
+			if user, err = realIDs(pid); gone(err) != nil {
+				return fmt.Errorf("looking at process %d of container %s: %w", pid, o.c.id, err)
+			}
+		}
+		users[user] = append(users[user], pid)
+	}
+	for user, pids := range users {
+		if err := o.as(user, pids, do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// realIDs are the real ids of a process.
+func realIDs(pid int) (user ids, err error) {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return user, err
+	}
+	for _, field := range []struct {
+		name string
+		into *uint32
+	}{{"\nUid:", &user.uid}, {"\nGid:", &user.gid}} {
+		_, rest, _ := strings.Cut(string(status), field.name)
+		if _, err := fmt.Sscan(rest, field.into); err != nil {
+			return user, fmt.Errorf("reading its ids: %w", err)
+		}
+	}
+	return user, nil
+}
+
+func (o *OpenFiles) as(user ids, pids []int, do func(pid int) error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked
-		if id := int(o.c.entry.IDs.First); id != 0 {
+		if user != (ids{}) {
 			// The real ids alone, which decide here; what the thread may do stays.
-			_, _, gidErr := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(id), ^uintptr(0), ^uintptr(0))
-			_, _, uidErr := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(id), ^uintptr(0), ^uintptr(0))
+			_, _, gidErr := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(user.gid), ^uintptr(0), ^uintptr(0))
+			_, _, uidErr := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(user.uid), ^uintptr(0), ^uintptr(0))
 			if gidErr != 0 || uidErr != 0 {
 				done <- fmt.Errorf("taking the ids of container %s: %w", o.c.id, errors.Join(gidErr, uidErr))
 				return

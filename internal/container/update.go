@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/intelrdt"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -82,17 +83,32 @@ func (c *Container) Update(l policy.Limits) error {
 	if l.PIDs > 0 {
 		r.Pids = &specs.LinuxPids{Limit: &l.PIDs}
 	}
-	return c.UpdateResources(r, IntelRDT{})
+	return c.Set(Settings{Resources: r})
 }
 
-// UpdateResources changes those of the container's limits that r names, and leaves
-// the others as they are. Devices do not change. A limit that the kernel refuses
-// leaves all the old ones.
-func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error {
+// Settings are what can change of a container that exists. What is missing stays.
+type Settings struct {
+	Resources *specs.LinuxResources
+	RDT       IntelRDT
+	// Annotations take the place of those with the same names; OpenFiles is for
+	// processes that come later, as Annotations are.
+	Annotations map[string]string
+	OpenFiles   *specs.POSIXRlimit
+}
+
+// Set changes the container's settings, and writes them down. Of Resources those limits
+// change that are named; devices do not. A limit that the kernel refuses leaves everything
+// as it was.
+func (c *Container) Set(s Settings) error {
 	config := c.config()
-	if err := updateRDT(&config, rdt); err != nil {
+	if err := updateRDT(&config, s.RDT); err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}
+	config.Labels = withAnnotations(config.Labels, s.Annotations)
+	if s.OpenFiles != nil {
+		config.Rlimits = withOpenFiles(config.Rlimits, *s.OpenFiles)
+	}
+	r := c.withoutSwap(s.Resources)
 	group, limits := *config.Cgroups, *config.Cgroups.Resources
 	group.Resources, config.Cgroups = &limits, &group
 	changed := &cgroups.Resources{}
@@ -113,6 +129,38 @@ func (c *Container) UpdateResources(r *specs.LinuxResources, rdt IntelRDT) error
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// withoutSwap takes the limit of swap away where adaptResources has, for want of a file.
+func (c *Container) withoutSwap(r *specs.LinuxResources) *specs.LinuxResources {
+	if r == nil {
+		return &specs.LinuxResources{}
+	}
+	_, policy := c.Annotations()[AnnotationPolicy]
+	if has := c.config().Cgroups.Resources; !policy || r.Memory == nil || has.Memory <= 0 || has.MemorySwap != 0 {
+		return r
+	}
+	out, memory := *r, *r.Memory
+	memory.Swap, out.Memory = nil, &memory
+	return &out
+}
+
+// withAnnotations puts annotations in the place of those with their names.
+func withAnnotations(labels []string, annotations map[string]string) []string {
+	out := slices.DeleteFunc(slices.Clone(labels), func(label string) bool {
+		name, _, _ := strings.Cut(label, "=")
+		_, replaced := annotations[name]
+		return replaced
+	})
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		out = append(out, name+"="+annotations[name])
+	}
+	return out
+}
+
+func withOpenFiles(limits []configs.Rlimit, limit specs.POSIXRlimit) []configs.Rlimit {
+	out := slices.DeleteFunc(slices.Clone(limits), func(l configs.Rlimit) bool { return l.Type == unix.RLIMIT_NOFILE })
+	return append(out, configs.Rlimit{Type: unix.RLIMIT_NOFILE, Hard: limit.Hard, Soft: limit.Soft})
 }
 
 // updateUnified adds to the files of cgroup2 that the bundle names, and takes those

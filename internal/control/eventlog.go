@@ -57,14 +57,13 @@ type keptEvent struct {
 // when the container has ended; the socket goes with the directory.
 func OpenEventLog(dir, id string) (*EventLog, error) {
 	var listener *net.UnixListener
-	err := throughDirectory(dir, func(path string) (err error) {
-		listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	err := throughDirectory(dir, EventSocket, func(path string) (err error) {
+		listener, err = listenAt(path)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listening for readers of events: %w", err)
 	}
-	listener.SetUnlinkOnClose(false)
 	l := &EventLog{id: id, listener: listener, readers: make(map[*net.UnixConn]bool)}
 	l.changed = sync.NewCond(&l.mu)
 	l.serving.Go(l.accept)
@@ -73,7 +72,7 @@ func OpenEventLog(dir, id string) (*EventLog, error) {
 
 // DialEvents connects to the log of the container with this state directory.
 func DialEvents(dir string) (conn *net.UnixConn, err error) {
-	err = throughDirectory(dir, func(path string) error {
+	err = throughDirectory(dir, EventSocket, func(path string) error {
 		conn, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 		return err
 	})
@@ -83,15 +82,28 @@ func DialEvents(dir string) (conn *net.UnixConn, err error) {
 	return conn, nil
 }
 
-// throughDirectory gives a path of the socket that is short enough for an address,
-// however long the directory's is.
-func throughDirectory(dir string, use func(path string) error) error {
-	open, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// throughDirectory gives a path of a socket that is short enough for an address, however
+// long the directory's is. The directory itself is no link.
+func throughDirectory(dir, socket string, use func(path string) error) error {
+	open, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer open.Close()
-	return use(filepath.Join("/proc/self/fd", strconv.Itoa(int(open.Fd())), EventSocket))
+	return use(filepath.Join("/proc/self/fd", strconv.Itoa(int(open.Fd())), socket))
+}
+
+// listenAt makes a socket that its owner alone may connect to, and that goes with its directory.
+func listenAt(path string) (*net.UnixListener, error) {
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	listener.SetUnlinkOnClose(false)
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return listener, nil
 }
 
 // Add tells an event of a type.

@@ -176,11 +176,11 @@ func (n *narrowing) volumes(at []int) error {
 		if err := n.deny(m); err != nil {
 			return err
 		}
-		n.out.Files.Volumes = append(n.out.Files.Volumes, m.Destination)
 		p, err := n.volume(m, rules)
 		if err != nil {
 			return err
 		}
+		n.out.Files.Volumes = append(n.out.Files.Volumes, Volume{m.Destination, path.Clean(m.Source), slices.Contains(m.Options, "ro")})
 		if p.rules != nil {
 			parts = append(parts, p)
 		}

@@ -22,18 +22,32 @@ type Narrowed struct {
 	Spec     *specs.Spec
 	Confine  Confine
 	Files    Files
+	Given    Given // what was narrowed
 	Enforced []Enforcement
 }
 
 // Files is what the host's LSM programs, where it has them, hold a container to.
 type Files struct {
-	Own []policy.FSRule `json:"own,omitempty"` // rules for the image's own files
-	// Volumes are the destinations of what shows files of the host: there the policy's
-	// rules decide. Whoever makes the container sees to it that their sources are not
-	// exchanged meanwhile.
-	Volumes []string `json:"volumes,omitempty"`
+	// Volumes are what shows files of the host: there the policy's rules decide. Whoever
+	// makes the container sees to it that their sources are not exchanged meanwhile.
+	Volumes []Volume `json:"volumes,omitempty"`
 	// Needed: nothing else holds some rule.
 	Needed bool `json:"needed,omitempty"`
+}
+
+// Volume is a mount that shows files of the host.
+type Volume struct {
+	Destination string `json:"destination"`
+	Source      string `json:"source"`
+	ReadOnly    bool   `json:"readonly,omitempty"`
+}
+
+// Places are where the volumes are in the container.
+func (f Files) Places() (places []string) {
+	for _, v := range f.Volumes {
+		places = append(places, v.Destination)
+	}
+	return places
 }
 
 // Confine is what psi-init puts on each process of the container, in a form that can
@@ -99,6 +113,8 @@ type narrowing struct {
 	host   Host
 	spec   *specs.Spec // a copy, all of it ours
 	out    Narrowed
+	// running: the container has been made, and whether it may be degraded was settled.
+	running bool
 
 	// Rules with wildcards that LSM programs are to hold: those that open and those that deny.
 	opening, denying []pattern
@@ -114,7 +130,9 @@ func Narrow(spec *specs.Spec, p policy.Policy, host Host) (Narrowed, error) {
 		return Narrowed{}, err
 	}
 	n := &narrowing{policy: p, host: host, spec: own}
-	n.out.Files.Own = []policy.FSRule{{Mode: policy.Execute, Pattern: "/**"}, {Mode: policy.Write, Pattern: "/**"}}
+	if n.out.Given, err = givenBy(own); err != nil {
+		return Narrowed{}, fmt.Errorf("the container's policy (%s) cannot be enforced: %w", p.Digest()[:19], err)
+	}
 	for _, step := range []func() error{
 		n.namespaces, n.resources, n.process, n.network, n.mounts, n.kernelFiles, n.calls, n.agent,
 	} {
@@ -133,6 +151,9 @@ func (n *narrowing) holds(rule, by string, args ...any) {
 
 // misses reports a rule that nothing holds: an error, unless the policy allows it.
 func (n *narrowing) misses(rule string, why error) error {
+	if !n.policy.AllowDegraded() && n.running {
+		return fmt.Errorf("%s: %w", rule, why)
+	}
 	if !n.policy.AllowDegraded() {
 		return fmt.Errorf("%s: %w (allow_degraded: true starts it without)", rule, why)
 	}

@@ -49,7 +49,6 @@ func (n *narrowing) denyPattern(p pattern) error {
 	if err := n.programs(); err != nil {
 		return n.misses(text(p.FSRule), err)
 	}
-	n.out.Files.Own = append(n.out.Files.Own, p.FSRule)
 	n.denying = append(n.denying, p)
 	n.holds(text(p.FSRule), lsm)
 	return nil

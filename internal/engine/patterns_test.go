@@ -49,7 +49,7 @@ func TestPatternsAreForPrograms(t *testing.T) {
 				rules = append(rules, e.Rule)
 			}
 		}
-		if !slices.Equal(rules, tc.rules) || !n.Files.Needed || len(n.Files.Own) != 2+tc.own || n.Confine.Domain != nil {
+		if !slices.Equal(rules, tc.rules) || !n.Files.Needed || len((&Record{Files: n.Files}).OwnFiles(parse(t, "fs: ["+tc.document+"]"))) != 2+tc.own || n.Confine.Domain != nil {
 			t.Errorf("%s: %q, %+v, %v", name, rules, n.Files, n.Confine.Domain)
 		}
 	}

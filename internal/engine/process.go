@@ -15,10 +15,9 @@ func (n *narrowing) process() error {
 	if err != nil {
 		return err
 	}
-	l := n.policy.Limits()
 	for _, r := range n.spec.Process.Rlimits {
 		if r.Type == "RLIMIT_NOFILE" {
-			n.holds(fmt.Sprintf("open_files: %d", l.OpenFiles), "RLIMIT_NOFILE: %d", r.Hard)
+			n.openFiles(r)
 		}
 	}
 	by := "no_new_privs"
@@ -29,6 +28,10 @@ func (n *narrowing) process() error {
 	return nil
 }
 
+func (n *narrowing) openFiles(r specs.POSIXRlimit) {
+	n.holds(fmt.Sprintf("open_files: %d", n.policy.Limits().OpenFiles), "RLIMIT_NOFILE: %d", r.Hard)
+}
+
 // Process puts a policy on one more process of a container, for exec.
 func Process(p *specs.Process, pol policy.Policy) (*specs.Process, error) {
 	spec, err := clone(&specs.Spec{Root: &specs.Root{}, Process: p})
@@ -37,6 +40,15 @@ func Process(p *specs.Process, pol policy.Policy) (*specs.Process, error) {
 	}
 	_, err = narrowProcess(spec.Process, pol)
 	return spec.Process, err
+}
+
+// OwnProcess is one more process of a bundle of psi's own: its policy may be another one
+// than the bundle's.
+func (r *Record) OwnProcess(p *specs.Process) *specs.Process {
+	out := *p
+	out.Rlimits = slices.DeleteFunc(slices.Clone(p.Rlimits), func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_NOFILE" })
+	out.Rlimits = append(out.Rlimits, r.Given.OpenFiles(r.Policy.Limits()))
+	return &out
 }
 
 // narrowProcess returns the names of the capabilities that it takes away.

@@ -16,15 +16,64 @@ const (
 	enforcedKey = "io.psi.enforced"
 	confineKey  = "io.psi.confine"
 	filesKey    = "io.psi.files"
+	madeKey     = "io.psi.made"
+	givenKey    = "io.psi.given"
 )
 
 // Record is what is known of the policy of a container that exists.
 type Record struct {
-	Policy   policy.Policy
+	Policy   policy.Policy // in force
 	Own      bool
 	Confine  Confine
 	Files    Files
+	Made     Made
+	Given    Given
 	Enforced []Enforcement
+}
+
+// Made is what a container was made with, which no later policy changes.
+type Made struct {
+	Policy policy.Policy // what its mounts, filters and Landlock domain hold
+	Bounds []Bound       // beyond which nothing may be permitted
+}
+
+// madeRecord is Made as it is written down.
+type madeRecord struct {
+	Policy json.RawMessage `json:"policy"`
+	Bounds []boundRecord   `json:"bounds,omitempty"`
+}
+
+type boundRecord struct {
+	What   string          `json:"what"`
+	Policy json.RawMessage `json:"policy"`
+}
+
+// MarshalJSON writes the policies as their canonical documents.
+func (m *Made) MarshalJSON() ([]byte, error) {
+	out := madeRecord{Policy: m.Policy.Canonical()}
+	for _, b := range m.Bounds {
+		out.Bounds = append(out.Bounds, boundRecord{b.What, b.Policy.Canonical()})
+	}
+	return json.Marshal(out)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (m *Made) UnmarshalJSON(data []byte) (err error) {
+	var in madeRecord
+	if err := json.Unmarshal(data, &in); err != nil {
+		return err
+	}
+	if m.Policy, err = policy.Parse(in.Policy, "the policy it was made with"); err != nil {
+		return err
+	}
+	for _, b := range in.Bounds {
+		p, err := policy.Parse(b.Policy, b.What)
+		if err != nil {
+			return err
+		}
+		m.Bounds = append(m.Bounds, Bound{b.What, p})
+	}
+	return nil
 }
 
 // Forget removes what only psi-runtime writes from a bundle's annotations.
@@ -35,9 +84,9 @@ func Forget(spec *specs.Spec) {
 // Visible returns the annotations that are the bundle's own.
 func Visible(annotations map[string]string) map[string]string {
 	out := maps.Clone(annotations)
-	delete(out, enforcedKey)
-	delete(out, confineKey)
-	delete(out, filesKey)
+	for key := range (&Record{}).parts() {
+		delete(out, key)
+	}
 	return out
 }
 
@@ -46,20 +95,27 @@ func (r Record) Write(spec *specs.Spec) error {
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}
-	spec.Annotations[PolicyKey] = string(r.Policy.Canonical())
+	notes, err := r.Annotations()
+	maps.Copy(spec.Annotations, notes)
+	return err
+}
+
+// Annotations are what Write puts there.
+func (r Record) Annotations() (map[string]string, error) {
+	out := map[string]string{PolicyKey: string(r.Policy.Canonical())}
 	for key, part := range r.parts() {
 		data, err := json.Marshal(part)
 		if err != nil {
-			return fmt.Errorf("writing down what is enforced: %w", err)
+			return nil, fmt.Errorf("writing down what is enforced: %w", err)
 		}
-		spec.Annotations[key] = string(data)
+		out[key] = string(data)
 	}
-	return nil
+	return out, nil
 }
 
 // parts are what is written down beside the policy, by annotation.
 func (r *Record) parts() map[string]any {
-	return map[string]any{enforcedKey: &r.Enforced, confineKey: &r.Confine, filesKey: &r.Files}
+	return map[string]any{enforcedKey: &r.Enforced, confineKey: &r.Confine, filesKey: &r.Files, madeKey: &r.Made, givenKey: &r.Given}
 }
 
 // ReadRecord reads the record of a container from its annotations; nil if it has no

@@ -33,35 +33,40 @@ func (n *narrowing) resources() error {
 		n.spec.Linux.Devices = nil
 		n.holds("devices", "the device cgroup: those of every container")
 	}
+	n.limits(r)
+	return nil
+}
+
+// limits reports what holds them, in the form that narrowResources left.
+func (n *narrowing) limits(r *specs.LinuxResources) {
+	l := n.policy.Limits()
 	n.holds("mem: "+size(l.Mem), "memory cgroup: %s", size(*r.Memory.Limit))
 	n.holds(fmt.Sprintf("cpu: %g", l.CPU), "cpu cgroup: %g", float64(*r.CPU.Quota)/float64(*r.CPU.Period))
 	n.holds(fmt.Sprintf("pids: %d", l.PIDs), "pids cgroup: %d", *r.Pids.Limit)
 	n.clocks()
-	return nil
 }
 
-// Update returns what an update of a container's resources may change: r, with the
-// limits of the policy where r is wider. What r leaves alone stays alone.
-func Update(r *specs.LinuxResources, p policy.Policy) (*specs.LinuxResources, error) {
-	spec, err := clone(&specs.Spec{Root: &specs.Root{}, Process: &specs.Process{}, Linux: &specs.Linux{Resources: r}})
+// Update returns what an update of the container's resources may change: r, with the
+// limits of the policy where r is wider. What r leaves alone stays alone. What was asked
+// for is noted in Given, so that a wider policy gives it back.
+func (r *Record) Update(asked *specs.LinuxResources) (*specs.LinuxResources, error) {
+	out, err := unlimited(asked)
 	if err != nil {
 		return nil, err
 	}
-	out := spec.Linux.Resources
 	if out == nil {
 		return nil, errors.New("there is nothing to update")
 	}
-	l := p.Limits()
-	if out.Unified, err = narrowUnified(out, l); err != nil {
-		return nil, err
-	}
+	r.Given.add(out)
+	l := r.Policy.Limits()
 	// A limit that is not asked for (0 or missing) is in force already.
 	if m := out.Memory; m != nil && m.Limit != nil && *m.Limit != 0 {
 		narrowMemory(out, l)
 	} else if m != nil {
 		m.Limit, m.Swap, m.DisableOOMKiller = nil, nil, nil
 	}
-	if c := out.CPU; c != nil && (c.Quota != nil && *c.Quota != 0 || c.Period != nil && *c.Period != 0) {
+	if c := out.CPU; namesCPU(c) {
+		c.Quota, c.Period = r.Given.CPU.Quota, r.Given.CPU.Period
 		narrowCPU(out, l)
 	} else if c != nil {
 		c.Burst, c.RealtimeRuntime, c.RealtimePeriod = nil, nil, nil

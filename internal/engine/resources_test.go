@@ -158,7 +158,7 @@ func TestUpdateIsNarrowed(t *testing.T) {
 		"cpu":             {specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: n(-1)}}, "cpu 50000"},
 		"by unified file": {specs.LinuxResources{Unified: map[string]string{"memory.max": "max", "pids.max": "5"}}, "mem 67108864 swap 67108864 pids 5"},
 	} {
-		got, err := Update(&tc.ask, p)
+		got, err := (&Record{Policy: p}).Update(&tc.ask)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -181,7 +181,7 @@ func TestUpdateIsNarrowed(t *testing.T) {
 		}
 	}
 	for _, file := range []string{"cgroup.procs", "../memory.max", "cgroup.subtree_control"} {
-		if _, err := Update(&specs.LinuxResources{Unified: map[string]string{file: "1"}}, p); err == nil {
+		if _, err := (&Record{Policy: p}).Update(&specs.LinuxResources{Unified: map[string]string{file: "1"}}); err == nil {
 			t.Errorf("%s: no error", file)
 		}
 	}

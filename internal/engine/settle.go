@@ -13,7 +13,8 @@ import (
 // Choice is what Settle found.
 type Choice struct {
 	Policy policy.Policy
-	Own    bool // a bundle that psi-runtime bundle made: endpoints and ids are its own
+	Own    bool    // a bundle that psi-runtime bundle made: endpoints and ids are its own
+	Bounds []Bound // within which the policy is, and any later one has to be
 }
 
 // Lookup finds a policy by its name; policy.Lookup does.
@@ -35,7 +36,7 @@ func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice,
 		return nil, err
 	}
 	var chosen *policy.Policy
-	var bounds []bound
+	var bounds []Bound
 	if rules.Policy != "" {
 		p, err := lookup(rules.Policy)
 		if err != nil {
@@ -43,7 +44,7 @@ func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice,
 		}
 		chosen = &p
 		if rules.Mandatory {
-			bounds = append(bounds, bound{"the mandatory policy " + rules.Policy, p})
+			bounds = append(bounds, Bound{"the mandatory policy " + rules.Policy, p})
 		}
 	}
 	if flag != "" {
@@ -55,7 +56,7 @@ func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice,
 			return nil, err
 		}
 		chosen = &p
-		bounds = append(bounds, bound{"--policy " + flag, p})
+		bounds = append(bounds, Bound{"--policy " + flag, p})
 	}
 	p, key, err := annotated(spec, counting, lookup)
 	if err != nil {
@@ -73,7 +74,7 @@ func Settle(spec *specs.Spec, rules Rules, flag string, lookup Lookup) (*Choice,
 	if own && p == nil {
 		return nil, fmt.Errorf("a bundle with %s=auto has to carry its policy: make it again with psi-runtime bundle", IDsKey)
 	}
-	return &Choice{Policy: *chosen, Own: own}, nil
+	return &Choice{Policy: *chosen, Own: own, Bounds: bounds}, nil
 }
 
 // ownBundle reports whether the bundle is one of psi's own.
@@ -129,21 +130,21 @@ func readPolicy(text, key string, lookup Lookup) (policy.Policy, error) {
 	return policy.Parse([]byte(text), "annotation "+key)
 }
 
-// bound is a policy beyond which nothing may be permitted.
-type bound struct {
-	what   string
-	policy policy.Policy
+// Bound is a policy beyond which nothing may be permitted.
+type Bound struct {
+	What   string // "the mandatory policy strict"
+	Policy policy.Policy
 }
 
 // within refuses a policy that permits more than the bounds.
-func within(p policy.Policy, what string, bounds []bound) error {
+func within(p policy.Policy, what string, bounds []Bound) error {
 	for _, b := range bounds {
-		more, err := policy.Compare(b.policy, p)
+		more, err := policy.Compare(b.Policy, p)
 		if err != nil {
-			return fmt.Errorf("comparing the policy of %s with %s: %w", what, b.what, err)
+			return fmt.Errorf("comparing the policy of %s with %s: %w", what, b.What, err)
 		}
 		if len(more) > 0 {
-			return fmt.Errorf("the policy of %s permits what %s does not: %s: narrow it, or leave it out", what, b.what, more[0])
+			return fmt.Errorf("the policy of %s permits what %s does not: %s: narrow it, or leave it out", what, b.What, more[0])
 		}
 	}
 	return nil

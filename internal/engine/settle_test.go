@@ -176,18 +176,19 @@ func TestRecord(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 	n := narrow(t, engineSpec(volume("/srv/data", "/srv/data")), parse(t, "{seccomp: python, fs: [{read: /srv/data/x}]}"))
-	in := Record{Policy: parse(t, "seccomp: python"), Confine: n.Confine, Files: n.Files, Enforced: n.Enforced}
+	made := Made{Policy: parse(t, "{}"), Bounds: []Bound{{"the bound", parse(t, "mem: 1GiB")}}}
+	in := Record{Made: made, Policy: parse(t, "seccomp: python"), Given: n.Given, Confine: n.Confine, Files: n.Files, Enforced: n.Enforced}
 	if err := in.Write(spec); err != nil {
 		t.Fatal(err)
 	}
 	out, err := ReadRecord(spec.Annotations)
-	if err != nil || !reflect.DeepEqual(out.Confine, in.Confine) || !reflect.DeepEqual(out.Enforced, in.Enforced) || !reflect.DeepEqual(out.Files, in.Files) || len(in.Files.Volumes) != 1 || out.Policy.Digest() != in.Policy.Digest() {
+	if err != nil || !reflect.DeepEqual(out.Confine, in.Confine) || !reflect.DeepEqual(out.Enforced, in.Enforced) || !reflect.DeepEqual(out.Files, in.Files) || len(in.Files.Volumes) != 1 || !reflect.DeepEqual(out.Given, in.Given) || out.Made.Policy.Digest() != made.Policy.Digest() || len(out.Made.Bounds) != 1 || out.Policy.Digest() != in.Policy.Digest() {
 		t.Errorf("%+v, %v", out, err)
 	}
 	if v := Visible(spec.Annotations); len(v) != 2 {
 		t.Errorf("%v", v)
 	}
-	for _, key := range []string{PolicyKey, enforcedKey, confineKey, filesKey} {
+	for _, key := range []string{PolicyKey, enforcedKey, confineKey, filesKey, madeKey, givenKey} {
 		bad := map[string]string{PolicyKey: "{}"}
 		bad[key] = "{"
 		if _, err := ReadRecord(bad); err == nil {
@@ -195,7 +196,7 @@ func TestRecord(t *testing.T) {
 		}
 	}
 	spec = &specs.Spec{}
-	if err := in.Write(spec); err != nil || len(spec.Annotations) != 4 {
+	if err := in.Write(spec); err != nil || len(spec.Annotations) != 6 {
 		t.Errorf("%v, %v", spec.Annotations, err)
 	}
 }

@@ -162,7 +162,7 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 		OnInit: func(c *container.Container) (err error) {
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{
-				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: bundle.OwnFiles(), Budget: s.budget, Throttles: s.throttles,
+				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: func(policy.Policy) []policy.FSRule { return bundle.OwnFiles() }, Budget: s.budget, Throttles: s.throttles,
 			})
 			return err
 		},

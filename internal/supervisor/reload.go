@@ -165,7 +165,7 @@ func (r *reloading) openFiles() error {
 	if err := r.freeze(); err != nil { // a process that is being forked has a copy already
 		return err
 	}
-	change, err := r.g.container.OpenFiles(uint64(after))
+	change, err := r.g.container.OpenFiles(0, unix.Rlimit{Cur: uint64(after), Max: uint64(after)})
 	if err != nil {
 		return err
 	}
