@@ -128,11 +128,12 @@ func guardAgain(c *container.Container) (*guard, error) {
 	return newGuard(*record), nil
 }
 
-// guardExec puts the container's policy on one more process.
+// guardExec puts the container's policy on one more process. Where there is one, it stays
+// what it is until the container is unlocked.
 func guardExec(c *container.Container, o *container.ProcessOptions) error {
 	record, err := engine.ReadRecord(c.Annotations())
 	if err != nil || record == nil {
-		return err
+		return errors.Join(err, c.Unlock()) // in a paused container it may wait for long
 	}
 	if record.Own {
 		o.Process = record.OwnProcess(o.Process)

@@ -12,7 +12,7 @@ func pauseCommand(g *global) *cli.Command {
 		Usage:       "stop every process of a container where it is",
 		ArgsUsage:   "ID",
 		Description: "The processes keep what they have and get no cpu time until resume.",
-		Action: withLocked(g, func(c *container.Container, _ *cli.Context) error {
+		Action: withLocked(g, true, func(c *container.Container, _ *cli.Context) error {
 			return c.Pause()
 		}),
 	}
@@ -23,7 +23,7 @@ func resumeCommand(g *global) *cli.Command {
 		Name:      "resume",
 		Usage:     "let a paused container go on",
 		ArgsUsage: "ID",
-		Action: withLocked(g, func(c *container.Container, _ *cli.Context) error {
+		Action: withLocked(g, true, func(c *container.Container, _ *cli.Context) error {
 			return c.Resume()
 		}),
 	}

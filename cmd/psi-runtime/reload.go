@@ -234,6 +234,7 @@ func (r *reload) names() error {
 	if err != nil {
 		return err
 	}
+	r.end = append(r.end, func() error { change.Keep(); return nil })
 	r.undo = append(r.undo, change.Undo)
 	return nil
 }

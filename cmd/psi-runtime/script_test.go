@@ -43,7 +43,8 @@ import (
 // does takes a static program, and a race detector would make each line last. It is
 // in $PATH too. $ROOTFS is a root file system with a shell, $PYTHON the one with Python
 // that make built. The condition [v2] says that the host has cgroup v2 only, [criu] that
-// criu works with the kernel, [systemd] that systemd is the first process.
+// criu works with the kernel, [systemd] that systemd is the first process, [lsm] that the
+// kernel takes LSM programs, [sys_resource] that root may raise limits.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(files) == 0 {
@@ -71,6 +72,11 @@ func scriptCondition(name string) (bool, error) {
 	case "v2":
 		_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
 		return err == nil, nil
+	case "lsm":
+		return probeFiles() == nil, nil
+	case "sys_resource":
+		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
+		return has == 1, err
 	case "systemd":
 		return systemd.IsRunningSystemd(), nil
 	case "criu":

@@ -38,9 +38,10 @@ func withContainer(g *global, do func(*container.Container, *cli.Context) error)
 	return withLoaded(func(id string) (*container.Container, error) { return container.Load(g.root, id) }, do)
 }
 
-// withLocked is withContainer for a command that changes it.
-func withLocked(g *global, do func(*container.Container, *cli.Context) error) cli.ActionFunc {
-	return withLoaded(func(id string) (*container.Container, error) { return container.LoadLocked(g.root, id, false) }, do)
+// withLocked is withContainer for a command that a change of policy waits for. With shared,
+// it excludes nobody else.
+func withLocked(g *global, shared bool, do func(*container.Container, *cli.Context) error) cli.ActionFunc {
+	return withLoaded(func(id string) (*container.Container, error) { return container.LoadLocked(g.root, id, shared) }, do)
 }
 
 func withLoaded(load func(id string) (*container.Container, error), do func(*container.Container, *cli.Context) error) cli.ActionFunc {

@@ -45,7 +45,7 @@ func updateCommand(g *global) *cli.Command {
 			&cli.StringFlag{Name: "l3-cache-schema", Usage: "Intel RDT/CAT schema"},
 			&cli.StringFlag{Name: "mem-bw-schema", Usage: "Intel RDT/MBA schema"},
 		},
-		Action: withLocked(g, func(c *container.Container, ctx *cli.Context) error {
+		Action: withLocked(g, false, func(c *container.Container, ctx *cli.Context) error {
 			s, err := parseUpdate(ctx)
 			if err != nil {
 				return err

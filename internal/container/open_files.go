@@ -59,7 +59,7 @@ func (o *OpenFiles) Raise() (undo func() error, err error) {
 		return o.set(pid)
 	})
 	if errors.Is(err, unix.EPERM) {
-		err = fmt.Errorf("only a supervisor with CAP_SYS_RESOURCE can raise it: %w", err)
+		err = fmt.Errorf("only who has CAP_SYS_RESOURCE can raise it: %w", err)
 	}
 	if err != nil {
 		return nil, errors.Join(err, undo())
