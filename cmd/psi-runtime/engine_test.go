@@ -6,9 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/engine"
 )
 
 // annotated is a bundle of an engine with annotations.
@@ -139,5 +145,79 @@ func TestDuplicateAnnotations(t *testing.T) {
 		if err := checkDuplicates([]byte(text)); twice != (err != nil) {
 			t.Errorf("%s: %v", text, err)
 		}
+	}
+}
+
+// Whoever changes a container waits for the others, and nothing that one of them has
+// asked for is lost.
+func TestApplyBesideOthers(t *testing.T) {
+	c := newLine(t)
+	id := fmt.Sprintf("beside-%d", os.Getpid())
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000", annotated("io.psi.policy", "{mem: 64MiB, pids: 50}")), id)
+	wide, narrow := configured(t, "{mem: 256MiB, pids: 60}"), configured(t, "{mem: 32MiB, pids: 40}")
+	const times = 8
+	var all sync.WaitGroup
+	for _, line := range [][]string{
+		{"policy", "apply", id, wide}, {"policy", "apply", id, narrow}, {"exec", id, "sh", "-c", ":"},
+		{"update", "--memory", "100M", id}, {"update", "--pids-limit", "45", id}, {"policy", "apply", "--dry-run", id, wide},
+	} {
+		all.Go(func() {
+			for range times {
+				if r := c.run(line...); r.code != 0 {
+					t.Errorf("%v: %+v", line, r)
+				}
+			}
+		})
+	}
+	all.Wait()
+	var state shownState
+	for _, want := range []struct{ file, mem, pids string }{{wide, "100MiB", "45"}, {narrow, "32MiB", "40"}, {wide, "100MiB", "45"}} {
+		c.ok("policy", "apply", id, want.file)
+		if err := json.Unmarshal([]byte(c.ok("state", id)), &state); err != nil {
+			t.Fatal(err)
+		}
+		held := fmt.Sprint(state.Psi.Enforced)
+		if !strings.Contains(held, "memory cgroup: "+want.mem) || !strings.Contains(held, "pids cgroup: "+want.pids) {
+			t.Errorf("%s", held)
+		}
+	}
+}
+
+// What is not told of on this host is told by state, and nobody is waited for.
+func TestStateOfWhatIsUntold(t *testing.T) {
+	dir := t.TempDir()
+	stuck := make(chan struct{})
+	server, err := control.ServePolicy(dir, func(c control.PolicyChange) (any, error) {
+		if !c.Untold {
+			t.Errorf("%+v", c)
+		}
+		select {
+		case <-stuck:
+		default:
+			return []engine.Enforcement{{Rule: "cpu", By: "cgroup; CPU_THROTTLE is not told"}}, nil
+		}
+		time.Sleep(2 * time.Second)
+		return nil, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := shownState{State: container.State{PID: 1}, Psi: &protection{}}
+	s.untold(dir)
+	if len(s.Psi.Enforced) != 1 || s.Psi.Enforced[0].Rule != "cpu" {
+		t.Errorf("%+v", s.Psi)
+	}
+	close(stuck)
+	begun := time.Now()
+	s.untold(dir)
+	if took := time.Since(begun); took > 1800*time.Millisecond || len(s.Psi.Enforced) != 1 {
+		t.Errorf("after %v: %+v", took, s.Psi)
+	}
+	if err := server.Close(); err != nil {
+		t.Error(err)
+	}
+	s.untold(dir)
+	if len(s.Psi.Enforced) != 1 {
+		t.Errorf("%+v", s.Psi)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/engine"
 )
 
@@ -16,6 +17,15 @@ type protection struct {
 	Policy   string               `json:"policy"` // digest
 	Degraded bool                 `json:"degraded,omitempty"`
 	Enforced []engine.Enforcement `json:"enforced"`
+}
+
+// untold asks who attends the container which events are not told of on this host. Nobody
+// has to answer: there is none of a container that has ended, or is another user's.
+func (s *shownState) untold(dir string) {
+	var more []engine.Enforcement
+	if s.Psi != nil && s.PID != 0 && control.AskForPolicy(dir, control.PolicyChange{Untold: true}, &more) == nil {
+		s.Psi.Enforced = append(s.Psi.Enforced, more...)
+	}
 }
 
 // withProtection adds the policy to a state, and takes our own annotations out of it.

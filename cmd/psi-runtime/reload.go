@@ -43,6 +43,9 @@ type reloader struct {
 
 // change handles a request of `policy apply`.
 func (r *reloader) change(request control.PolicyChange) (any, error) {
+	if request.Untold {
+		return r.a.Untold(), nil
+	}
 	next, err := policy.Parse([]byte(request.Text), request.Source)
 	if err != nil {
 		return nil, err

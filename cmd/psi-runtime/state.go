@@ -22,6 +22,7 @@ func stateCommand(g *global) *cli.Command {
 			if err != nil {
 				return err
 			}
+			shown.untold(c.StateDir())
 			enc := json.NewEncoder(ctx.App.Writer)
 			enc.SetIndent("", "  ")
 			return enc.Encode(shown)

@@ -189,6 +189,10 @@ func (a *Attendant) Enforced() []Enforcement {
 	return slices.Concat(a.files.enforced(p), a.net.enforced(p), a.throttles.enforced())
 }
 
+// Untold is the part of Enforced that is found out only while the guest runs: events that
+// this host's kernel does not tell of.
+func (a *Attendant) Untold() []Enforcement { return a.throttles.enforced() }
+
 // ErrClosed means that the guest is no longer attended.
 var ErrClosed = errors.New("attending guest: already closed")
 

@@ -34,6 +34,8 @@ type PolicyChange struct {
 	Text   string `json:"policy_text"`
 	Source string `json:"policy_source"` // what messages call it
 	DryRun bool   `json:"dry_run"`       // only say what would change
+	// Untold asks for no policy, but for the events that are not told of on this host.
+	Untold bool `json:"untold,omitempty"`
 }
 
 const (
@@ -42,8 +44,10 @@ const (
 	maxStrangers = 32
 	// callerPatience is how long a caller may take to ask, and to take the answer.
 	callerPatience = 5 * time.Second
-	// answerPatience is how long the answer may take.
+	// answerPatience is how long the answer may take, and statePatience how long that of who
+	// changes nothing.
 	answerPatience = 2 * time.Minute
+	statePatience  = time.Second
 )
 
 // PolicyServer takes policies for one container.
@@ -223,6 +227,13 @@ func AskForPolicy(dir string, change PolicyChange, ok any) error {
 		OK    json.RawMessage `json:"ok"`
 		Error *Refusal        `json:"error"`
 	}
+	patience := answerPatience
+	if change.Untold {
+		patience = statePatience
+	}
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return fmt.Errorf("asking who attends the container: %w", err)
+	}
 	if body, err = converse(conn, dir, body); err == nil {
 		err = json.Unmarshal(body, &reply)
 	}
@@ -255,9 +266,6 @@ func converse(conn *net.UnixConn, dir string, request []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer namespace.Close()
-	if err := conn.SetDeadline(time.Now().Add(answerPatience)); err != nil {
-		return nil, err
-	}
 	if err := WriteFrame(conn, request, namespace); err != nil {
 		// Who refuses a caller answers without reading on.
 		if answer, readErr := ReadFrame(conn); readErr == nil {

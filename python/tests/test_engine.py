@@ -17,7 +17,7 @@ from typing import ClassVar, List, Optional, Sequence, Union
 
 import pyisolate as psi
 
-from .guests import GuestTest, wait_for
+from .guests import GuestTest, run_runtime, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = os.environ.get("PSI_RUNTIME") or str(ROOT / "bin" / "psi-runtime")
@@ -221,6 +221,20 @@ class Podman(PodmanTest):
         event = self.event_of(sb)
         self.assertEqual(event, "DENIED")
         self.assertEqual((event.details["address"], event.details["errno"], event.details["rule"]), ("127.0.0.1:9", "EPERM", None))
+
+    def test_a_policy_is_applied_to_the_container(self) -> None:
+        """Nobody asks for it here: the client hears of it, and of nothing when it is refused."""
+        sb = self.spawn({"mem": "64MiB"})
+        listed = subprocess.run([*self.podman, "ps", "-q", "--no-trunc", "--latest"], check=True, stdout=subprocess.PIPE, text=True)
+        refused = run_runtime("policy", "apply", listed.stdout.strip(), "-", stdin='{"mem": "48MiB", "message": "1MiB"}')
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("message cannot change in a running container", refused.stderr)
+        done = run_runtime("policy", "apply", listed.stdout.strip(), "-", stdin='{"mem": "48MiB"}')
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+        event = self.event_of(sb)
+        self.assertEqual((event, event.details["limits"]["mem"]), ("POLICY_HOTLOAD", 48 << 20))
+        sb.exec("x = bytearray(56 << 20)")
+        self.assertIsInstance(self.end_of(sb), psi.MemoryExceeded)
 
     def test_files_that_the_command_mounts(self) -> None:
         """The policy gives nothing, and holds what the engine's command gives."""
