@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -33,6 +34,7 @@ import (
 //	state ID STATUS            wait until the container has this status
 //	until REGEXP psi ARGS…     repeat until the output matches; also with a program in
 //	                           place of psi, and of a file with cat FILE
+//	unattend ID                kill both processes that attend the container, at once
 //	reap FILE                  kill and wait for the process whose pid the file holds
 //	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
 //	                           look at a file of the container's cgroup, of whichever version the host has
@@ -60,7 +62,7 @@ func TestScripts(t *testing.T) {
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"psi": scriptPsi, "code": scriptCode, "bundle": scriptBundle, "state": scriptState,
 					"until": scriptUntil, "reap": scriptReap, "limit": scriptLimit,
-					"notified": scriptNotified,
+					"notified": scriptNotified, "unattend": scriptUnattend,
 				},
 			})
 		})
@@ -274,6 +276,41 @@ func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
 		return pattern.MatchString(out)
 	})
 	show(ts, out, errs)
+}
+
+func scriptUnattend(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: unattend ID")
+	}
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	ts.Check(err)
+	var pids []int
+	for _, file := range files {
+		line, _ := os.ReadFile(file)
+		words := strings.ReplaceAll(string(line), "\x00", " ")
+		if strings.Contains(words, "--root "+ts.Getenv("ROOT")+" attend ") && strings.HasSuffix(words, " "+args[0]+" ") {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			ts.Check(err)
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) != 2 {
+		ts.Fatalf("processes %v attend %s: want two", pids, args[0])
+	}
+	// Stopped, neither of them sees the other die.
+	for _, signal := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
+		for _, pid := range pids {
+			ts.Check(unix.Kill(pid, signal))
+		}
+	}
+	patience(ts, "nobody attends "+args[0], func() bool {
+		return !slices.ContainsFunc(pids, func(pid int) bool { return unix.Kill(pid, 0) == nil && !zombie(pid) })
+	})
+}
+
+func zombie(pid int) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err != nil || strings.Contains(string(stat), ") Z ")
 }
 
 func scriptReap(ts *testscript.TestScript, neg bool, args []string) {

@@ -21,8 +21,8 @@ func StateDirs(id string) ([]string, error) {
 	}
 	var found []string
 	for _, item := range items {
-		if !strings.HasPrefix(item.Name(), id+"@") {
-			continue
+		if item.IsDir() || !strings.HasPrefix(item.Name(), id+"@") {
+			continue // a directory is what a guest's root is mounted on
 		}
 		e, err := loadEntry(filepath.Join(dir, item.Name()))
 		if errors.Is(err, ErrNotExist) {
