@@ -43,6 +43,16 @@ except OSError as error:
     print("again", type(error).__name__, flush=True)
 time.sleep(600)`
 
+// applyPolicy gives a container another policy.
+func applyPolicy(t *testing.T, id, document string, flags ...string) result {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "policy.yml")
+	if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return command{built.runtime}.run(t, append([]string{"policy", "apply", id, file}, flags...)...)
+}
+
 // Another policy is applied to a container of podman's that runs: the connection that is
 // now forbidden is cut, and no other in the same network; limits are lowered and given
 // back, as far as podman has given them; what podman updates later counts.
@@ -62,13 +72,7 @@ func TestPodmanApply(t *testing.T) {
 		t.Helper()
 		waitFor(t, what, func() bool { return strings.Contains(p.must(t, "logs", id), what) })
 	}
-	apply := func(id, document string, flags ...string) result {
-		file := filepath.Join(t.TempDir(), "policy.yml")
-		if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return psi.run(t, append([]string{"policy", "apply", id, file}, flags...)...)
-	}
+	apply := func(id, document string, flags ...string) result { return applyPolicy(t, id, document, flags...) }
 	memory := func(id, want string) {
 		t.Helper()
 		p.run(t, append([]string{"exec", id}, python(memoryLimit)...)...).expect(t, 0, want+"\n")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -126,6 +127,22 @@ func TestContainerd(t *testing.T) {
 		waitFor(t, "the task to stop", func() bool { return strings.HasSuffix(tasks(), "STOPPED") })
 		ctr.run(t, "tasks", "delete", "long").expect(t, 0, "") // its exit code is only warned of
 		ctr.must(t, "containers", "delete", "long")
+	})
+	t.Run("another policy", func(t *testing.T) {
+		ctr.must(t, run("held", "import time; time.sleep(600)", "-d", "--memory-limit", "104857600", "--annotation", "io.psi.policy=mem: 64MiB")...)
+		memory := func(want string) {
+			t.Helper()
+			if got := ctr.must(t, "tasks", "metrics", "held"); !slices.Contains(strings.Fields(got), want) {
+				t.Errorf("%s: want a limit of %s", got, want)
+			}
+		}
+		memory("67108864")
+		applyPolicy(t, "held", "mem: 1GiB").expect(t, 0, "")
+		memory("104857600")
+		ctr.must(t, "tasks", "kill", "--signal", "SIGKILL", "held")
+		waitFor(t, "the task to stop", func() bool { return strings.Contains(ctr.must(t, "tasks", "ls"), "STOPPED") })
+		ctr.run(t, "tasks", "delete", "held")
+		ctr.must(t, "containers", "delete", "held")
 	})
 }
 

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // daemonConfig gives containers a policy by the runtime's name: this docker has no --annotation.
@@ -68,6 +70,32 @@ func (docker command) policy(t *testing.T) {
 		args := append([]string{"run", "--rm", "--network", "none", "--runtime", runtime, pythonImage}, python(connect)...)
 		docker.run(t, args...).expect(t, 0, want)
 	}
+	id := docker.must(t, append([]string{"run", "-d", "--network", "none", "--runtime", "psi-compute-only", "--memory", "100m", pythonImage}, python("import time; time.sleep(600)")...)...)
+	limited, err := policy.Named("compute-only")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits := limited.Limits()
+	limits.Mem = 32 << 20
+	smaller, err := limited.WithLimits(limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory := func(want string) {
+		t.Helper()
+		docker.run(t, append([]string{"exec", id}, python(memoryLimit)...)...).expect(t, 0, want+"\n")
+	}
+	applyPolicy(t, id, string(smaller.Canonical())).expect(t, 0, "")
+	memory("33554432")
+	// The policy of a runtime's name is the most that one of its containers can be given.
+	if got := applyPolicy(t, id, "{}"); got.code != 1 || !strings.Contains(got.stderr, "what --policy compute-only does not") {
+		t.Errorf("%+v", got)
+	}
+	docker.must(t, "update", "--memory", "50m", "--memory-swap", "50m", id)
+	memory("33554432")
+	applyPolicy(t, id, string(limited.Canonical())).expect(t, 0, "")
+	memory("52428800")
+	docker.must(t, "rm", "--force", id)
 }
 
 func (docker command) exitCodes(t *testing.T) {
