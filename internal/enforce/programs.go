@@ -22,10 +22,11 @@ type Programs struct {
 	denials denials
 	eraser  sync.WaitGroup
 
-	mu         sync.Mutex // guards the fields below
-	lastPolicy uint64     // numbers are never used again
-	retired    []table    // out of use, still in the maps
-	erasing    bool       // somebody will look at retired again
+	mu         sync.Mutex        // guards the fields below
+	lastPolicy uint64            // numbers are never used again
+	tables     map[string]*table // that guests have, by what they say
+	retired    []*table          // out of use, still in the maps
+	erasing    bool              // somebody will look at retired again
 }
 
 // hook is a program and the place of a cgroup where it belongs.
@@ -43,7 +44,7 @@ func Load() (*Programs, error) {
 		return nil, fmt.Errorf("reading the embedded network programs: %w", err)
 	}
 	dropDebugInfo(spec)
-	p := &Programs{}
+	p := &Programs{tables: make(map[string]*table)}
 	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
 		return nil, fmt.Errorf("loading the network programs: %w", explain(err))
 	}
