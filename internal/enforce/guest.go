@@ -70,7 +70,7 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 		return nil, err
 	}
 	g := &Guest{programs: p, cgroup: cgroupDir, id: id, table: t}
-	if err := p.attachHooks(dir); err != nil {
+	if err := attachAll(dir, p.hooks); err != nil {
 		return nil, errors.Join(err, p.release(t))
 	}
 	err = p.denials.open(id)
@@ -80,7 +80,7 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 	}
 	if err != nil {
 		p.denials.end(id)
-		return nil, errors.Join(err, p.detachHooks(dir, p.hooks), p.release(t))
+		return nil, errors.Join(err, detachAll(dir, p.hooks), p.release(t))
 	}
 	return g, nil
 }
@@ -93,18 +93,18 @@ func compile(eps []policy.Endpoint, names map[string][]netip.Addr) ([]endpoint.E
 	return list.Entries(names)
 }
 
-// attachHooks attaches all programs to the cgroup, or none, and believes it only
+// attachAll attaches all programs to the cgroup, or none, and believes it only
 // when the kernel lists them as what it runs there.
-func (p *Programs) attachHooks(dir *os.File) error {
-	for i, h := range p.hooks {
+func attachAll(dir *os.File, hooks []hook) error {
+	for i, h := range hooks {
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
 			Target: int(dir.Fd()), Program: h.program, Attach: h.attach, Flags: attachMulti,
 		})
 		if err != nil {
-			return errors.Join(attachError(dir.Name(), h, err), p.detachHooks(dir, p.hooks[:i]))
+			return errors.Join(attachError(dir.Name(), h, err), detachAll(dir, hooks[:i]))
 		}
 		if err := checkEffective(dir, h); err != nil {
-			return errors.Join(attachError(dir.Name(), h, err), p.detachHooks(dir, p.hooks[:i+1]))
+			return errors.Join(attachError(dir.Name(), h, err), detachAll(dir, hooks[:i+1]))
 		}
 	}
 	return nil
@@ -135,7 +135,7 @@ func checkEffective(dir *os.File, h hook) error {
 	return nil
 }
 
-func (p *Programs) detachHooks(dir *os.File, hooks []hook) error {
+func detachAll(dir *os.File, hooks []hook) error {
 	var errs []error
 	for _, h := range hooks {
 		err := link.RawDetachProgram(link.RawDetachProgramOptions{
