@@ -96,6 +96,9 @@ type Options struct {
 	// Filter: the container's network is its engine's. The policy's endpoints are held by
 	// the programs alone, names among them not at all, and nothing is opened.
 	Filter bool
+	// Pairs: the guest may make pairs of datagram sockets, and no other AF_UNIX socket, and
+	// the programs have to see to it that the pairs lead nowhere.
+	Pairs bool
 	// Files are the host's LSM programs; nil where the guest's mounts hold its file
 	// rules. OwnFiles gives the rules for the guest's own root, beside its policy's, and
 	// Places where its policy's decide; nil is where they open something.

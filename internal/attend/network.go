@@ -92,7 +92,12 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	}
 	if n.guest, err = attach(c, eps, p.Expose(), opts.Programs); err != nil {
 		// Without endpoints the empty network namespace holds all there is to hold.
-		if n.unsupported = err; !errors.Is(err, enforce.ErrNotSupported) || !n.mayLack(p) {
+		if n.unsupported = err; !errors.Is(err, enforce.ErrNotSupported) || !n.mayLack(p) || opts.Pairs {
+			return n, err
+		}
+	}
+	if opts.Pairs {
+		if err := holdPairs(c, opts.Programs); err != nil {
 			return n, err
 		}
 	}
@@ -177,6 +182,18 @@ func attach(c Container, eps []policy.Endpoint, exposed []uint16, programs *enfo
 		return programs.Attach(dir, eps, names, exposed...)
 	}
 	return enforce.Attach(dir, eps, names, exposed...)
+}
+
+// holdPairs sees to it that the guest's pairs of datagram sockets lead nowhere.
+func holdPairs(c Container, programs *enforce.Programs) error {
+	dir, err := c.UnifiedCgroup()
+	if err == nil {
+		err = programs.HoldPairs(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("holding the guest's pairs of datagram sockets: %w", err)
+	}
+	return nil
 }
 
 // addresses are those at which the guest finds each name, as enforce wants them.

@@ -28,24 +28,12 @@ type forked struct {
 // errForked is about what only libcontainer's containers can.
 var errForked = errors.New("not possible in a guest that a zygote has forked (isolation: fresh in its policy makes it one of its own)")
 
-// config is the container's configuration as it is in force.
+// config is the container's configuration; its limits are those with which it was made.
 func (c *Container) config() configs.Config {
 	if c.forked != nil {
 		return *c.forked.config
 	}
 	return c.lc.Config()
-}
-
-// set puts the limits of a configuration into force, of which only changed are new.
-func (c *Container) set(config configs.Config, changed *cgroups.Resources) error {
-	if c.forked == nil {
-		return c.lc.Set(config)
-	}
-	if err := c.forked.groups.Set(changed); err != nil {
-		return errors.Join(err, c.forked.groups.Set(c.forked.config.Cgroups.Resources))
-	}
-	c.forked.config = &config
-	return nil
 }
 
 func (c *Container) forkedStatus() libcontainer.Status {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/intelrdt"
@@ -61,29 +62,44 @@ type IntelRDT struct {
 }
 
 // Update changes the limits that can change while a container runs: memory, cpu
-// and pids; a zero leaves one as it is. Lowering memory below what is in use fails
-// with an error that names both, and leaves the old limits.
+// and pids; a zero leaves one as it is, and nothing is written for it. Lowering memory
+// below what is in use fails with an error that names both. After an error some of them
+// may have changed. It is for the process that has made the container: what the state on
+// disk says of limits stays as it was.
 func (c *Container) Update(l policy.Limits) error {
-	r := &specs.LinuxResources{}
+	group := c.config().Cgroups
+	changed := &cgroups.Resources{SkipDevices: true}
 	if l.Mem > 0 {
-		check := cgroups.IsCgroup2UnifiedMode()
-		r.Memory = &specs.LinuxMemory{Limit: &l.Mem, CheckBeforeUpdate: &check}
-		if c.config().Cgroups.MemorySwap != 0 {
-			r.Memory.Swap = &l.Mem
+		changed.Memory, changed.MemoryCheckBeforeUpdate = l.Mem, cgroups.IsCgroup2UnifiedMode()
+		if group.MemorySwap != 0 {
+			changed.MemorySwap = l.Mem
 		}
 	}
 	if l.CPU > 0 {
-		// The kernel's smallest quota is 1 ms.
-		period, quota := uint64(cpuPeriod), max(int64(l.CPU*cpuPeriod), 1000)
-		r.CPU = &specs.LinuxCPU{Quota: &quota}
-		if c.config().Cgroups.CpuPeriod != period {
-			r.CPU.Period = &period
+		changed.CpuQuota = max(int64(l.CPU*cpuPeriod), 1000) // the kernel's smallest is 1 ms
+		if group.CpuPeriod != cpuPeriod {
+			changed.CpuPeriod = cpuPeriod
 		}
 	}
 	if l.PIDs > 0 {
-		r.Pids = &specs.LinuxPids{Limit: &l.PIDs}
+		changed.PidsLimit = &l.PIDs
 	}
-	return c.Set(Settings{Resources: r})
+	manager, err := c.limiter(group)
+	if err == nil {
+		err = manager.Set(changed)
+	}
+	if err != nil {
+		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// limiter is what writes the limits of the container's cgroups.
+func (c *Container) limiter(config *cgroups.Cgroup) (cgroups.Manager, error) {
+	if c.forked != nil {
+		return c.forked.groups, nil
+	}
+	return manager.NewWithPaths(config, maps.Clone(c.entry.Cgroups))
 }
 
 // Settings are what can change of a container that exists. What is missing stays.
@@ -100,7 +116,10 @@ type Settings struct {
 // change that are named; devices do not. A limit that the kernel refuses leaves everything
 // as it was.
 func (c *Container) Set(s Settings) error {
-	config := c.config()
+	if c.forked != nil {
+		return errForked
+	}
+	config := c.lc.Config()
 	if err := updateRDT(&config, s.RDT); err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}
@@ -111,19 +130,16 @@ func (c *Container) Set(s Settings) error {
 	r := c.withoutSwap(s.Resources)
 	group, limits := *config.Cgroups, *config.Cgroups.Resources
 	group.Resources, config.Cgroups = &limits, &group
-	changed := &cgroups.Resources{}
-	for _, into := range []*cgroups.Resources{&limits, changed} {
-		into.Unified = updateUnified(into.Unified, r)
-		updateMemory(into, r.Memory)
-		updateCPU(into, r.CPU)
-		updateBlockIO(into, r.BlockIO)
-		if r.Pids != nil && r.Pids.Limit != nil {
-			into.PidsLimit = r.Pids.Limit
-		}
-		// Devices do not change; setting them again would open a moment without rules.
-		into.SkipDevices = true
+	limits.Unified = updateUnified(limits.Unified, r)
+	updateMemory(&limits, r.Memory)
+	updateCPU(&limits, r.CPU)
+	updateBlockIO(&limits, r.BlockIO)
+	if r.Pids != nil && r.Pids.Limit != nil {
+		limits.PidsLimit = r.Pids.Limit
 	}
-	err := c.set(config, changed)
+	// Devices do not change; setting them again would open a moment without rules.
+	limits.SkipDevices = true
+	err := c.lc.Set(config)
 	limits.SkipDevices = false // Exec refuses a container with it
 	if err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)

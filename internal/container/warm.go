@@ -36,3 +36,6 @@ func Warm() {
 	defer f.Close()
 	_, _ = f.WriteString("0")
 }
+
+// HasCgroup2 reports whether containers have a cgroup2 directory here.
+func HasCgroup2() bool { return cgroups.IsCgroup2UnifiedMode() || cgroups.IsCgroup2HybridMode() }

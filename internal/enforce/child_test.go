@@ -69,6 +69,9 @@ func serve(req request, early map[string]int) reply {
 	if answer, mine := serveFile(req); mine {
 		return answer
 	}
+	if answer, mine := servePair(req); mine {
+		return answer
+	}
 	switch req.Op {
 	case "setup":
 		return setup()

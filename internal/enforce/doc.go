@@ -11,6 +11,7 @@
 //	sendmsg4, sendmsg6      datagrams: none
 //	bind4, bind6            bind: none, a guest has no port of its own
 //	sock_create             sockets of AF_INET and AF_INET6: TCP only
+//	connect_unix, sendmsg_unix   names of AF_UNIX sockets: none ([Programs.HoldPairs])
 //
 // A socket belongs to the cgroup of the process that made it. So these programs
 // say nothing about a socket that is handed to a guest, nor about other families
@@ -21,7 +22,8 @@
 //
 // [Load] puts the programs and their four maps into the kernel, once for a
 // process. [Programs.Attach] attaches them to one cgroup, and gives the guest a
-// policy number; all that differs between guests is what the maps say:
+// policy number, which guests that may do the same share; all that differs between guests
+// is what the maps say:
 //
 //	guests    cgroup → policy number. Cgroup storage: starts as 0, dies with the
 //	          cgroup, and is the guest's children's too.

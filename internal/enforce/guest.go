@@ -31,7 +31,7 @@ type Guest struct {
 	id       uint64 // of the cgroup
 
 	mu     sync.Mutex // guards the fields below
-	table  table      // in force
+	table  *table     // in force
 	denied uint64     // the last count, once closed
 	closed bool
 }
@@ -65,13 +65,13 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 	}
 	defer dir.Close()
 
-	t, err := p.write(entries, exposed)
+	t, err := p.table(entries, exposed)
 	if err != nil {
 		return nil, err
 	}
 	g := &Guest{programs: p, cgroup: cgroupDir, id: id, table: t}
-	if err := p.attachHooks(dir); err != nil {
-		return nil, errors.Join(err, p.erase(t))
+	if err := attachAll(dir, p.hooks); err != nil {
+		return nil, errors.Join(err, p.release(t))
 	}
 	err = p.denials.open(id)
 	// From here on everything is denied, until this one write.
@@ -80,7 +80,7 @@ func (p *Programs) Attach(cgroupDir string, eps []policy.Endpoint, names map[str
 	}
 	if err != nil {
 		p.denials.end(id)
-		return nil, errors.Join(err, p.detachHooks(dir, p.hooks), p.erase(t))
+		return nil, errors.Join(err, detachAll(dir, p.hooks), p.release(t))
 	}
 	return g, nil
 }
@@ -93,18 +93,18 @@ func compile(eps []policy.Endpoint, names map[string][]netip.Addr) ([]endpoint.E
 	return list.Entries(names)
 }
 
-// attachHooks attaches all programs to the cgroup, or none, and believes it only
+// attachAll attaches all programs to the cgroup, or none, and believes it only
 // when the kernel lists them as what it runs there.
-func (p *Programs) attachHooks(dir *os.File) error {
-	for i, h := range p.hooks {
+func attachAll(dir *os.File, hooks []hook) error {
+	for i, h := range hooks {
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
 			Target: int(dir.Fd()), Program: h.program, Attach: h.attach, Flags: attachMulti,
 		})
 		if err != nil {
-			return errors.Join(attachError(dir.Name(), h, err), p.detachHooks(dir, p.hooks[:i]))
+			return errors.Join(attachError(dir.Name(), h, err), detachAll(dir, hooks[:i]))
 		}
 		if err := checkEffective(dir, h); err != nil {
-			return errors.Join(attachError(dir.Name(), h, err), p.detachHooks(dir, p.hooks[:i+1]))
+			return errors.Join(attachError(dir.Name(), h, err), detachAll(dir, hooks[:i+1]))
 		}
 	}
 	return nil
@@ -135,7 +135,7 @@ func checkEffective(dir *os.File, h hook) error {
 	return nil
 }
 
-func (p *Programs) detachHooks(dir *os.File, hooks []hook) error {
+func detachAll(dir *os.File, hooks []hook) error {
 	var errs []error
 	for _, h := range hooks {
 		err := link.RawDetachProgram(link.RawDetachProgramOptions{
@@ -150,7 +150,7 @@ func (p *Programs) detachHooks(dir *os.File, hooks []hook) error {
 
 // use makes a table the one in force, at once for every hook: the kernel swaps the
 // whole value.
-func (g *Guest) use(t table) error {
+func (g *Guest) use(t *table) error {
 	value := bpf.NetGuest{Policy: t.policy, Cgroup: g.id}
 	if t.udp {
 		value.Udp = 1
@@ -175,12 +175,12 @@ func (g *Guest) Update(eps []policy.Endpoint, names map[string][]netip.Addr, exp
 	if g.closed {
 		return fmt.Errorf("updating the policy of cgroup %s: %w", g.cgroup, os.ErrClosed)
 	}
-	t, err := g.programs.write(entries, exposed)
+	t, err := g.programs.table(entries, exposed)
 	if err != nil {
 		return err
 	}
 	if err := g.use(t); err != nil {
-		return errors.Join(err, g.programs.erase(t))
+		return errors.Join(err, g.programs.release(t))
 	}
 	g.programs.retire(g.table)
 	g.table = t
@@ -215,11 +215,11 @@ func (g *Guest) Close() error {
 	}
 	g.closed = true
 	var errs []error
-	if err := g.use(table{}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // the cgroup may be gone
+	if err := g.use(&table{}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // the cgroup may be gone
 		errs = append(errs, err)
 	}
 	g.denied = g.programs.denials.end(g.id).Denied
-	errs = append(errs, g.programs.erase(g.table))
+	errs = append(errs, g.programs.release(g.table))
 	if g.owned {
 		errs = append(errs, g.programs.Close())
 	}

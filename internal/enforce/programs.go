@@ -18,14 +18,16 @@ import (
 type Programs struct {
 	objects bpf.NetObjects
 	hooks   []hook
+	pairs   []hook // see HoldPairs; none before Linux 6.7
 
 	denials denials
 	eraser  sync.WaitGroup
 
-	mu         sync.Mutex // guards the fields below
-	lastPolicy uint64     // numbers are never used again
-	retired    []table    // out of use, still in the maps
-	erasing    bool       // somebody will look at retired again
+	mu         sync.Mutex        // guards the fields below
+	lastPolicy uint64            // numbers are never used again
+	tables     map[string]*table // that guests have, by what they say
+	retired    []*table          // out of use, still in the maps
+	erasing    bool              // somebody will look at retired again
 }
 
 // hook is a program and the place of a cgroup where it belongs.
@@ -43,7 +45,7 @@ func Load() (*Programs, error) {
 		return nil, fmt.Errorf("reading the embedded network programs: %w", err)
 	}
 	dropDebugInfo(spec)
-	p := &Programs{}
+	p := &Programs{tables: make(map[string]*table)}
 	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
 		return nil, fmt.Errorf("loading the network programs: %w", explain(err))
 	}
@@ -59,19 +61,27 @@ func Load() (*Programs, error) {
 		{program: o.SockCreate, attach: ebpf.AttachCGroupInetSockCreate},
 	}
 	for i, h := range p.hooks {
-		info, err := h.program.Info()
+		id, err := programID(h.program)
 		if err != nil {
 			p.Close()
-			return nil, fmt.Errorf("reading the number of program %s: %w", h.program, err)
-		}
-		id, ok := info.ID()
-		if !ok {
-			p.Close()
-			return nil, fmt.Errorf("reading the number of program %s: %w", h.program, explain(ebpf.ErrNotSupported))
+			return nil, err
 		}
 		p.hooks[i].id = id
 	}
+	p.pairs, _ = loadPairs() // HoldsPairs tells
 	return p, nil
+}
+
+func programID(program *ebpf.Program) (ebpf.ProgramID, error) {
+	info, err := program.Info()
+	if err != nil {
+		return 0, fmt.Errorf("reading the number of program %s: %w", program, err)
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, fmt.Errorf("reading the number of program %s: %w", program, explain(ebpf.ErrNotSupported))
+	}
+	return id, nil
 }
 
 // dropDebugInfo removes the type and line information. Nothing here needs it in
@@ -100,7 +110,7 @@ func dropDebugInfo(spec *ebpf.CollectionSpec) {
 func (p *Programs) Close() error {
 	p.eraser.Wait()
 	p.denials.close()
-	if err := p.objects.Close(); err != nil {
+	if err := errors.Join(p.objects.Close(), closeHooks(p.pairs)); err != nil {
 		return fmt.Errorf("closing the network programs: %w", err)
 	}
 	return nil

@@ -22,17 +22,93 @@ const (
 // prefixFixed is the number of bits of a key before the address or the port.
 const prefixFixed = 96
 
-// table is one policy in the maps.
+// table is one policy in the maps. Guests that may do the same share one.
 type table struct {
 	policy uint64
 	udp    bool
 	ports  []bpf.NetPort
 	keys   []bpf.NetEndpoint
+
+	says   string // what it says, for those who look for one
+	guests int    // that have it; guarded by Programs.mu
 }
 
 // listening stands in the place of a protocol for the ports at which the guest may
 // listen; net.bpf.c has the same number.
 const listening endpoint.Protocol = 254
+
+// table returns the table that says this, for one guest, which has to release or retire it.
+func (p *Programs) table(entries []endpoint.Entry, exposed []uint16) (*table, error) {
+	says := string(contents(entries, exposed))
+	if t := p.join(says, nil); t != nil {
+		return t, nil
+	}
+	made, err := p.write(entries, exposed)
+	if err != nil {
+		return nil, err
+	}
+	t := p.join(says, &made)
+	if t != &made {
+		_ = p.erase(made) // what cannot be deleted is in no guest's use and goes with the map
+	}
+	return t, nil
+}
+
+// contents are equal for tables that say the same, and for no others.
+func contents(entries []endpoint.Entry, exposed []uint16) []byte {
+	says := binary.NativeEndian.AppendUint32(nil, uint32(len(exposed)))
+	for _, port := range exposed {
+		says = binary.NativeEndian.AppendUint16(says, port)
+	}
+	for _, e := range entries {
+		addr := e.Block.Addr().As16()
+		says = append(says, byte(e.Protocol), byte(e.Block.Bits()), 0)
+		if e.Allow {
+			says[len(says)-1] = 1
+		}
+		says = binary.NativeEndian.AppendUint16(says, e.Ports.First)
+		says = binary.NativeEndian.AppendUint16(says, e.Ports.Last)
+		says = append(says, addr[:]...)
+	}
+	return says
+}
+
+// join counts one more guest of the table that says this. If there is none yet, made
+// becomes it.
+func (p *Programs) join(says string, made *table) *table {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.tables[says]
+	if t == nil && made != nil {
+		t, made.says = made, says
+		p.tables[says] = made
+	}
+	if t != nil {
+		t.guests++
+	}
+	return t
+}
+
+// release erases a table that one guest has let go of, if it was the last.
+func (p *Programs) release(t *table) error {
+	p.mu.Lock()
+	last := p.leaveLocked(t)
+	p.mu.Unlock()
+	if !last {
+		return nil
+	}
+	return p.erase(*t)
+}
+
+// leaveLocked counts one guest less, and says whether it was the last: nobody finds the
+// table then.
+func (p *Programs) leaveLocked(t *table) (last bool) {
+	if t.guests--; t.guests > 0 {
+		return false
+	}
+	delete(p.tables, t.says)
+	return true
+}
 
 // write puts entries into the maps under a new policy number, which no guest
 // uses yet, and the ports at which the guest may listen. On an error nothing is left
@@ -140,13 +216,16 @@ func (p *Programs) erase(t table) error {
 	return errors.Join(errs...)
 }
 
-// retire erases a policy that no guest uses any more, once no program can be in the
-// middle of reading it: half of a list must never be in force (a hole gone before its
+// retire is release for a guest that goes on with another table. The old one is erased
+// once no program can be in the middle of reading it: half of a list must never be in force (a hole gone before its
 // block). Waiting for that takes milliseconds, so it is done behind the caller's back,
 // for all policies that were retired meanwhile at once.
-func (p *Programs) retire(t table) {
+func (p *Programs) retire(t *table) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.leaveLocked(t) {
+		return
+	}
 	p.retired = append(p.retired, t)
 	if len(p.retired) == 1 && !p.erasing {
 		p.erasing = true
@@ -167,7 +246,7 @@ func (p *Programs) eraseRetired() {
 		awaitPrograms()
 		for _, t := range batch {
 			// What cannot be deleted is in no guest's use and goes with the map.
-			_ = p.erase(t)
+			_ = p.erase(*t)
 		}
 	}
 }

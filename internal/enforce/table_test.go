@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -115,5 +116,63 @@ func TestKernelTrieAgreesWithReference(t *testing.T) {
 	var key, value any = new([32]byte), new(uint32)
 	if p.objects.Endpoints.Iterate().Next(key, value) || p.objects.Ports.Iterate().Next(new([24]byte), value) {
 		t.Error("an entry is left in the trie")
+	}
+}
+
+// TestTablesAreShared has guests come to and leave tables at once: those that say the same
+// have one, and what nobody has is gone.
+func TestTablesAreShared(t *testing.T) {
+	p, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	entries := func(port uint16) []endpoint.Entry {
+		return []endpoint.Entry{{Protocol: endpoint.TCP, Ports: endpoint.Ports{First: port, Last: port}, Block: netip.MustParsePrefix("::ffff:10.0.0.0/104"), Allow: true}}
+	}
+	one, err := p.table(entries(80), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, other := range map[string]func() (*table, error){
+		"another port":        func() (*table, error) { return p.table(entries(81), nil) },
+		"a port to listen at": func() (*table, error) { return p.table(entries(80), []uint16{80}) },
+	} {
+		t2, err := other()
+		if err != nil || t2.policy == one.policy {
+			t.Errorf("%s: has the table of the others (%v)", name, err)
+		}
+		p.retire(t2)
+	}
+	var work sync.WaitGroup
+	for worker := range 4 {
+		work.Go(func() {
+			for i := range 200 {
+				mine, err := p.table(entries(80+uint16(i%2)), nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if i%2 == 0 && mine != one {
+					t.Error("a second table that says the same")
+				}
+				if !kernelAllows(t, p, mine.policy, netip.MustParseAddr("10.1.1.1"), 80+uint16(i%2)) {
+					t.Error("a table that is in use says no")
+				}
+				if worker%2 == 0 {
+					p.retire(mine)
+				} else if err := p.release(mine); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	work.Wait()
+	if err := p.release(one); err != nil {
+		t.Error(err)
+	}
+	p.eraser.Wait()
+	if p.objects.Endpoints.Iterate().Next(new([32]byte), new(uint32)) || p.objects.Ports.Iterate().Next(new([24]byte), new(uint32)) || len(p.tables) != 0 {
+		t.Errorf("something is left: %v", p.tables)
 	}
 }

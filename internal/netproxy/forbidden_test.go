@@ -92,12 +92,12 @@ func (p pair) alive(t *testing.T) bool {
 func TestForbidden(t *testing.T) {
 	netns := newNetns(t)
 	if err := inside(netns, func() error {
-		n, err := openNetwork()
+		r, err := openRoutes()
 		if err != nil {
 			return err
 		}
-		defer n.handle.Close()
-		return n.loopbackUp()
+		defer r.close()
+		return r.loopbackUp()
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/endpoint"
@@ -47,10 +46,6 @@ func setBuffers(fd, size int) error {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size))
 }
 
-// loopbackIndex is the number of lo in every network namespace (the kernel's
-// LOOPBACK_IFINDEX).
-const loopbackIndex = 1
-
 // home is this process's own network namespace, and stays open.
 var home = sync.OnceValues(func() (int, error) {
 	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -81,27 +76,6 @@ func inside(netns *os.File, f func() error) error {
 	return f()
 }
 
-// network is the namespace's routes, seen by a thread inside.
-type network struct {
-	handle *netlink.Handle
-}
-
-func openNetwork() (network, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return network{}, fmt.Errorf("opening a netlink socket in the guest's network namespace: %w", err)
-	}
-	return network{h}, nil
-}
-
-func (n network) loopbackUp() error {
-	lo := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: loopbackIndex, Name: "lo"}}
-	if err := n.handle.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bringing the guest's loopback up: %w", err)
-	}
-	return nil
-}
-
 // boundBuffers keeps the kernel from growing the buffers of the guest's own sockets:
 // the limits of tcp belong to the network namespace of the thread that writes them.
 // Receiving is faster with small ones, as what is read is still in the cache; sending
@@ -127,33 +101,6 @@ func plainCongestion() error {
 
 func setTCP(name, value string) error {
 	return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0)
-}
-
-// addLocal makes every address of the block one of the namespace's own.
-func (n network) addLocal(block netip.Prefix) error {
-	err := n.handle.RouteAdd(localRoute(block))
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("making %s local to the guest: %w", block, err)
-	}
-	return nil
-}
-
-func (n network) removeLocal(block netip.Prefix) error {
-	err := n.handle.RouteDel(localRoute(block))
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("taking %s from the guest: %w", block, err)
-	}
-	return nil
-}
-
-func localRoute(block netip.Prefix) *netlink.Route {
-	return &netlink.Route{
-		LinkIndex: loopbackIndex,
-		Dst:       &net.IPNet{IP: block.Addr().AsSlice(), Mask: net.CIDRMask(block.Bits(), block.Addr().BitLen())},
-		Type:      unix.RTN_LOCAL,
-		Table:     unix.RT_TABLE_LOCAL,
-		Scope:     netlink.SCOPE_HOST,
-	}
 }
 
 // isLocalAnyway reports whether loopback already has the block's addresses.

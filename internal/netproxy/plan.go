@@ -64,20 +64,28 @@ func difference[K comparable, A, B any](want map[K]A, have map[K]B) (missing, su
 	return missing, surplus
 }
 
-// extend makes what is missing, all or nothing. The caller holds change.
-func (p *Proxy) extend(change plan) error {
-	if len(change.newRoutes)+len(change.newSockets) == 0 {
-		return nil
+// extend makes what is missing, all or nothing. The routes are for withdraw, and the
+// caller's to close. The caller holds change.
+func (p *Proxy) extend(change plan) (routes, error) {
+	namespace := routes{-1}
+	routesChange := len(change.newRoutes)+len(change.oldRoutes) > 0
+	if !routesChange && len(change.newSockets) == 0 {
+		return namespace, nil
 	}
 	listeners := make(map[socket]listener)
-	err := inside(p.netns, func() error {
-		if err := addAll(change.newRoutes); err != nil {
-			return err
+	err := inside(p.netns, func() (err error) {
+		if routesChange {
+			if namespace, err = openRoutes(); err != nil {
+				return err
+			}
+			if err := namespace.add(change.newRoutes); err != nil {
+				return err
+			}
 		}
 		for _, s := range change.newSockets {
 			l, err := p.open(s)
 			if err != nil {
-				return errors.Join(err, removeAll(change.newRoutes))
+				return errors.Join(err, namespace.remove(change.newRoutes))
 			}
 			listeners[s] = l
 		}
@@ -87,7 +95,7 @@ func (p *Proxy) extend(change plan) error {
 		for _, l := range listeners {
 			l.Close()
 		}
-		return err
+		return namespace, err
 	}
 	for _, block := range change.newRoutes {
 		p.routes[block] = true
@@ -103,7 +111,7 @@ func (p *Proxy) extend(change plan) error {
 			}
 		})
 	}
-	return nil
+	return namespace, nil
 }
 
 // open opens the socket in the namespace of this thread.
@@ -116,51 +124,13 @@ func (p *Proxy) open(s socket) (listener, error) {
 
 // withdraw removes what is left over. Nothing there is allowed any more, so what
 // fails to go is refused when it is used. The caller holds change.
-func (p *Proxy) withdraw(change plan) error {
+func (p *Proxy) withdraw(change plan, namespace routes) error {
 	for _, s := range change.oldSockets {
 		p.listeners[s].Close()
 		delete(p.listeners, s)
 	}
-	if len(change.oldRoutes) == 0 {
-		return nil
-	}
 	for _, block := range change.oldRoutes {
 		delete(p.routes, block)
 	}
-	return inside(p.netns, func() error { return removeAll(change.oldRoutes) })
-}
-
-// addAll makes the blocks local in the namespace of this thread, all or none.
-func addAll(blocks []netip.Prefix) error {
-	if len(blocks) == 0 {
-		return nil
-	}
-	n, err := openNetwork()
-	if err != nil {
-		return err
-	}
-	defer n.handle.Close()
-	for i, block := range blocks {
-		if err := n.addLocal(block); err != nil {
-			return errors.Join(err, removeAll(blocks[:i]))
-		}
-	}
-	return nil
-}
-
-// removeAll takes the blocks from the namespace of this thread.
-func removeAll(blocks []netip.Prefix) error {
-	if len(blocks) == 0 {
-		return nil
-	}
-	n, err := openNetwork()
-	if err != nil {
-		return err
-	}
-	defer n.handle.Close()
-	var errs []error
-	for _, block := range blocks {
-		errs = append(errs, n.removeLocal(block))
-	}
-	return errors.Join(errs...)
+	return namespace.remove(change.oldRoutes)
 }

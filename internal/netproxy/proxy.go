@@ -143,13 +143,13 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	p.SetLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total, p.opts.Memory)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	err = inside(p.netns, func() error {
-		n, err := openNetwork()
+		namespace, err := openRoutes()
 		if err != nil {
 			return err
 		}
-		defer n.handle.Close()
+		defer namespace.close()
 		p.ipv6 = hasIPv6()
-		return errors.Join(n.loopbackUp(), boundBuffers(), plainCongestion())
+		return errors.Join(namespace.loopbackUp(), boundBuffers(), plainCongestion())
 	})
 	if err == nil {
 		err = p.Update(eps)
@@ -219,17 +219,19 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 		return err
 	}
 	plan := p.plan(r.list)
-	if err := p.extend(plan); err != nil {
+	namespace, err := p.extend(plan)
+	defer namespace.close()
+	if err != nil {
 		return err
 	}
 	steering, err := p.steer(r)
 	if err != nil {
-		return errors.Join(err, p.withdraw(plan.undo()))
+		return errors.Join(err, p.withdraw(plan.undo(), namespace))
 	}
 	p.use(r)
 	old := p.steering
 	p.steering = steering
-	return errors.Join(old.Close(), p.withdraw(plan))
+	return errors.Join(old.Close(), p.withdraw(plan, namespace))
 }
 
 // SetLimits replaces what [Options] says of connections, bytes and memory, from now on;

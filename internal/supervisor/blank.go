@@ -57,6 +57,9 @@ func (s *Supervisor) planBlank(k kind) (blankPlan, error) {
 	if err != nil {
 		return plan, fmt.Errorf("compiling the policy: %w", err)
 	}
+	if s.files != nil || s.holdsPairs(k.policy) {
+		spec.Linux.Seccomp = bundle.SeccompWithPairs(k.policy)
+	}
 	spec.Root.Path = k.root.Path // in place of the bundle's copy: it is only ever a lower layer
 	filter, err := container.CompileFilter(spec)
 	if err != nil {
@@ -70,6 +73,14 @@ func (s *Supervisor) planBlank(k kind) (blankPlan, error) {
 	}
 	s.plans[k.key()] = plan
 	return plan, nil
+}
+
+// holdsPairs reports whether the programs at a guest's cgroup have to see to it that pairs of
+// datagram sockets lead nowhere. Where there are LSM programs, these decide, each time that
+// an end is given a name to send or connect to. Nobody else is asked when an end is given a
+// name of its own, at which the host could send to it: so a guest that may bind has none.
+func (s *Supervisor) holdsPairs(p policy.Policy) bool {
+	return s.files == nil && s.programs != nil && s.programs.HoldsPairs() && container.HasCgroup2() && len(p.Expose()) == 0
 }
 
 // maxPlans bounds the plans that are kept.
@@ -163,6 +174,7 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{
 				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: func(policy.Policy) []policy.FSRule { return bundle.OwnFiles() }, Budget: s.budget, Throttles: s.throttles,
+				Pairs: s.holdsPairs(g.policy),
 			})
 			return err
 		},

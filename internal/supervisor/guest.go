@@ -41,7 +41,7 @@ type guest struct {
 	client  *client // who took the blank; nil before. Set under Supervisor.mu
 	running bool    // the client knows of it; guarded by Supervisor.mu
 
-	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy
+	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy; nil: all
 	root         bundle.RootfsInfo
 	layer        layer // over the root; a reload changes it
 
@@ -52,8 +52,10 @@ type guest struct {
 	name      string     // which the client gave it; "" before
 	started   time.Time
 	policy    policy.Policy
+	digest    string   // of policy, once the guest is a client's
 	view      []string // notes on how the files are shown
 	shown     []shown  // what is mounted in it; guarded by reloading
+	hosts     string   // what its /etc/hosts says; the same
 	asked     string   // why the supervisor ended it: control.CauseClosed, control.CauseSupervisor or ""
 	message   string   // goes with asked
 	announced bool
@@ -81,7 +83,7 @@ func (g *guest) announcement() map[string]any {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return map[string]any{
-		"guest": g.id, "policy_digest": g.policy.Digest(),
+		"guest": g.id, "policy_digest": g.digest,
 		"limits": control.LimitsOf(g.policy.Limits()), "enforced": g.enforced(),
 	}
 }

@@ -71,7 +71,7 @@ func (s *Supervisor) list(c *client) any {
 	slices.SortFunc(mine, func(a, b *guest) int { return a.started.Compare(b.started) })
 	entries := make([]entry, 0, len(mine))
 	for _, g := range mine {
-		entries = append(entries, entry{g.id, g.name, g.currentPolicy().Digest(), float64(g.started.UnixMicro()) / 1e6})
+		entries = append(entries, entry{g.id, g.name, g.currentDigest(), float64(g.started.UnixMicro()) / 1e6})
 	}
 	return map[string]any{"guests": entries}
 }
@@ -80,6 +80,12 @@ func (g *guest) currentPolicy() policy.Policy {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.policy
+}
+
+func (g *guest) currentDigest() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.digest
 }
 
 func (g *guest) stats() (any, error) {

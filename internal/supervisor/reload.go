@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
@@ -35,8 +36,10 @@ import (
 type reloading struct {
 	g         *guest
 	old, next policy.Policy
+	digest    string // of next
 	view      openedView
-	layer     layer // of the guest from now on
+	hosts     string // what /etc/hosts says from now on
+	layer     layer  // of the guest from now on
 	frozen    bool
 	lower     *container.OpenFiles // what remains to be done about them
 	undo      undoStack
@@ -53,15 +56,18 @@ func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := make([]*reloading, len(guests))
+	parts, digest := make([]*reloading, len(guests)), p.Digest()
 	for i, g := range guests {
 		g.reloading.Lock() // in the order of their ids
 		defer g.reloading.Unlock()
-		next, err := g.importsLimit(p)
-		if err != nil {
+		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: p, digest: digest, layer: g.layer}
+		if g.importsLimit == nil {
+			continue
+		}
+		if parts[i].next, err = g.importsLimit(p); err != nil {
 			return nil, fmt.Errorf("%w: guest %s: %w", errPolicy, g.id, err)
 		}
-		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: next, layer: g.layer}
+		parts[i].digest = parts[i].next.Digest()
 	}
 	if r.DryRun {
 		return dryRun(parts)
@@ -84,24 +90,40 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 		inParallel(len(parts), func(i int) { errs[i] = parts[i].undo.run() })
 		return errors.Join(err, errors.Join(errs...))
 	}
+	news := make(news)
 	for _, p := range parts {
 		p.g.client.awaitRoom()
-		p.commit()
+		p.commit(news)
 	}
 	return nil
 }
 
-// inParallel calls do for 0 … n-1 on a few goroutines and waits for all.
+// news are the details of the events of one reload, by the digests of the old and the new
+// policy: most guests have the same ones.
+type news map[[2]string]map[string]any
+
+func (n news) details(former, digest string, limits policy.Limits) map[string]any {
+	key := [2]string{former, digest}
+	if n[key] == nil {
+		text, _ := json.Marshal(control.LimitsOf(limits)) // numbers: there is no error
+		n[key] = map[string]any{"policy_digest": digest, "former_digest": former, "limits": json.RawMessage(text)}
+	}
+	return n[key]
+}
+
+// inParallel calls do for 0 … n-1 on a few goroutines, this one among them, and waits for all.
 func inParallel(n int, do func(int)) {
 	var wait sync.WaitGroup
 	var next atomic.Int64
-	for range min(n, 2*runtime.NumCPU()) {
-		wait.Go(func() {
-			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				do(int(i))
-			}
-		})
+	work := func() {
+		for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+			do(int(i))
+		}
 	}
+	for range min(n, 2*runtime.NumCPU()) - 1 {
+		wait.Go(work)
+	}
+	work()
 	wait.Wait()
 }
 
@@ -134,11 +156,26 @@ func (r *reloading) limits() error {
 	if forth == (policy.Limits{}) {
 		return nil
 	}
-	if err := r.g.container.Update(forth); err != nil {
-		return err
+	r.undo.add(func() error { return r.g.limit(back) }) // a part may be in force when it fails
+	return r.g.limit(forth)
+}
+
+// limit changes limits of the guest's cgroup. Before the kernel changes a share of the cpu it
+// looks at every group of the host, for one change at a time: whoever waits for that there
+// keeps a processor busy.
+func (g *guest) limit(l policy.Limits) error {
+	cpu := policy.Limits{CPU: l.CPU}
+	if l.CPU = 0; l != (policy.Limits{}) {
+		if err := g.container.Update(l); err != nil {
+			return err
+		}
 	}
-	r.undo.add(func() error { return r.g.container.Update(back) })
-	return nil
+	if cpu.CPU == 0 {
+		return nil
+	}
+	g.s.limitingCPU.Lock()
+	defer g.s.limitingCPU.Unlock()
+	return g.container.Update(cpu)
 }
 
 // changedLimits are those of a cgroup's that are new, and 0 for the others.
@@ -207,7 +244,9 @@ func (r *reloading) notices() error {
 	if err != nil {
 		return err
 	}
-	if before, err := r.g.attendant.Hosts(r.old); err != nil || string(before) != string(hosts) {
+	// What it says now, not what the old policy would have it say: the proxy remembers the
+	// names of a reload that was taken back, too.
+	if r.hosts = string(hosts); r.hosts != r.g.hosts {
 		files["/etc/hosts"] = hosts
 	}
 	same := sameImports(r.old, r.next)
@@ -244,7 +283,7 @@ func (g *guest) knock() { _ = g.container.Kill(unix.SIGWINCH, false) }
 
 // commit makes the change the guest's policy, and tells: the client hears what it may be
 // sent from now on before the guest, if that was frozen, goes on.
-func (r *reloading) commit() {
+func (r *reloading) commit(news news) {
 	g := r.g
 	if r.lower != nil {
 		if err := r.lower.Lower(); err != nil && !g.hasEnded() {
@@ -253,12 +292,11 @@ func (r *reloading) commit() {
 		}
 	}
 	g.mu.Lock()
-	g.policy, g.view = r.next, r.view.notes
+	details := news.details(g.digest, r.digest, r.next.Limits())
+	g.policy, g.digest, g.view = r.next, r.digest, r.view.notes
 	g.mu.Unlock()
-	g.shown, g.layer = r.view.shown, r.layer
-	g.event(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
-		"policy_digest": r.next.Digest(), "former_digest": r.old.Digest(), "limits": control.LimitsOf(r.next.Limits()),
-	}})
+	g.shown, g.hosts, g.layer = r.view.shown, r.hosts, r.layer
+	g.event(attend.Event{Time: time.Now(), Type: control.Hotload, Details: details})
 }
 
 // checkReload refuses what a running guest cannot be given any more.
@@ -289,14 +327,13 @@ func checkReload(old, next policy.Policy) error {
 	return nil
 }
 
-// importsLimit remembers the allowed_imports of a spawn: no later policy allows more.
+// importsLimit remembers the allowed_imports of a spawn: no later policy allows more. It is
+// nil if there are none.
 func importsLimit(r control.Request) func(policy.Policy) (policy.Policy, error) {
-	return func(p policy.Policy) (policy.Policy, error) {
-		if !r.ImportsLimited {
-			return p, nil
-		}
-		return p.IntersectImports(r.AllowedImports)
+	if !r.ImportsLimited {
+		return nil
 	}
+	return func(p policy.Policy) (policy.Policy, error) { return p.IntersectImports(r.AllowedImports) }
 }
 
 // dryRun says what would change: what each guest could do that it cannot, and the other

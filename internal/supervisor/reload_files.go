@@ -39,6 +39,7 @@ func (r *reloading) files() error {
 func (r *reloading) fresh() error {
 	change := changeView(nil, r.view)
 	change.Files = attend.RootFiles(r.next)
+	r.hosts = string(change.Files["/etc/hosts"])
 	for name, data := range attend.RootFiles(r.old) {
 		if string(change.Files[name]) == string(data) {
 			delete(change.Files, name)

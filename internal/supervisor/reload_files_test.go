@@ -189,6 +189,25 @@ func TestReloadNames(t *testing.T) {
 	}
 }
 
+// A name that a reload brought which was taken back is told by the next one that brings it.
+func TestReloadNamesAfterOneThatFailed(t *testing.T) {
+	_, c := embedded(t)
+	g, other := c.spawn(t, "caller", nil), c.spawn(t, "other", nil)
+	other.run(t, "b = bytearray(100 << 20); post(1)")
+	next := map[string]any{"tcp": []any{"a.example:80"}, "mem": "32MiB"}
+	if _, err := c.ask(map[string]any{"op": "reload", "guests": []any{g.id, other.id}, "policy": next}); err == nil {
+		t.Fatal("memory that is in use was taken away")
+	}
+	hosts := "post([l.split()[1] for l in open('/etc/hosts') if 'example' in l])"
+	if got := g.run(t, hosts); got != "[]" {
+		t.Errorf("after a reload that failed: %s", got)
+	}
+	c.reload(t, g, next)
+	if got := g.run(t, hosts); got != "[a.example]" {
+		t.Errorf("after one that did not: %s", got)
+	}
+}
+
 func TestReloadDryRun(t *testing.T) {
 	_, c := embedded(t)
 	g := c.spawn(t, "dry", map[string]any{"tcp": []any{"10.0.0.1:80"}, "mem": "64MiB"})

@@ -141,9 +141,9 @@ func (g *guest) specialise(p policy.Policy, view openedView) error {
 		}
 	}
 	g.mu.Lock()
-	g.policy, g.view = p, view.notes
+	g.policy, g.digest, g.view = p, p.Digest(), view.notes
 	g.mu.Unlock()
-	g.shown = view.shown
+	g.shown, g.hosts = view.shown, r.hosts
 	return nil
 }
 

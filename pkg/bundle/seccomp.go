@@ -18,18 +18,30 @@ import (
 // build; it is made anew at each call, the caller may change it.
 func Seccomp() *specs.LinuxSeccomp { return seccomp(sockets{}) }
 
-// SeccompVariants returns the filters of all policies, by names of what they are for.
-func SeccompVariants() map[string]*specs.LinuxSeccomp {
-	return map[string]*specs.LinuxSeccomp{
-		"plain":      seccomp(sockets{}),
-		"udp":        seccomp(sockets{udp: true}),
-		"expose":     seccomp(sockets{listen: true}),
-		"udp-expose": seccomp(sockets{udp: true, listen: true}),
-	}
+// SeccompWithPairs returns the filter of a guest with this policy that may also make pairs
+// of datagram sockets. Whoever gives a guest this one has to decide where an end of such a
+// pair connects and sends to: a system call filter sees no address. [Compile] knows nothing
+// of the host on which its bundle will run, and so lets none be made.
+func SeccompWithPairs(p policy.Policy) *specs.LinuxSeccomp {
+	may := socketsOf(p)
+	may.pairs = true
+	return seccomp(may)
 }
 
-// sockets is what of the filter depends on the policy.
+// SeccompVariants returns the filters of all policies, by names of what they are for.
+func SeccompVariants() map[string]*specs.LinuxSeccomp {
+	variants := make(map[string]*specs.LinuxSeccomp)
+	for name, may := range map[string]sockets{"plain": {}, "udp": {udp: true}, "expose": {listen: true}, "udp-expose": {udp: true, listen: true}} {
+		variants[name] = seccomp(may)
+		may.pairs = true
+		variants[name+"-pairs"] = seccomp(may)
+	}
+	return variants
+}
+
+// sockets is what of the filter depends on the policy, and on the host.
 type sockets struct {
+	pairs  bool // of datagrams, where somebody decides where they lead
 	udp    bool // datagrams, for a policy with udp rules
 	listen bool // bind and listen, for one that exposes ports
 }
@@ -62,7 +74,7 @@ func seccomp(may sockets) *specs.LinuxSeccomp {
 	s.Syscalls = append(s.Syscalls, modeRules()...)
 	s.Syscalls = append(s.Syscalls, cloneRules()...)
 	s.Syscalls = append(s.Syscalls, socketRules(may.udp)...)
-	s.Syscalls = append(s.Syscalls, socketpairRules()...)
+	s.Syscalls = append(s.Syscalls, socketpairRules(may.pairs)...)
 	s.Syscalls = append(s.Syscalls, setsockoptRules()...)
 	return s
 }
@@ -265,13 +277,21 @@ func socketRules(udp bool) []specs.LinuxSyscall {
 	return out
 }
 
-// socketpairRules allow connected AF_UNIX pairs of streams (1) and packets (5).
-// Not datagrams: one end of such a pair can still send to any socket by path.
-func socketpairRules() []specs.LinuxSyscall {
+// socketpairRules allow connected AF_UNIX pairs of streams (1) and packets (5), and of
+// datagrams (2) only on request: one end of such a pair can still send to any socket by path.
+func socketpairRules(datagrams bool) []specs.LinuxSyscall {
 	const streamOrSeqpacket = socketTypeMask &^ (unix.SOCK_STREAM ^ unix.SOCK_SEQPACKET)
-	out := []specs.LinuxSyscall{allow("socketpair", equal(0, unix.AF_UNIX), masked(1, streamOrSeqpacket, unix.SOCK_STREAM))}
-	others := append(outside(0, []span{only(unix.AF_UNIX)}), masked(1, 1, 0), masked(1, 2, 2), masked(1, 8, 8))
-	for _, arg := range others {
+	pair := func(mask, kind uint64) specs.LinuxSyscall {
+		return allow("socketpair", equal(0, unix.AF_UNIX), masked(1, mask, kind))
+	}
+	out := []specs.LinuxSyscall{pair(streamOrSeqpacket, unix.SOCK_STREAM)}
+	// Every other type: the lowest bit is clear, or another one is set.
+	others := []specs.LinuxSeccompArg{masked(1, 1, 0), masked(1, 2, 2), masked(1, 8, 8)}
+	if datagrams {
+		out = append(out, pair(socketTypeMask, unix.SOCK_DGRAM))
+		others = []specs.LinuxSeccompArg{masked(1, 3, 0), masked(1, 3, 3), masked(1, 6, 6), masked(1, 8, 8)}
+	}
+	for _, arg := range append(outside(0, []span{only(unix.AF_UNIX)}), others...) {
 		out = append(out, forbid([]string{"socketpair"}, arg))
 	}
 	return out

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -197,6 +198,28 @@ func TestBlocks(t *testing.T) {
 	}
 	if got := blocks(span{1 << 63, 1<<64 - 1}); len(got) != 1 {
 		t.Errorf("upper half is %v", got)
+	}
+}
+
+// Each type of a pair is allowed or refused, whatever flags come with it, and datagrams are
+// allowed in the filter for them alone. (Type 3, SOCK_RAW, is datagrams by another name.)
+func TestSeccompOfPairs(t *testing.T) {
+	for name, filter := range SeccompVariants() {
+		for kind := range uint64(16) {
+			want := specs.ActErrno
+			if kind == unix.SOCK_STREAM || kind == unix.SOCK_SEQPACKET || kind == unix.SOCK_DGRAM && strings.HasSuffix(name, "-pairs") {
+				want = specs.ActAllow
+			}
+			for _, flags := range []uint64{0, unix.SOCK_CLOEXEC, unix.SOCK_NONBLOCK, 1 << 32} {
+				got := slices.Compact(decisions(filter, "socketpair", [6]uint64{unix.AF_UNIX, kind | flags}))
+				if !slices.Equal(got, []specs.LinuxSeccompAction{want}) {
+					t.Errorf("%s: a pair of type %#x is %v, want %s", name, kind|flags, got, want)
+				}
+			}
+			if got := decisions(filter, "socketpair", [6]uint64{unix.AF_TIPC, kind}); slices.Contains(got, specs.ActAllow) {
+				t.Errorf("%s: a pair of another family is allowed", name)
+			}
+		}
 	}
 }
 

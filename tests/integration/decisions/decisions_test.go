@@ -3,6 +3,7 @@ package decisions
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/url"
 	"os"
@@ -113,7 +114,8 @@ func (r reply) decidedBy(q question, answer string) string {
 		}
 		return "seccomp"
 	case "EACCES":
-		if q.Do == "execute-memfd" { // no mount is asked, and there is no path to be told
+		// No mount is asked, and there is no path to be told: a memfd, a socket of the host's.
+		if slices.Contains([]string{"execute-memfd", "pair-connect", "pair-send"}, q.Do) {
 			return "BPF-LSM"
 		}
 		if told(within) || told(q.To) {
@@ -182,8 +184,8 @@ func landscape(t *testing.T, asked table) string {
 		must(unix.Mkfifo(at(name), 0o666))
 	}
 	for _, name := range asked.Sockets {
-		l, err := net.Listen("unix", at(name))
-		must(err)
+		l, err := net.ListenPacket("unixgram", at(name))
+		must(errors.Join(err, os.Chmod(at(name), 0o666)))
 		t.Cleanup(func() { l.Close() })
 	}
 	for name, target := range asked.Symlinks {

@@ -142,6 +142,13 @@ def pair(*kinds):
         a.close()
         b.close()
 
+def by_pair(how):
+    def ask(path):
+        a, b = socket.socketpair(type=socket.SOCK_DGRAM)
+        with a, b:
+            how(a, path)
+    return ask
+
 ASK = {
     "read": read,
     "list": os.listdir,
@@ -173,6 +180,8 @@ ASK = {
     "connect": connect, "send": send,
     "socketpair": lambda path: pair(socket.SOCK_STREAM, socket.SOCK_SEQPACKET),
     "datagram-pair": lambda path: pair(socket.SOCK_DGRAM),
+    "pair-connect": by_pair(lambda s, path: s.connect(path)),
+    "pair-send": by_pair(lambda s, path: s.sendto(b"x", path)),
     "memfd": lambda path: memfd(),
     "execute-memfd": lambda path: execute_memfd(),
     "deleted-reopen": deleted_reopen,
