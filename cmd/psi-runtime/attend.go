@@ -22,7 +22,8 @@ import (
 //
 //	psi-runtime create ──starts──► attend ID ──starts──► attend --watch ID
 //	      ◄──"ok" or an error────────┘ │  ◄───── polls the other's pidfd ─────► │
-//	                                   └── enforces the policy                  └── nothing else
+//	                                   └── enforces the policy, takes others    └── nothing else
+//	                                       (control.PolicySocket)
 //
 // Whichever finds that the other has died kills the container's cgroup. Both end
 // when the container's first process does. Delete ends the first, which ends the second.

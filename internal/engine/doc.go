@@ -29,6 +29,10 @@
 // [Config] is /etc/psi/runtime.toml: which policies are mandatory, which annotations
 // count. [Settle] chooses the policy of a container by it.
 //
+// A container that runs can be given another policy, within what its annotation could
+// have asked for and what can change ([Record.Reload]). [Given] is what the engine asked
+// for before it was narrowed.
+//
 // The package starts nothing and changes no kernel state. Bundles of psi's own, which
 // get everything from their policy, are pkg/bundle's business, not this package's.
 package engine
