@@ -6,6 +6,7 @@
 //
 // main only wires: each command parses its flags into a plain struct at once and
 // makes one call into internal/container, pkg/bundle or rootfs.
+//
 //go:debug containermaxprocs=0
 package main
 
