@@ -84,7 +84,7 @@ func (c *Container) Update(l policy.Limits) error {
 	if l.PIDs > 0 {
 		changed.PidsLimit = &l.PIDs
 	}
-	manager, err := c.limiter(group)
+	manager, err := c.limiter(*group)
 	if err == nil {
 		err = manager.Set(changed)
 	}
@@ -94,12 +94,10 @@ func (c *Container) Update(l policy.Limits) error {
 	return nil
 }
 
-// limiter is what writes the limits of the container's cgroups.
-func (c *Container) limiter(config *cgroups.Cgroup) (cgroups.Manager, error) {
-	if c.forked != nil {
-		return c.forked.groups, nil
-	}
-	return manager.NewWithPaths(config, maps.Clone(c.entry.Cgroups))
+// limiter is what writes the limits of the container's cgroups. It keeps what it has set in
+// the configuration that it was made with, which is not the container's.
+func (c *Container) limiter(group cgroups.Cgroup) (cgroups.Manager, error) {
+	return manager.NewWithPaths(&group, maps.Clone(c.entry.Cgroups))
 }
 
 // Settings are what can change of a container that exists. What is missing stays.
