@@ -84,8 +84,7 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 			}
 		}
 	}()
-	errs := make([]error, len(parts))
-	inParallel(len(parts), func(i int) { errs[i] = parts[i].apply() })
+	errs := applyAll(parts)
 	if err := errors.Join(errs...); err != nil {
 		inParallel(len(parts), func(i int) { errs[i] = parts[i].undo.run() })
 		return errors.Join(err, errors.Join(errs...))
@@ -111,6 +110,34 @@ func (n news) details(former, digest string, limits policy.Limits) map[string]an
 	return n[key]
 }
 
+// applyAll applies all parts on a few goroutines, and returns the error of each. Limits are
+// changed by one of them, one guest after another: before the kernel changes a share of the
+// cpu it looks at every group of the host, for one change at a time, and whoever waits for
+// that there keeps a processor busy.
+func applyAll(parts []*reloading) []error {
+	errs := make([]error, len(parts))
+	limited := make(chan int, len(parts))
+	finish := func() {
+		for i := range limited {
+			if errs[i] == nil {
+				errs[i] = parts[i].finish()
+			}
+		}
+	}
+	var wait sync.WaitGroup
+	for range min(len(parts), 2*runtime.NumCPU()) - 1 {
+		wait.Go(finish)
+	}
+	for i, p := range parts {
+		errs[i] = p.begin()
+		limited <- i
+	}
+	close(limited)
+	finish()
+	wait.Wait()
+	return errs
+}
+
 // inParallel calls do for 0 … n-1 on a few goroutines, this one among them, and waits for all.
 func inParallel(n int, do func(int)) {
 	var wait sync.WaitGroup
@@ -127,8 +154,8 @@ func inParallel(n int, do func(int)) {
 	wait.Wait()
 }
 
-// apply changes the guest. What it adds to undo takes that back.
-func (r *reloading) apply() error {
+// begin changes the guest's limits. What it and finish add to undo takes that back.
+func (r *reloading) begin() error {
 	g := r.g
 	if err := checkReload(r.old, r.next); err != nil {
 		return err
@@ -137,15 +164,27 @@ func (r *reloading) apply() error {
 	if g.hasEnded() {
 		return fmt.Errorf("guest %s has ended", g.id)
 	}
+	return r.part("limits", r.limits)
+}
+
+// finish changes the rest.
+func (r *reloading) finish() error {
 	for _, part := range []struct {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"open files", r.openFiles}, {"files", r.files}, {"imports and names", r.notices}, {"endpoints", r.endpoints},
+		{"open files", r.openFiles}, {"files", r.files}, {"imports and names", r.notices}, {"endpoints", r.endpoints},
 	} {
-		if err := part.change(); err != nil {
-			return fmt.Errorf("reloading the %s of guest %s: %w", part.name, g.id, err)
+		if err := r.part(part.name, part.change); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (r *reloading) part(name string, change func() error) error {
+	if err := change(); err != nil {
+		return fmt.Errorf("reloading the %s of guest %s: %w", name, r.g.id, err)
 	}
 	return nil
 }
@@ -156,26 +195,8 @@ func (r *reloading) limits() error {
 	if forth == (policy.Limits{}) {
 		return nil
 	}
-	r.undo.add(func() error { return r.g.limit(back) }) // a part may be in force when it fails
-	return r.g.limit(forth)
-}
-
-// limit changes limits of the guest's cgroup. Before the kernel changes a share of the cpu it
-// looks at every group of the host, for one change at a time: whoever waits for that there
-// keeps a processor busy.
-func (g *guest) limit(l policy.Limits) error {
-	cpu := policy.Limits{CPU: l.CPU}
-	if l.CPU = 0; l != (policy.Limits{}) {
-		if err := g.container.Update(l); err != nil {
-			return err
-		}
-	}
-	if cpu.CPU == 0 {
-		return nil
-	}
-	g.s.limitingCPU.Lock()
-	defer g.s.limitingCPU.Unlock()
-	return g.container.Update(cpu)
+	r.undo.add(func() error { return r.g.container.Update(back) }) // a part may be in force when it fails
+	return r.g.container.Update(forth)
 }
 
 // changedLimits are those of a cgroup's that are new, and 0 for the others.

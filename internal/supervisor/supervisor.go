@@ -52,8 +52,6 @@ type Supervisor struct {
 	running   sync.WaitGroup // guests whose removal has not ended
 	serving   sync.WaitGroup // connections
 
-	limitingCPU sync.Mutex // held while a share of the cpu changes
-
 	mu       sync.Mutex // guards the fields below
 	guests   map[string]*guest
 	clients  map[*client]struct{}
