@@ -18,6 +18,9 @@ const DefaultPoolCPU = 0.5
 const (
 	// poolIdle is how long blanks of a kind wait for somebody before they are ended.
 	poolIdle = time.Minute
+	// poolPause is how long after one was wanted no other is made: the guest that was just
+	// given away begins its work meanwhile, and would share the processors with that.
+	poolPause = 5 * time.Millisecond
 	// maxKinds is how many kinds have blanks at a time; the one that was wanted longest ago
 	// gives way.
 	maxKinds = 8
@@ -91,8 +94,7 @@ func (p *pool) pick(k kind, client peer, shows bool) (g *guest) {
 	return g
 }
 
-// refill has blanks made in the place of those that were taken. It comes after the spawn,
-// which needs the processors more.
+// refill has blanks made in the place of those that were taken.
 func (p *pool) refill() {
 	if p.opts.Size == 0 {
 		return
@@ -151,7 +153,12 @@ func (p *pool) next() (lacking *shelf, wait time.Duration) {
 	wait = poolIdle
 	for _, s := range p.shelves {
 		wait = min(wait, max(time.Until(s.wanted.Add(poolIdle)), time.Millisecond))
-		if len(s.ready) < p.opts.Size && (lacking == nil || s.wanted.After(lacking.wanted)) {
+		if len(s.ready) == p.opts.Size {
+			continue
+		}
+		if pause := time.Until(s.wanted.Add(poolPause)); pause > 0 {
+			wait = min(wait, pause)
+		} else if lacking == nil || s.wanted.After(lacking.wanted) {
 			lacking = s
 		}
 	}
