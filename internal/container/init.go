@@ -12,7 +12,6 @@ import (
 
 	// The C half of `init`: it joins and makes namespaces before Go's runtime starts.
 	_ "github.com/opencontainers/runc/libcontainer/nsenter"
-	"golang.org/x/sys/unix"
 )
 
 // init keeps the program's first thread for main's goroutine, which nothing but an
@@ -35,6 +34,10 @@ func MaybeInit() {
 		return
 	}
 	switch os.Args[1] {
+	case hookWord, lateWord, "init":
+		bePunctual()
+	}
+	switch os.Args[1] {
 	case hookWord:
 		fail(becomeHook(os.Args[2:]))
 	case lateWord:
@@ -47,19 +50,8 @@ func MaybeInit() {
 	// garbage costs more than the garbage.
 	debug.SetGCPercent(-1)
 	makeRoom()
-	if slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err == nil && slack == TimerSlack {
-		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, defaultTimerSlack, 0, 0, 0)
-	}
 	libcontainer.Init()
 }
-
-// TimerSlack is how late a process that makes guests may be woken, in nanoseconds: Go's
-// sysmon asks to be woken every 20 µs while anything runs, which takes a fifth of the cpu time
-// of making guests. It is inherited; guests have the kernel's default.
-const (
-	TimerSlack        = 500_000
-	defaultTimerSlack = 50_000
-)
 
 // fail ends a process that could not become what it should.
 func fail(err error) {

@@ -13,8 +13,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/psi-runtime/psi/internal/container"
 )
 
 // Config is what the inner process is told by the outer one.
@@ -82,9 +80,6 @@ func Launch(config Config, control *os.File) (code int, err error) {
 		}
 		defer client.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, control, client)
-	}
-	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, container.TimerSlack, 0, 0, 0); err != nil {
-		return 0, os.NewSyscallError("prctl", err)
 	}
 	return runForwarding(cmd, control)
 }
