@@ -42,7 +42,10 @@ func closeHooks(hooks []hook) error {
 }
 
 // HoldsPairs reports whether HoldPairs can do it on this kernel.
-func (p *Programs) HoldsPairs() bool { return len(p.pairs) > 0 }
+func (p *Programs) HoldsPairs() bool {
+	p.loadPairs.Do(func() { p.pairs, _ = loadPairs() }) // who runs one container does without
+	return len(p.pairs) > 0
+}
 
 // HoldPairs has every AF_UNIX socket that is made in the cgroup2 directory, from now on,
 // reach nobody by a name, for as long as the cgroup exists. It is for guests that can make

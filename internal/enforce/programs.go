@@ -18,7 +18,9 @@ import (
 type Programs struct {
 	objects bpf.NetObjects
 	hooks   []hook
-	pairs   []hook // see HoldPairs; none before Linux 6.7
+
+	loadPairs sync.Once
+	pairs     []hook // see HoldPairs; none before Linux 6.7
 
 	denials denials
 	eraser  sync.WaitGroup
@@ -68,7 +70,6 @@ func Load() (*Programs, error) {
 		}
 		p.hooks[i].id = id
 	}
-	p.pairs, _ = loadPairs() // HoldsPairs tells
 	return p, nil
 }
 
