@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
@@ -49,7 +50,12 @@ func (c *Container) forkedStatus() libcontainer.Status {
 // destroy removes the cgroups and the state of a container whose processes have ended.
 func (c *Container) destroy() error {
 	if c.forked == nil {
-		return c.lc.Destroy()
+		err := c.lc.Destroy()
+		// One that was paused is thawed first, while systemd takes its cgroup away.
+		for end := time.Now().Add(time.Second); err != nil && c.config().Cgroups.Systemd && time.Now().Before(end); err = c.lc.Destroy() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		return err
 	}
 	return removeGroups(c.entry.Cgroups)
 }

@@ -12,11 +12,6 @@ import posix
 import sys
 from time import monotonic
 
-try:
-    import _posixsubprocess
-except ImportError:
-    _posixsubprocess = None  # type: ignore[assignment]
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -41,8 +36,11 @@ class Orphans:
                 setattr(posix, name, noted)
                 if "os" in sys.modules:  # else it takes them from posix
                     setattr(sys.modules["os"], name, noted)
-        if _posixsubprocess is not None:
-            _posixsubprocess.fork_exec = self._noting(_posixsubprocess.fork_exec)
+        try:  # here: a policy's imports may hide its file
+            import _posixsubprocess
+        except ImportError:
+            return
+        _posixsubprocess.fork_exec = self._noting(_posixsubprocess.fork_exec)
 
     def _noting(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def make_child(*args: Any, **kwargs: Any) -> Any:
