@@ -110,7 +110,7 @@ func TestLifecycle(t *testing.T) {
 // Signals to a foreground run reach the guest, and it ends with the guest.
 func TestRunForwardsSignals(t *testing.T) {
 	watched(t)
-	bundle := bundleOf(t, "defaults", "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('ready', flush=True)\nsignal.pause()\n")
+	bundle := bundleOf(t, "defaults", "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('ready', flush=True)\nwhile True: time.sleep(0.05)\n")
 	cmd := exec.Command(program(t), "run", "--bundle", bundle, newID(t))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
