@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	// The manager of cgroup devices registers itself.
 	_ "github.com/opencontainers/cgroups/devices"
@@ -30,21 +31,15 @@ func init() { runtime.LockOSThread() }
 // first process and never returns. `init` is therefore a reserved command word, and
 // so are `hook` and `late`.
 func MaybeInit() {
-	if len(os.Args) < 2 {
+	if len(os.Args) < 2 || !slices.Contains([]string{"init", hookWord, lateWord}, os.Args[1]) {
 		return
 	}
-	switch os.Args[1] {
-	case hookWord, lateWord, "init":
-		bePunctual()
-	}
+	bePunctual()
 	switch os.Args[1] {
 	case hookWord:
 		fail(becomeHook(os.Args[2:]))
 	case lateWord:
 		fail(becomeLate(os.Args[2:]))
-	case "init":
-	default:
-		return
 	}
 	// It lives for milliseconds, inside the guest's memory limit: collecting
 	// garbage costs more than the garbage.
