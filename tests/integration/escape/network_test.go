@@ -2,6 +2,7 @@ package escape
 
 import (
 	"crypto/rand"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // host is what listens on the host while a guest tries to reach it.
@@ -30,6 +33,41 @@ func (h *host) listen(t *testing.T, network, address string, forbidden bool) net
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.serve(t, l, forbidden)
+	return l.Addr()
+}
+
+// listenTogether listens at a port that is free at every address, the
+// first of which the policy allows.
+func (h *host) listenTogether(t *testing.T, addresses ...string) (port string) {
+	t.Helper()
+	for {
+		port = "0"
+		var all []net.Listener
+		for _, address := range addresses {
+			l, err := net.Listen("tcp", net.JoinHostPort(address, port))
+			if errors.Is(err, unix.EADDRINUSE) && len(all) > 0 {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, l)
+			_, port, _ = net.SplitHostPort(l.Addr().String())
+		}
+		if len(all) == len(addresses) {
+			for i, l := range all {
+				h.serve(t, l, i > 0)
+			}
+			return port
+		}
+		for _, l := range all {
+			l.Close()
+		}
+	}
+}
+
+func (h *host) serve(t *testing.T, l net.Listener, forbidden bool) {
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -44,19 +82,16 @@ func (h *host) listen(t *testing.T, network, address string, forbidden bool) net
 			conn.Close()
 		}
 	}()
-	return l.Addr()
 }
 
 func newHost(t *testing.T) *host {
 	t.Helper()
 	h := &host{abstract: "psi-escape-" + rand.Text()}
-	h.endpoint = h.listen(t, "tcp4", "127.0.0.1:0", false).String()
-	_, allowed, _ := net.SplitHostPort(h.endpoint)
+	// The allowed port at other addresses, and another port at every address.
+	allowed := h.listenTogether(t, "127.0.0.1", "127.1.2.3", "::1")
+	h.endpoint = "127.0.0.1:" + allowed
 	_, other, _ := net.SplitHostPort(h.listen(t, "tcp4", "0.0.0.0:0", true).String())
 	six := h.listen(t, "tcp6", "[::1]:0", true).String()
-	// The allowed port at other addresses, and another port at every address.
-	h.listen(t, "tcp4", "127.1.2.3:"+allowed, true)
-	h.listen(t, "tcp6", "[::1]:"+allowed, true)
 	h.forbidden = []string{"127.0.0.1:" + other, "127.1.2.3:" + other, "127.1.2.3:" + allowed, "0.0.0.0:" + other, "127.65.0.1:" + other, "127.65.128.0:" + other, "127.65.128.1:" + other, "127.5.6.7:" + other, "::ffff:127.0.0.1:" + other,
 		"::ffff:127.1.2.3:" + allowed, "::1:" + allowed, strings.ReplaceAll(strings.ReplaceAll(six, "[", ""), "]", ""), "0.0.0.0:" + allowed, ":::" + allowed}
 	for _, address := range ownAddresses(t) {
