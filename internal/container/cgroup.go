@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,16 +25,28 @@ const (
 	killPatience = 10 * time.Second
 )
 
-// parentGroups are the parents of paths that psi makes, and removes with the
-// last container in them.
-func parentGroups(paths map[string]string) []string {
-	var parents []string
-	for _, leaf := range paths {
+// commonGroups are the cgroups that psi makes for many containers, and removes with
+// the last of them: those that are shared, and the parents. What is below comes first.
+func (e *entry) commonGroups() []string {
+	common := slices.Clone(e.Shared)
+	for _, leaf := range slices.Concat(e.Shared, slices.Collect(maps.Values(e.Cgroups))) {
 		if parent := filepath.Dir(leaf); filepath.Base(parent) == groupParent {
-			parents = append(parents, parent)
+			common = append(common, parent)
 		}
 	}
-	return parents
+	return common
+}
+
+// enter makes a v1 group, or one of cgroup2 without controllers, and moves a process there.
+func enter(dir string, pid int) error {
+	err := unix.Mkdir(dir, 0o755)
+	if err == unix.ENOENT {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err != nil && err != unix.EEXIST {
+		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(pid), 10), 0)
 }
 
 // killGroups ends every process in the groups and returns when none is left.

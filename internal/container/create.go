@@ -216,7 +216,7 @@ func (c *Container) claim(o *CreateOptions, undo *undoStack) error {
 	if err := c.entry.claim(); err != nil {
 		return err
 	}
-	undo.add(func() error { return errors.Join(c.entry.undo(c.run), c.run.tidy(parentGroups(c.entry.Cgroups))) })
+	undo.add(func() error { return errors.Join(c.entry.undo(c.run), c.run.tidy(c.entry.commonGroups())) })
 	if err := c.claimIDs(); err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func (c *Container) planForked(o *CreateOptions) error {
 	if err := checkForkable(config); err != nil {
 		return err
 	}
-	paths, err := o.Zygote.groupPaths(config, groupName(c.root, c.id))
+	paths, shared, err := o.Zygote.groupPaths(config, groupName(c.root, c.id))
 	if err != nil {
 		return fmt.Errorf("choosing the cgroups of container %s: %w", c.id, err)
 	}
@@ -78,7 +78,7 @@ func (c *Container) planForked(o *CreateOptions) error {
 		return &GuestError{ID: c.id, Err: err}
 	}
 	c.forked = &forked{config: config}
-	c.entry.Cgroups = maps.Clone(paths)
+	c.entry.Cgroups, c.entry.Shared = maps.Clone(paths), shared
 	if err := c.entry.write(); err != nil {
 		return err
 	}
@@ -165,9 +165,17 @@ func (c *Container) mapIDs(config *configs.Config) error {
 
 // joinGroups makes the cgroups, moves the process into them and sets the limits.
 func (c *Container) joinGroups(config *configs.Config) error {
-	err := c.forked.groups.Apply(c.pid)
+	limits, err := *config.Cgroups.Resources, error(nil)
+	if cgroups.IsCgroup2UnifiedMode() {
+		err = c.forked.groups.Apply(c.pid)
+	} else {
+		limits.SkipDevices = true // the zygote's group has them
+		for _, dir := range c.entry.Cgroups {
+			err = errors.Join(err, enter(dir, c.pid))
+		}
+	}
 	if err == nil {
-		err = c.forked.groups.Set(config.Cgroups.Resources)
+		err = c.forked.groups.Set(&limits)
 	}
 	if err != nil {
 		return fmt.Errorf("limiting container %s: %w", c.id, err)

@@ -48,7 +48,7 @@ func GC(dir string) (GCReport, error) {
 		if e.ID != "" {
 			report.Containers = append(report.Containers, e.ID)
 		}
-		parents = append(parents, parentGroups(e.Cgroups)...)
+		parents = append(parents, e.commonGroups()...)
 	}
 	report.Strays, err = sweepIDs(run, items)
 	errs = append(errs, err)

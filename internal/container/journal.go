@@ -31,6 +31,8 @@ type entry struct {
 	Mounts string `json:"mounts,omitempty"`
 	// Cgroups: controller to directory, as libcontainer has them.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
+	// Shared are cgroups that others use too: each goes with the last of its users.
+	Shared []string `json:"shared,omitempty"`
 	// Attendant is the process that serves a detached guest from the host.
 	Attendant *processRef `json:"attendant,omitempty"`
 	// Hooks are those that psi runs itself.

@@ -95,7 +95,7 @@ func Purge(root, id string) error {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
 	run := runDir(filepath.Dir(e.path))
-	return errors.Join(e.undo(run), run.tidy(parentGroups(e.Cgroups)))
+	return errors.Join(e.undo(run), run.tidy(e.commonGroups()))
 }
 
 // purgeState removes a state directory that has no journal, as long as it holds no

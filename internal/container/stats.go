@@ -79,8 +79,9 @@ func (c *Container) controller(name string) string {
 }
 
 func (c *Container) cpu() (time.Duration, error) {
-	dir := c.controller("cpuacct")
-	if cgroups.IsCgroup2UnifiedMode() {
+	dir := c.groups()["cpuacct"]
+	if dir == "" { // cgroup2 counts without a controller
+		dir = c.groups()[""]
 		us, err := optional(groupValue(dir, "cpu.stat", "usage_usec"))
 		return time.Duration(us) * time.Microsecond, err
 	}
