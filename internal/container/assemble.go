@@ -1,7 +1,6 @@
 package container
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -91,13 +90,16 @@ func (a assembly) mount(m *configs.Mount) error {
 
 // devices fills /dev as libcontainer does in a user namespace: nodes of the host's are bound.
 func (a assembly) devices() error {
+	// What this thread makes is the guest's.
+	_, _ = unix.Setfsgid(int(a.id)), unix.Setfsuid(int(a.id))
+	defer func() { _, _ = unix.Setfsuid(0), unix.Setfsgid(0) }()
 	for _, d := range a.config.Devices {
 		if d.Path == "/dev/ptmx" {
 			continue
 		}
 		to := assemblyRoot + d.Path
-		if err := touch(to, a.id); err != nil {
-			return err
+		if err := unix.Mknod(to, unix.S_IFREG, 0); err != nil {
+			return &os.PathError{Op: "mknod", Path: to, Err: err}
 		}
 		if err := bind(d.Path, to); err != nil {
 			return err
@@ -109,22 +111,11 @@ func (a assembly) devices() error {
 		if _, err := os.Lstat(link[0]); link[1] == "core" && err != nil {
 			continue
 		}
-		to := assemblyRoot + "/dev/" + link[1]
-		if err := errors.Join(os.Symlink(link[0], to), os.Lchown(to, int(a.id), int(a.id))); err != nil {
+		if err := os.Symlink(link[0], assemblyRoot+"/dev/"+link[1]); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// touch makes an empty file of the guest's.
-func touch(file string, id uint32) error {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Chown(int(id), int(id))
 }
 
 func bind(from, to string) error {
@@ -165,21 +156,18 @@ func (a assembly) maskPaths(paths []string) error {
 	empty := ""
 	for _, p := range paths {
 		to := assemblyRoot + p
-		var st unix.Stat_t
-		err := unix.Stat(to, &st)
+		err := unix.Mount("/dev/null", to, "", unix.MS_BIND, "")
 		switch {
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-			continue
-		case err != nil:
-		case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-			err = bind("/dev/null", to)
+		case err != unix.ENOTDIR: // what it says of a directory, and of what is below a file
 		case empty != "":
-			err = bind(empty, to)
+			err = unix.Mount(empty, to, "", unix.MS_BIND, "")
 		default:
 			err = unix.Mount("tmpfs", to, "tmpfs", unix.MS_RDONLY, fmt.Sprintf("nr_blocks=1,nr_inodes=1,uid=%d,gid=%d", a.id, a.id))
-			empty = to
+			if err == nil {
+				empty = to
+			}
 		}
-		if err != nil {
+		if err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
 			return &os.PathError{Op: "masking", Path: p, Err: err}
 		}
 	}

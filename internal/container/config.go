@@ -166,6 +166,16 @@ func convert(o *specconv.CreateOpts) (*configs.Config, error) {
 	return config, nil
 }
 
+// swapAccounting reports whether the kernel has a file to write the v1 limit of swap to.
+var swapAccounting = sync.OnceValues(func() (bool, error) {
+	dir, err := cgroups.GetOwnCgroupPath("memory")
+	if err != nil {
+		return false, err
+	}
+	_, err = os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
+	return !errors.Is(err, os.ErrNotExist), nil
+})
+
 // adaptResources fits a psi bundle's limits to the host's kind of cgroups.
 func adaptResources(config *configs.Config, s *specs.Spec) error {
 	if _, ok := s.Annotations[AnnotationPolicy]; !ok {
@@ -186,12 +196,11 @@ func adaptResources(config *configs.Config, s *specs.Spec) error {
 	if r.MemorySwap == 0 || r.MemorySwap != r.Memory {
 		return nil
 	}
-	// Without swap accounting the kernel has no file to write the swap limit to.
-	dir, err := cgroups.GetOwnCgroupPath("memory")
+	accounted, err := swapAccounting()
 	if err != nil {
 		return fmt.Errorf("finding the memory cgroup: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes")); errors.Is(err, os.ErrNotExist) {
+	if !accounted {
 		r.MemorySwap = 0
 	}
 	return nil

@@ -217,6 +217,9 @@ func (c *Container) claim(o *CreateOptions, undo *undoStack) error {
 		return err
 	}
 	undo.add(func() error { return errors.Join(c.entry.undo(c.run), c.run.tidy(c.entry.commonGroups())) })
+	if o.Zygote == nil && c.auto {
+		c.entry.Mounts = c.entry.path + ".root"
+	}
 	if err := c.claimIDs(); err != nil {
 		return err
 	}
@@ -237,7 +240,6 @@ func (c *Container) claimIDs() error {
 		return c.entry.write()
 	}
 	size := c.entry.IDs.Size
-	c.entry.Mounts = c.entry.path + ".root"
 	for range 1000 {
 		ids, err := pickIDs(size)
 		if err != nil {
@@ -255,27 +257,37 @@ func (c *Container) claimIDs() error {
 	return fmt.Errorf("claiming host ids: 1000 ranges of %d were all in use", size)
 }
 
-// makeRoot gives a guest with its own ids its own root.
+// makeRoot gives a guest with its own ids its own root. One that is forked has it later.
 func (c *Container) makeRoot(o *CreateOptions) error {
-	if !c.auto {
+	if !c.auto || o.Zygote != nil {
 		return nil
 	}
-	uid := int(c.entry.IDs.First)
 	root := c.entry.Mounts
-	lower := []string{c.spec.Root.Path}
-	if o.Layer != "" {
-		lower = []string{o.Layer, c.spec.Root.Path}
+	if err := os.Mkdir(root, rootMode); err != nil {
+		return err
 	}
-	if err := mountRoot(root, lower, !c.spec.Root.Readonly, uid); err != nil {
-		return fmt.Errorf("container %s: making its root: %w", c.id, err)
-	}
-	points := append(missingMountPoints(c.spec.Mounts), o.MountPoints...)
-	if err := fillRoot(root, points, o.RootFiles); err != nil {
-		return fmt.Errorf("container %s: filling its root: %w", c.id, err)
+	if err := c.mountRoot(root, o); err != nil {
+		return err
 	}
 	spec, r := *c.spec, *c.spec.Root
 	r.Path = root
 	spec.Root, c.spec = &r, &spec
+	return nil
+}
+
+// mountRoot mounts the guest's root on dir, with all that the specification's mounts need.
+func (c *Container) mountRoot(dir string, o *CreateOptions) error {
+	lower := []string{c.spec.Root.Path}
+	if o.Layer != "" {
+		lower = []string{o.Layer, c.spec.Root.Path}
+	}
+	if err := mountRoot(dir, lower, !c.spec.Root.Readonly, int(c.entry.IDs.First)); err != nil {
+		return fmt.Errorf("container %s: making its root: %w", c.id, err)
+	}
+	points := append(missingMountPoints(c.spec.Mounts), o.MountPoints...)
+	if err := fillRoot(dir, points, o.RootFiles); err != nil {
+		return fmt.Errorf("container %s: filling its root: %w", c.id, err)
+	}
 	return nil
 }
 

@@ -98,12 +98,12 @@ func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := unix.OpenTree(unix.AT_FDCWD, c.entry.Mounts, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	root, err := o.Zygote.makeRoot(c, o)
 	if err != nil {
-		return &os.PathError{Op: "open_tree", Path: c.entry.Mounts, Err: err}
+		return err
 	}
-	assembly := assembly{config: config, id: c.entry.IDs.First, root: os.NewFile(uintptr(root), "root")}
-	defer assembly.root.Close()
+	defer root.Close()
+	assembly := assembly{config: config, id: c.entry.IDs.First, root: root}
 	if err := c.fork(o, words, undo); err != nil {
 		return err
 	}

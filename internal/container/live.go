@@ -116,7 +116,7 @@ func (a *Applied) Keep() {
 // frozen (Files alone need no freezing). On an error nothing has changed; after success
 // call Undo or Keep.
 func (c *Container) Apply(change Change) (*Applied, error) {
-	if c.entry.Mounts == "" {
+	if c.entry.Mounts == "" && c.forked == nil {
 		return nil, fmt.Errorf("container %s: an engine made its root: what it sees is the engine's to change", c.id)
 	}
 	trees, err := c.detachedTrees(change)

@@ -16,7 +16,8 @@ import (
 // written, and a tiny tmpfs above, the guest's alone. Both are mounted on one
 // directory, the overlay over the tmpfs, while the container is made, and detached
 // from our mount namespace right after, so nothing of it is left when the guest has
-// gone. (The empty directory stays: libcontainer changes into it for every exec.)
+// gone. (The empty directory stays: libcontainer changes into it for every exec.
+// Guests that a zygote forks come together on the zygote's, one after another.)
 // The layers are given as file descriptors: the guest can read its own mountinfo,
 // and the host's paths are none of its business.
 //
@@ -29,12 +30,12 @@ const (
 	writableUpper = "mode=0711,size=64m,nr_inodes=32768"
 )
 
-// mountRoot mounts an overlay of the directories in lower, the uppermost first, on dir,
-// which it makes. uid owns the top directory if the guest may write there.
+// rootMode is the mode of the directory that a root is mounted on.
+const rootMode = 0o711
+
+// mountRoot mounts an overlay of the directories in lower, the uppermost first, on dir.
+// uid owns the top directory if the guest may write there.
 func mountRoot(dir string, lower []string, writable bool, uid int) error {
-	if err := os.Mkdir(dir, 0o711); err != nil {
-		return err
-	}
 	options := readOnlyUpper
 	if writable {
 		options = writableUpper

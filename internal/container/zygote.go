@@ -50,6 +50,8 @@ type Zygote struct {
 	entry   entry
 	run     runDir
 	parents map[string]string // of its guests' cgroups, by controller
+
+	roots sync.Mutex // one root at a time on entry.Mounts
 }
 
 //go:embed zygote/zygote_amd64.so
@@ -78,6 +80,7 @@ func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
 	z := &Zygote{run: o.Owner.run, entry: entry{
 		ID: o.ID, Root: o.Owner.dir, Created: time.Now().UTC(), IDs: idRange{Size: 1}, path: o.Owner.run.journalPath(o.Owner.dir, o.ID),
 	}}
+	z.entry.Mounts = z.entry.path + ".root"
 	var undo undoStack
 	defer func() {
 		if err != nil {
@@ -98,6 +101,9 @@ func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
 	lower := []string{o.Rootfs}
 	if o.Layer != "" {
 		lower = []string{o.Layer, o.Rootfs}
+	}
+	if err := os.Mkdir(z.entry.Mounts, rootMode); err != nil {
+		return nil, err
 	}
 	if err := mountRoot(z.entry.Mounts, lower, false, uid); err != nil {
 		return nil, err
@@ -255,6 +261,26 @@ func order(filter []byte, limits []configs.Rlimit, hostname string) ([]byte, err
 	out = append(out, hostname...)
 	out = append(out, make([]byte, hostNameSize-len(hostname))...)
 	return append(out, filter...), nil
+}
+
+// makeRoot makes a guest's root, attached to nothing.
+func (z *Zygote) makeRoot(c *Container, o *CreateOptions) (root *os.File, err error) {
+	z.roots.Lock()
+	defer z.roots.Unlock()
+	dir := z.entry.Mounts
+	defer func() {
+		if err = errors.Join(err, detachRoot(dir)); err != nil && root != nil {
+			root.Close()
+		}
+	}()
+	if err := c.mountRoot(dir, o); err != nil {
+		return nil, err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: dir, Err: err}
+	}
+	return os.NewFile(uintptr(fd), "root"), nil
 }
 
 // fork has the zygote make a child and returns its pidfd.
