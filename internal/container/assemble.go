@@ -1,10 +1,12 @@
 package container
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
@@ -150,24 +152,38 @@ func readOnlyPath(p string) error {
 	return remount(p, int(st.Flags)&(unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC)|unix.MS_RDONLY)
 }
 
+// maskedDirs are the paths that were directories when they were masked last. To try the wrong
+// one first costs a grace period of the kernel.
+var maskedDirs sync.Map
+
 // maskPaths covers files with /dev/null, and directories with one empty file system. Paths that
 // this kernel does not have are passed over.
 func (a assembly) maskPaths(paths []string) error {
+	file := func(to string) error { return unix.Mount("/dev/null", to, "", unix.MS_BIND, "") }
 	empty := ""
+	dir := func(to string) error {
+		if empty != "" {
+			return unix.Mount(empty, to, "", unix.MS_BIND, "")
+		}
+		err := unix.Mount("tmpfs", to, "tmpfs", unix.MS_RDONLY, fmt.Sprintf("nr_blocks=1,nr_inodes=1,uid=%d,gid=%d", a.id, a.id))
+		if err == nil {
+			empty = to
+		}
+		return err
+	}
 	for _, p := range paths {
-		to := assemblyRoot + p
-		err := unix.Mount("/dev/null", to, "", unix.MS_BIND, "")
-		switch {
-		case err != unix.ENOTDIR: // what it says of a directory, and of what is below a file
-		case empty != "":
-			err = unix.Mount(empty, to, "", unix.MS_BIND, "")
-		default:
-			err = unix.Mount("tmpfs", to, "tmpfs", unix.MS_RDONLY, fmt.Sprintf("nr_blocks=1,nr_inodes=1,uid=%d,gid=%d", a.id, a.id))
-			if err == nil {
-				empty = to
+		first, second := file, dir
+		if _, known := maskedDirs.Load(p); known {
+			first, second = dir, file
+		}
+		err := first(assemblyRoot + p)
+		if errors.Is(err, unix.ENOTDIR) {
+			if err = second(assemblyRoot + p); err == nil {
+				maskedDirs.Store(p, true)
 			}
 		}
-		if err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
+		// ENOTDIR of both: something above it is a file.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
 			return &os.PathError{Op: "masking", Path: p, Err: err}
 		}
 	}

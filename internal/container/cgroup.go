@@ -1,7 +1,6 @@
 package container
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -40,13 +39,13 @@ func (e *entry) commonGroups() []string {
 // enter makes a v1 group, or one of cgroup2 without controllers, and moves a process there.
 func enter(dir string, pid int) error {
 	err := unix.Mkdir(dir, 0o755)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		err = os.MkdirAll(dir, 0o755)
 	}
-	if err != nil && err != unix.EEXIST {
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
-	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(pid), 10), 0)
+	return writeGroup(dir, "cgroup.procs", strconv.Itoa(pid))
 }
 
 // killGroups ends every process in the groups and returns when none is left.
@@ -57,7 +56,7 @@ func killGroups(paths map[string]string) error {
 	deadline := time.Now().Add(killPatience)
 	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		if dir, ok := paths[""]; ok {
-			err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+			err := writeGroup(dir, "cgroup.kill", "1")
 			if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
 				return fmt.Errorf("killing cgroup: %w", err)
 			}
@@ -126,20 +125,20 @@ func signalMembers(dir string, pids []int, sig unix.Signal) error {
 
 // thaw ends a pause, of either version of cgroups.
 func thaw(dir string) {
-	_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
-	_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
+	_ = writeGroup(dir, "freezer.state", "THAWED")
+	_ = writeGroup(dir, "cgroup.freeze", "0")
 }
 
 // groupPIDs lists the processes in a group and below it, as pids of our own pid
 // namespace; a group that does not exist has none.
 func groupPIDs(dir string) ([]int, error) {
 	var pids []int
-	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	data, err := readGroup(dir, "cgroup.procs")
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil
 	}
 	if errors.Is(err, unix.ENOTSUP) { // a threaded group
-		data, err = os.ReadFile(filepath.Join(dir, "cgroup.threads"))
+		data, err = readGroup(dir, "cgroup.threads")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
@@ -203,13 +202,12 @@ func removeGroups(paths map[string]string) error {
 
 // groupValue reads the number that follows key in a flat keyed file of a group.
 func groupValue(dir, file, key string) (uint64, error) {
-	f, err := os.Open(filepath.Join(dir, file))
+	data, err := readGroup(dir, file)
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if name, value, ok := strings.Cut(s.Text(), " "); ok && name == key {
+	for line := range bytes.Lines(data) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(string(line)), " "); ok && name == key {
 			return strconv.ParseUint(value, 10, 64)
 		}
 	}
@@ -218,9 +216,56 @@ func groupValue(dir, file, key string) (uint64, error) {
 
 // groupNumber reads a file of a group that holds one number.
 func groupNumber(dir, file string) (uint64, error) {
-	data, err := os.ReadFile(filepath.Join(dir, file))
+	data, err := readGroup(dir, file)
 	if err != nil {
 		return 0, err
 	}
 	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+}
+
+// readGroup reads a file of a group. An os.File would first be made, unsuccessfully, one to
+// wait for: that takes as long as the rest.
+func readGroup(dir, file string) ([]byte, error) {
+	path := filepath.Join(dir, file)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	data := make([]byte, 0, 512)
+	for {
+		n, err := unix.Read(fd, data[len(data):cap(data)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return data, nil
+		}
+		if data = data[:len(data)+n]; len(data) == cap(data) {
+			data = slices.Grow(data, len(data))
+		}
+	}
+}
+
+// writeGroup writes a file of a group that is there.
+func writeGroup(dir, file, value string) error {
+	path := filepath.Join(dir, file)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	for {
+		_, err = unix.Write(fd, []byte(value))
+		switch err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return &os.PathError{Op: "write", Path: path, Err: err}
+		}
+	}
 }
