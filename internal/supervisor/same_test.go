@@ -77,7 +77,29 @@ func look(t *testing.T, g *testGuest) map[string]string {
 		}
 		out[string(pair[0])] = hostNumbers.ReplaceAllString(strings.ReplaceAll(string(pair[1]), g.id, "ID"), "N")
 	}
+	out["devices"] = deviceRules(t, g)
 	return out
+}
+
+// deviceRules are those of the guest's v1 cgroup; "" where devices are no controller of v1.
+func deviceRules(t *testing.T, g *testGuest) string {
+	t.Helper()
+	groups, err := os.ReadFile("/proc/" + pidsOf(g.id)[0] + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, dir, found := strings.Cut(string(groups), ":devices:")
+	if !found {
+		return ""
+	}
+	dir, _, _ = strings.Cut(dir, "\n")
+	rules, err := os.ReadFile("/sys/fs/cgroup/devices" + dir + "/devices.list")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Fields(strings.ReplaceAll(string(rules), " ", "-"))
+	slices.Sort(lines)
+	return strings.Join(lines, " ")
 }
 
 // withZygote returns when the supervisor has a zygote, with what is in its run directory when
