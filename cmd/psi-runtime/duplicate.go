@@ -3,75 +3,64 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// checkDuplicates refuses a specification in which two readers could find two policies:
-// annotations, or one of psi's among them, that are there twice. Go takes the last, and
-// does not mind the case of "annotations".
-func checkDuplicates(data []byte) error {
-	if !bytes.Contains(data, []byte("psi")) && !bytes.Contains(data, []byte(`\u`)) {
-		return nil
+// decodeSpec reads a specification; nil is JSON's null. It refuses one in which two readers
+// could find two policies: annotations, or one of psi's among them, that are there twice.
+// Go takes the last, and does not mind the case of "annotations".
+func decodeSpec(data []byte) (*specs.Spec, error) {
+	var read *document
+	if err := json.Unmarshal(data, &read); err != nil || read == nil {
+		return nil, err
 	}
-	var top pairs
-	if err := json.Unmarshal(data, &top); err != nil {
-		return err
+	if err := read.Annotations.twice; err != nil && (bytes.Contains(data, []byte("psi")) || bytes.Contains(data, []byte(`\u`))) {
+		return nil, err
 	}
-	found := false
-	for _, p := range top {
-		if !strings.EqualFold(p.key, "annotations") {
-			continue
-		}
-		if found {
-			return fmt.Errorf("%q is there twice", p.key)
-		}
-		found = true
-		var annotations pairs
-		if err := json.Unmarshal(p.value, &annotations); err != nil {
-			return err
-		}
-		seen := map[string]bool{}
-		for _, a := range annotations {
-			if seen[a.key] {
-				return fmt.Errorf("annotation %q is there twice", a.key)
-			}
-			seen[a.key] = true
-		}
-	}
-	return nil
+	read.Spec.Annotations = read.Annotations.values
+	return &read.Spec, nil
 }
 
-// pairs is a JSON object with all its keys, the doubled ones too.
-type pairs []struct {
-	key   string
-	value json.RawMessage
+// document is a specification, and how its annotations were written.
+type document struct {
+	specs.Spec
+	Annotations annotations `json:"annotations"`
 }
 
-// UnmarshalJSON reads an object; null is an empty one.
-func (p *pairs) UnmarshalJSON(data []byte) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	first, err := d.Token()
-	if err != nil || first == nil {
+type annotations struct {
+	values map[string]string
+	read   bool
+	twice  error // what is there twice
+}
+
+// UnmarshalJSON is called for each member that Go takes for the annotations.
+func (a *annotations) UnmarshalJSON(data []byte) error {
+	if a.read {
+		a.twice = errors.New(`"annotations" is there twice`)
+	}
+	a.read = true
+	if err := json.Unmarshal(data, &a.values); err != nil {
 		return err
 	}
-	if first != json.Delim('{') {
-		return fmt.Errorf("it is no object: %v", first)
-	}
-	for d.More() {
-		key, err := d.Token()
+	seen := map[string]bool{}
+	for tokens := json.NewDecoder(bytes.NewReader(data)); ; {
+		key, err := tokens.Token()
 		if err != nil {
+			return nil // the end
+		}
+		name, ok := key.(string)
+		if !ok {
+			continue // a brace, or null
+		}
+		if seen[name] {
+			a.twice = fmt.Errorf("annotation %q is there twice", name)
+		}
+		seen[name] = true
+		if _, err := tokens.Token(); err != nil { // its value
 			return err
 		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return err
-		}
-		name, _ := key.(string)
-		*p = append(*p, struct {
-			key   string
-			value json.RawMessage
-		}{name, value})
 	}
-	return nil
 }

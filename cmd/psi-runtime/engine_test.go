@@ -140,9 +140,11 @@ func TestDuplicateAnnotations(t *testing.T) {
 		`{"annotations": {"io.psi.policy": "a", "x": "b"}, "process": {}}`:      false,
 		`{"annotations": null, "hostname": "psi"}`:                              false,
 		`{"process": {"annotations": {"psi": 1, "psi": 2}}, "hostname": "psi"}`: false,
+		`{"annotations": {"a": "psi", "b": "a", "c": "a"}}`:                     false,
+		`{"ANNOTATIONſ": {"io.psi.policy": "a"}, "annotations": {}}`:            true,
 		`{"annotations": {"a": "1", "a": "2"}}`:                                 false, // none of ours
 	} {
-		if err := checkDuplicates([]byte(text)); twice != (err != nil) {
+		if _, err := decodeSpec([]byte(text)); twice != (err != nil) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
