@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"go/format"
-	"log"
 	"maps"
 	"os"
 	"slices"
@@ -23,10 +22,12 @@ import (
 
 func main() {
 	if len(os.Args) != 4 {
-		log.Fatal("usage: mkimage VARIABLE OBJECT FILE")
+		fmt.Fprintln(os.Stderr, "usage: mkimage VARIABLE OBJECT FILE")
+		os.Exit(2)
 	}
 	if err := write(os.Args[1], os.Args[2], os.Args[3]); err != nil {
-		log.Fatal(err)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 

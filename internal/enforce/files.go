@@ -178,7 +178,7 @@ func probeLSM() error {
 	const typeLSM, attachLSM = 29, 27
 	attr := progLoad{kind: typeLSM, count: 2, instructions: unsafe.Pointer(&instructions), license: unsafe.Pointer(&license), attach: attachLSM}
 	_, err = bpfCall(bpfProgLoad, &attr)
-	if err == unix.EPERM {
+	if errors.Is(err, unix.EPERM) {
 		return explainLSM(err)
 	}
 	return nil // EINVAL: it names no hook
@@ -198,7 +198,7 @@ func selfTest() error {
 	const command, answer = 0x707369, unix.ENOTUNIQ // lsm.bpf.c has the same
 	var attr [16]byte
 	_, err := bpfCall(command, &attr)
-	if err == answer {
+	if errors.Is(err, answer) {
 		return nil
 	}
 	return filesUnsupported("BPF among the active security modules", "add bpf to lsm= on the kernel's command line", err)

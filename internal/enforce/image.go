@@ -23,19 +23,19 @@ const nameLength = 16
 
 // mapCreate is what union bpf_attr is to bpfMapCreate.
 type mapCreate struct {
-	kind, keySize, valueSize, maxEntries, flags, innerMap, numaNode uint32
-	name                                                            [nameLength]byte
+	kind, keySize, valueSize, maxEntries, flags uint32
+	_, _                                        uint32 // inner map, NUMA node
+	name                                        [nameLength]byte
 }
 
 // progLoad is what union bpf_attr is to bpfProgLoad.
 type progLoad struct {
 	kind, count           uint32
 	instructions, license unsafe.Pointer
-	logLevel, logSize     uint32
-	log                   uint64
-	version, flags        uint32
+	_                     [6]uint32 // log, kernel version, flags
 	name                  [nameLength]byte
-	ifindex, attach       uint32
+	_                     uint32 // network interface
+	attach                uint32
 }
 
 // bpfCall is bpf(2) with an attr of one of the types above; it returns a descriptor, if
