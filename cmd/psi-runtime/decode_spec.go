@@ -24,11 +24,20 @@ func decodeSpec(data []byte) (*specs.Spec, error) {
 	return &read.Spec, nil
 }
 
-// document is a specification, and how its annotations were written.
+// document is a specification, and how its annotations were written. What is for other
+// systems is passed over: to learn its types takes Go as long as half of the rest.
 type document struct {
 	specs.Spec
 	Annotations annotations `json:"annotations"`
+
+	Solaris other `json:"solaris"`
+	Windows other `json:"windows"`
+	VM      other `json:"vm"`
+	ZOS     other `json:"zos"`
+	FreeBSD other `json:"freebsd"`
 }
+
+type other struct{}
 
 type annotations struct {
 	values map[string]string
