@@ -5,3 +5,6 @@ func LSMObject() []byte { return _LSMBytes }
 
 // SchedObject is the object file that [LoadSched] reads.
 func SchedObject() []byte { return _SchedBytes }
+
+// NetImage is the object file that [LoadNet] reads, without a need to read it. Do not change it.
+func NetImage() *Image { return &netImage }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -29,11 +28,8 @@ func loadSpec(bundle string) (*specs.Spec, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("reading bundle: %w", err)
 	}
-	var spec *specs.Spec
-	if err := json.Unmarshal(data, &spec); err != nil {
-		return nil, "", fmt.Errorf("reading %s: %w", path, err)
-	}
-	if err := checkDuplicates(data); err != nil {
+	spec, err := decodeSpec(data)
+	if err != nil {
 		return nil, "", fmt.Errorf("reading %s: %w", path, err)
 	}
 	if spec == nil {

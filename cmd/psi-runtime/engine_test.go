@@ -131,6 +131,19 @@ func TestStateOfAPolicy(t *testing.T) {
 	}
 }
 
+// A container that ends before anybody looks at its throttling is told of what was counted.
+func TestThrottledForAMoment(t *testing.T) {
+	c := newLine(t)
+	r := c.run("run", "-b", c.bundle("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done", annotated("io.psi.policy", "{cpu: 0.1}")), "x")
+	if r.code != 0 || strings.Count(r.err, "CPU_THROTTLE") != 1 || !strings.Contains(r.err, "reason=quota") {
+		t.Errorf("%+v", r)
+	}
+	r = c.run("run", "-b", c.bundle("true", annotated("io.psi.policy", "{cpu: 1}")), "x")
+	if r.code != 0 || strings.Contains(r.err, "CPU_THROTTLE") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestDuplicateAnnotations(t *testing.T) {
 	for text, twice := range map[string]bool{
 		`{"annotations": {"io.psi.policy": "a", "io.psi.policy": "b"}}`:         true,
@@ -140,9 +153,11 @@ func TestDuplicateAnnotations(t *testing.T) {
 		`{"annotations": {"io.psi.policy": "a", "x": "b"}, "process": {}}`:      false,
 		`{"annotations": null, "hostname": "psi"}`:                              false,
 		`{"process": {"annotations": {"psi": 1, "psi": 2}}, "hostname": "psi"}`: false,
+		`{"annotations": {"a": "psi", "b": "a", "c": "a"}}`:                     false,
+		`{"ANNOTATIONſ": {"io.psi.policy": "a"}, "annotations": {}}`:            true,
 		`{"annotations": {"a": "1", "a": "2"}}`:                                 false, // none of ours
 	} {
-		if err := checkDuplicates([]byte(text)); twice != (err != nil) {
+		if _, err := decodeSpec([]byte(text)); twice != (err != nil) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}

@@ -257,7 +257,7 @@ func (a *Attendant) Close() error {
 		a.stop()
 		<-a.done
 		a.lastLook()
-		a.closed = errors.Join(a.throttles.close(), a.net.close(), a.files.close())
+		a.closed = errors.Join(a.closeThrottles(), a.net.close(), a.files.close())
 	})
 	return a.closed
 }

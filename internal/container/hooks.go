@@ -1,14 +1,10 @@
 package container
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -37,8 +33,8 @@ import (
 //
 //	argv[0] hook PATH ARGV…
 //
-// corrects the state on its standard input and becomes the hook. It is the same
-// process, so that a hook's time limit ends the hook.
+// corrects the state on its standard input and becomes the hook, before Go begins
+// (become_hook.go). It is the same process, so that a hook's time limit ends the hook.
 const hookWord = "hook"
 
 // initFailed is the exit code of a libcontainer init that could not become the program.
@@ -102,33 +98,6 @@ func adaptHooks(config *configs.Config, h *specs.Hooks) *lateHooks {
 		return nil
 	}
 	return &lateHooks{Poststart: h.Poststart, Poststop: h.Poststop}
-}
-
-// becomeHook is the process of hookWord. It returns only with an error.
-func becomeHook(args []string) error {
-	if len(args) < 2 {
-		return errors.New("no hook to become")
-	}
-	data, err := io.ReadAll(os.Stdin)
-	if err != nil {
-		return fmt.Errorf("reading the container's state: %w", err)
-	}
-	var state specs.State
-	if err := json.Unmarshal(data, &state); err != nil {
-		return fmt.Errorf("reading the container's state: %w", err)
-	}
-	state.Status = specs.StateCreated
-	if data, err = json.Marshal(state); err != nil {
-		return fmt.Errorf("writing the container's state: %w", err)
-	}
-	f, err := memfd("state", data)
-	if err != nil {
-		return err
-	}
-	if err := unix.Dup3(int(f.Fd()), 0, 0); err != nil {
-		return os.NewSyscallError("dup3", err)
-	}
-	return &os.PathError{Op: "executing hook", Path: args[0], Err: syscall.Exec(args[0], args[1:], os.Environ())}
 }
 
 // runHooks runs hooks in order. A failure is logged, and changes nothing else.

@@ -175,19 +175,11 @@ func probeLSM() error {
 	}
 	instructions := [2]uint64{0xb7, 0x95} // r0 = 0; exit
 	license := [4]byte{'G', 'P', 'L'}
-	const progLoad, typeLSM, attachLSM = 5, 29, 27
-	attr := struct { // of union bpf_attr
-		kind, count           uint32
-		instructions, license unsafe.Pointer
-		level, size           uint32
-		log                   uint64
-		version, flags        uint32
-		name                  [16]byte
-		ifindex, attach       uint32
-	}{kind: typeLSM, count: 2, instructions: unsafe.Pointer(&instructions), license: unsafe.Pointer(&license), attach: attachLSM}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, progLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno == unix.EPERM {
-		return explainLSM(errno)
+	const typeLSM, attachLSM = 29, 27
+	attr := progLoad{kind: typeLSM, count: 2, instructions: unsafe.Pointer(&instructions), license: unsafe.Pointer(&license), attach: attachLSM}
+	_, err = bpfCall(bpfProgLoad, &attr)
+	if errors.Is(err, unix.EPERM) {
+		return explainLSM(err)
 	}
 	return nil // EINVAL: it names no hook
 }
@@ -205,11 +197,11 @@ func pinLink(program *ebpf.Program, path string) error {
 func selfTest() error {
 	const command, answer = 0x707369, unix.ENOTUNIQ // lsm.bpf.c has the same
 	var attr [16]byte
-	_, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno == answer {
+	_, err := bpfCall(command, &attr)
+	if errors.Is(err, answer) {
 		return nil
 	}
-	return filesUnsupported("BPF among the active security modules", "add bpf to lsm= on the kernel's command line", errno)
+	return filesUnsupported("BPF among the active security modules", "add bpf to lsm= on the kernel's command line", err)
 }
 
 // filesUnsupported says what the host lacks; cause may be nil.

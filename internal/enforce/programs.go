@@ -42,13 +42,8 @@ type hook struct {
 // Load puts the programs into the kernel, attached to nothing. The error wraps
 // [ErrNotSupported] when the host lacks something.
 func Load() (*Programs, error) {
-	spec, err := bpf.LoadNet()
-	if err != nil {
-		return nil, fmt.Errorf("reading the embedded network programs: %w", err)
-	}
-	dropDebugInfo(spec)
 	p := &Programs{tables: make(map[string]*table)}
-	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
+	if err := loadNet(&p.objects); err != nil {
 		return nil, fmt.Errorf("loading the network programs: %w", explain(err))
 	}
 	o := &p.objects
@@ -73,16 +68,20 @@ func Load() (*Programs, error) {
 	return p, nil
 }
 
-func programID(program *ebpf.Program) (ebpf.ProgramID, error) {
-	info, err := program.Info()
+// loadNet loads the image. If the kernel refuses anything, the library that reads the object
+// file tries too: it finds out why.
+func loadNet(to *bpf.NetObjects) error {
+	collection, err := loadImage(bpf.NetImage())
+	if err == nil {
+		defer collection.Close()
+		return collection.Assign(to)
+	}
+	spec, err := bpf.LoadNet()
 	if err != nil {
-		return 0, fmt.Errorf("reading the number of program %s: %w", program, err)
+		return fmt.Errorf("reading the embedded network programs: %w", err)
 	}
-	id, ok := info.ID()
-	if !ok {
-		return 0, fmt.Errorf("reading the number of program %s: %w", program, explain(ebpf.ErrNotSupported))
-	}
-	return id, nil
+	dropDebugInfo(spec)
+	return spec.LoadAndAssign(to, nil)
 }
 
 // dropDebugInfo removes the type and line information. Nothing here needs it in

@@ -18,9 +18,10 @@ import (
 	"github.com/psi-runtime/psi/bpf"
 )
 
-// settle is how long the program is not loaded after the first guest came: its start is
-// the wrong moment for 40 ms of work, and nothing is lost by it but promptness.
-const settle = 50 * time.Millisecond
+// settle is how long the program is not loaded after the first guest came: to load it takes
+// 40 ms of a processor, as long as to start a guest, and a short script has ended by then. It
+// is one period of the limit: the kernel counts at its end. Nothing is lost but promptness.
+const settle = 100 * time.Millisecond
 
 // Throttles tells when the guests of a process are held back by their cpu limits, as
 // sched.bpf.c finds out. Its program is one for the host, whoever has guests: the first
@@ -83,14 +84,17 @@ func (t *Throttles) Watch(dir string, periods uint64, told func(time.Time, uint6
 	return st.Ino, t.add(st.Ino, g)
 }
 
-// Forget returns when the guest is told nothing more.
-func (t *Throttles) Forget(guest uint64) {
+// Forget returns when the guest is told nothing more. It says whether the guest has lived
+// for less than the program takes to come: then it was told nothing at all.
+func (t *Throttles) Forget(guest uint64) (missed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.guests, guest)
-	if t.program != nil {
-		_ = t.program.maps.Guests.Delete(guest) // it is not there if it could not be added
+	if t.program == nil {
+		return t.err == nil
 	}
+	_ = t.program.maps.Guests.Delete(guest) // it is not there if it could not be added
+	return false
 }
 
 // Err says why nothing is told on this host, if that is so.

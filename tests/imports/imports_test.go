@@ -19,6 +19,7 @@ var allowed = map[string][]string{
 	"pkg/channel/agenttest": {},
 	"pkg/psi":               {"internal/control", "pkg/channel", "pkg/policy"},
 	"bpf":                   {},
+	"bpf/mkimage":           {},
 	"pkg/modules":           {},
 	"rootfs":                {"pkg/modules"},
 	"internal/leakcheck":    {},
