@@ -32,9 +32,10 @@ import (
 type kind struct {
 	root   bundle.RootfsInfo
 	policy policy.Policy // see policy.BeforeStart
+	digest string        // of policy
 }
 
-func (k kind) key() string { return k.root.Path + "\x00" + k.root.Digest + "\x00" + k.policy.Digest() }
+func (k kind) key() string { return k.root.Path + "\x00" + k.root.Digest + "\x00" + k.digest }
 
 // blankPatience is how long a guest's agent may take to start.
 const blankPatience = 60 * time.Second
@@ -92,7 +93,7 @@ func (s *Supervisor) makeBlank(k kind) (_ *guest, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guest{s: s, id: id, policy: k.policy, root: k.root, started: time.Now(), ended: make(chan struct{})}
+	g := &guest{s: s, id: id, kind: k, policy: k.policy, started: time.Now(), ended: make(chan struct{})}
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
@@ -149,7 +150,7 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 	if err != nil && zygote != nil && !s.isClosing() {
 		// Whatever it was: libcontainer is asked, and if it cannot either, its error is told.
 		s.opts.Log.WithError(err).Warn("forking a guest")
-		s.zygotes.broken(kind{g.root, g.policy}, zygote)
+		s.zygotes.broken(g.kind, zygote)
 		err = s.createWith(nil, g, plan, stdio)
 	}
 	if err != nil {
@@ -167,7 +168,7 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 		Zygote: zygote, Filter: plan.filter,
 		// Pids in the state are of this supervisor's pid namespace: the state is kept
 		// where no program of the host looks for containers of its own.
-		Root: s.owner.Dir(), ID: g.id, Bundle: g.root.Path, Spec: plan.spec, Owner: s.owner,
+		Root: s.owner.Dir(), ID: g.id, Bundle: g.kind.root.Path, Spec: plan.spec, Owner: s.owner,
 		Stdin: stdio, Stdout: stdio, Stderr: g.stderr,
 		RootFiles: attend.RootFiles(g.policy), Layer: g.layer.mount,
 		OnInit: func(c *container.Container) (err error) {

@@ -14,7 +14,6 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
-	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -33,6 +32,7 @@ const (
 type guest struct {
 	s         *Supervisor
 	id        string
+	kind      kind // of blank
 	attendant *attend.Attendant
 	channel   *os.File      // the client's end, until the client has it
 	stderr    *os.File      // memfd that the guest's stderr goes to
@@ -42,8 +42,7 @@ type guest struct {
 	running bool    // the client knows of it; guarded by Supervisor.mu
 
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy; nil: all
-	root         bundle.RootfsInfo
-	layer        layer // over the root; a reload changes it
+	layer        layer                                      // over the root; a reload changes it
 
 	container *container.Container
 	life      sync.RWMutex // held while container is used, exclusively while it is deleted
