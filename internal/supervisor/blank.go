@@ -16,6 +16,7 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/bundle"
+	"github.com/psi-runtime/psi/pkg/channel"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -186,8 +187,8 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 	return err
 }
 
-// await returns when the guest's agent has started: it has said READY then, which is left for
-// the client to read.
+// await returns when the guest's agent has started, and takes what it says then: its client
+// need not read it.
 func (g *guest) await() error {
 	fds := []unix.PollFd{{Fd: int32(g.channel.Fd()), Events: unix.POLLIN}}
 	for end := time.Now().Add(blankPatience); ; {
@@ -202,8 +203,24 @@ func (g *guest) await() error {
 		case fds[0].Revents&unix.POLLHUP != 0:
 			return g.didNotStart()
 		}
-		return nil
+		return g.hear()
 	}
+}
+
+// hear takes the first thing that the agent says, which is READY.
+func (g *guest) hear() error {
+	f, err := channel.NewReader(g.channel, channel.FromGuest, 0).Read()
+	if err == nil && f.Type != channel.Ready {
+		err = fmt.Errorf("its first frame is of type %d", f.Type)
+	}
+	if err == nil {
+		_, err = channel.ParseReady(f.Payload)
+	}
+	if err != nil {
+		return fmt.Errorf("hearing the guest's agent: %w", err)
+	}
+	g.ready = f.Payload
+	return nil
 }
 
 // didNotStart explains the end of a guest that nobody had talked to.

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -41,6 +42,8 @@ type guest struct {
 	client  *client // who took the blank; nil before. Set under Supervisor.mu
 	running bool    // the client knows of it; guarded by Supervisor.mu
 
+	ready json.RawMessage // what its agent has said, see await; nil: the client hears it. Set before it is anybody's
+
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy; nil: all
 	layer        layer                                      // over the root; a reload changes it
 
@@ -77,14 +80,19 @@ type pushedExit struct {
 	Exited control.Exit `json:"exited"`
 }
 
-// announcement is the reply to the spawn that made the guest.
-func (g *guest) announcement() map[string]any {
+// announcement is the reply to the spawn that made a guest.
+type announcement struct {
+	Guest    string               `json:"guest"`
+	Digest   string               `json:"policy_digest"`
+	Limits   control.Limits       `json:"limits"`
+	Enforced []attend.Enforcement `json:"enforced"`
+	Ready    json.RawMessage      `json:"ready,omitempty"` // the payload of READY, if the channel has it no more
+}
+
+func (g *guest) announcement() announcement {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return map[string]any{
-		"guest": g.id, "policy_digest": g.digest,
-		"limits": control.LimitsOf(g.policy.Limits()), "enforced": g.enforced(),
-	}
+	return announcement{g.id, g.digest, control.LimitsOf(g.policy.Limits()), g.enforced(), g.ready}
 }
 
 // announce releases what was held back until the client knew the guest.
