@@ -70,10 +70,23 @@ func (r Request) Resolve(parse func(Document) (policy.Policy, error)) (p policy.
 	return p, nil
 }
 
-// LimitsOf is how limits appear in replies, in the units of policy documents.
-func LimitsOf(l policy.Limits) map[string]any {
-	return map[string]any{
-		"mem": l.Mem, "cpu": l.CPU, "cpu_ms": l.CPUTime.Milliseconds(), "wall_ms": l.Wall.Milliseconds(),
-		"pids": l.PIDs, "open_files": l.OpenFiles, "tmp": l.Tmp, "message": l.Message, "output": l.Output,
+// Limits is how limits appear in replies, in the units of policy documents.
+type Limits struct {
+	Mem       int64   `json:"mem"`
+	CPU       float64 `json:"cpu"`
+	CPUMs     int64   `json:"cpu_ms"`
+	WallMs    int64   `json:"wall_ms"`
+	PIDs      int64   `json:"pids"`
+	OpenFiles int64   `json:"open_files"`
+	Tmp       int64   `json:"tmp"`
+	Message   int64   `json:"message"`
+	Output    int64   `json:"output"`
+}
+
+// LimitsOf are a policy's limits as replies have them.
+func LimitsOf(l policy.Limits) Limits {
+	return Limits{
+		l.Mem, l.CPU, l.CPUTime.Milliseconds(), l.Wall.Milliseconds(),
+		l.PIDs, l.OpenFiles, l.Tmp, l.Message, l.Output,
 	}
 }

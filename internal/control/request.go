@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -107,21 +106,14 @@ func Decode(data []byte) (Request, error) {
 
 // fill takes the operation's own keys.
 func (r *Request) fill(fields map[string]json.RawMessage) error {
-	optional := func(key string, into any) error {
-		if _, given := fields[key]; !given {
-			return nil
-		}
-		return take(fields, key, into)
-	}
 	timeout := 0.2
-	err := errors.Join(
-		optional("version", &r.Version), optional("client", &r.Client), optional("watch", &r.Watch),
-		optional("name", &r.Name), optional("policy_text", &r.PolicyText), optional("policy_source", &r.PolicySource),
-		optional("policy_name", &r.PolicyName), optional("allowed_imports", &r.AllowedImports), optional("rootfs", &r.Rootfs),
-		optional("guest", &r.Guest), optional("timeout", &timeout), optional("error", &r.Error),
-		optional("guests", &r.Guests), optional("token", &r.Token), optional("dry_run", &r.DryRun), optional("port", &r.Port),
-	)
-	if err != nil {
+	var errs []error
+	for key := range fields {
+		if into := r.field(key, &timeout); into != nil {
+			errs = append(errs, take(fields, key, into))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	if raw, given := fields["policy"]; given && !isNull(raw) {
@@ -137,6 +129,45 @@ func (r *Request) fill(fields map[string]json.RawMessage) error {
 		return checkName(r.Name)
 	case r.Op == "connect" && r.Port == 0:
 		return fmt.Errorf("%w: connect needs a port from 1 to 65535", ErrProtocol)
+	}
+	return nil
+}
+
+// field is what a key is decoded into; nil for those that are looked at elsewhere.
+func (r *Request) field(key string, timeout *float64) any {
+	switch key {
+	case "version":
+		return &r.Version
+	case "client":
+		return &r.Client
+	case "watch":
+		return &r.Watch
+	case "name":
+		return &r.Name
+	case "policy_text":
+		return &r.PolicyText
+	case "policy_source":
+		return &r.PolicySource
+	case "policy_name":
+		return &r.PolicyName
+	case "allowed_imports":
+		return &r.AllowedImports
+	case "rootfs":
+		return &r.Rootfs
+	case "guest":
+		return &r.Guest
+	case "guests":
+		return &r.Guests
+	case "timeout":
+		return timeout
+	case "error":
+		return &r.Error
+	case "token":
+		return &r.Token
+	case "dry_run":
+		return &r.DryRun
+	case "port":
+		return &r.Port
 	}
 	return nil
 }
@@ -171,41 +202,48 @@ func take(fields map[string]json.RawMessage, key string, into any) error {
 }
 
 // decodeObject splits a JSON object into its keys. encoding/json alone would let a
-// key stand twice and would match keys in any case.
-func decodeObject(data []byte) (map[string]json.RawMessage, error) {
+// key stand twice and, in a struct, would match keys in any case.
+func decodeObject(data []byte) (fields map[string]json.RawMessage, err error) {
 	if !utf8.Valid(data) {
 		return nil, fmt.Errorf("%w: the request is not UTF-8", ErrProtocol)
 	}
-	broken := func(err error) error {
-		return fmt.Errorf("%w: the request is not a JSON object: %w", ErrProtocol, err)
+	var other *json.UnmarshalTypeError
+	switch err = json.Unmarshal(data, &fields); {
+	case errors.As(err, &other):
+		err = fmt.Errorf("it is of type %s", other.Value)
+	case err == nil && fields == nil:
+		err = errors.New("it is null")
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	if token, err := d.Token(); err != nil {
-		return nil, broken(err)
-	} else if token != json.Delim('{') {
-		return nil, broken(fmt.Errorf("it begins with %v", token))
+	if err != nil {
+		return nil, fmt.Errorf("%w: the request is not a JSON object: %w", ErrProtocol, err)
 	}
-	fields := make(map[string]json.RawMessage)
-	for d.More() {
-		token, err := d.Token()
-		if err != nil {
-			return nil, broken(err)
-		}
-		key, _ := token.(string)
-		if _, twice := fields[key]; twice {
-			return nil, fmt.Errorf("%w: key %q is given twice", ErrProtocol, key)
-		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, broken(err)
-		}
-		fields[key] = value
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, broken(err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%w: something follows the request's object", ErrProtocol)
+	if countKeys(data) != len(fields) {
+		return nil, fmt.Errorf("%w: a key of the request is given twice", ErrProtocol)
 	}
 	return fields, nil
+}
+
+// countKeys counts the keys of a JSON object, not those of objects in it: a colon follows
+// each, and in valid JSON there is no other outside of strings.
+func countKeys(object []byte) (keys int) {
+	depth := 0
+	for i := 0; i < len(object); i++ {
+		switch object[i] {
+		case '"':
+			for i++; object[i] != '"'; i++ {
+				if object[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			depth--
+		case ':':
+			if depth == 1 {
+				keys++
+			}
+		}
+	}
+	return keys
 }

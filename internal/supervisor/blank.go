@@ -16,6 +16,7 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/pkg/bundle"
+	"github.com/psi-runtime/psi/pkg/channel"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -32,9 +33,10 @@ import (
 type kind struct {
 	root   bundle.RootfsInfo
 	policy policy.Policy // see policy.BeforeStart
+	digest string        // of policy
 }
 
-func (k kind) key() string { return k.root.Path + "\x00" + k.root.Digest + "\x00" + k.policy.Digest() }
+func (k kind) key() string { return k.root.Path + "\x00" + k.root.Digest + "\x00" + k.digest }
 
 // blankPatience is how long a guest's agent may take to start.
 const blankPatience = 60 * time.Second
@@ -92,7 +94,7 @@ func (s *Supervisor) makeBlank(k kind) (_ *guest, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guest{s: s, id: id, policy: k.policy, root: k.root, started: time.Now(), ended: make(chan struct{})}
+	g := &guest{s: s, id: id, kind: k, policy: k.policy, started: time.Now(), ended: make(chan struct{})}
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
@@ -149,7 +151,7 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 	if err != nil && zygote != nil && !s.isClosing() {
 		// Whatever it was: libcontainer is asked, and if it cannot either, its error is told.
 		s.opts.Log.WithError(err).Warn("forking a guest")
-		s.zygotes.broken(kind{g.root, g.policy}, zygote)
+		s.zygotes.broken(g.kind, zygote)
 		err = s.createWith(nil, g, plan, stdio)
 	}
 	if err != nil {
@@ -167,7 +169,7 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 		Zygote: zygote, Filter: plan.filter,
 		// Pids in the state are of this supervisor's pid namespace: the state is kept
 		// where no program of the host looks for containers of its own.
-		Root: s.owner.Dir(), ID: g.id, Bundle: g.root.Path, Spec: plan.spec, Owner: s.owner,
+		Root: s.owner.Dir(), ID: g.id, Bundle: g.kind.root.Path, Spec: plan.spec, Owner: s.owner,
 		Stdin: stdio, Stdout: stdio, Stderr: g.stderr,
 		RootFiles: attend.RootFiles(g.policy), Layer: g.layer.mount,
 		OnInit: func(c *container.Container) (err error) {
@@ -185,8 +187,8 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 	return err
 }
 
-// await returns when the guest's agent has started: it has said READY then, which is left for
-// the client to read.
+// await returns when the guest's agent has started, and takes what it says then: its client
+// need not read it.
 func (g *guest) await() error {
 	fds := []unix.PollFd{{Fd: int32(g.channel.Fd()), Events: unix.POLLIN}}
 	for end := time.Now().Add(blankPatience); ; {
@@ -201,8 +203,24 @@ func (g *guest) await() error {
 		case fds[0].Revents&unix.POLLHUP != 0:
 			return g.didNotStart()
 		}
-		return nil
+		return g.hear()
 	}
+}
+
+// hear takes the first thing that the agent says, which is READY.
+func (g *guest) hear() error {
+	f, err := channel.NewReader(g.channel, channel.FromGuest, 0).Read()
+	if err == nil && f.Type != channel.Ready {
+		err = fmt.Errorf("its first frame is of type %d", f.Type)
+	}
+	if err == nil {
+		_, err = channel.ParseReady(f.Payload)
+	}
+	if err != nil {
+		return fmt.Errorf("hearing the guest's agent: %w", err)
+	}
+	g.ready = f.Payload
+	return nil
 }
 
 // didNotStart explains the end of a guest that nobody had talked to.

@@ -37,6 +37,9 @@
 // those connections of the same user whose hello said "watch": true. Denials
 // give way when a client's queue is half full.
 //
+// A guest that waited in the pool has said READY; the reply to its spawn has that, as "ready".
+// From others it is the first frame on the channel.
+//
 // connect gives the client a socket that is connected to a port which a guest's policy
 // exposes (connect.go).
 //

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +15,6 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
-	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -33,6 +33,7 @@ const (
 type guest struct {
 	s         *Supervisor
 	id        string
+	kind      kind // of blank
 	attendant *attend.Attendant
 	channel   *os.File      // the client's end, until the client has it
 	stderr    *os.File      // memfd that the guest's stderr goes to
@@ -41,9 +42,10 @@ type guest struct {
 	client  *client // who took the blank; nil before. Set under Supervisor.mu
 	running bool    // the client knows of it; guarded by Supervisor.mu
 
+	ready json.RawMessage // what its agent has said, see await; nil: the client hears it. Set before it is anybody's
+
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy; nil: all
-	root         bundle.RootfsInfo
-	layer        layer // over the root; a reload changes it
+	layer        layer                                      // over the root; a reload changes it
 
 	container *container.Container
 	life      sync.RWMutex // held while container is used, exclusively while it is deleted
@@ -78,14 +80,19 @@ type pushedExit struct {
 	Exited control.Exit `json:"exited"`
 }
 
-// announcement is the reply to the spawn that made the guest.
-func (g *guest) announcement() map[string]any {
+// announcement is the reply to the spawn that made a guest.
+type announcement struct {
+	Guest    string               `json:"guest"`
+	Digest   string               `json:"policy_digest"`
+	Limits   control.Limits       `json:"limits"`
+	Enforced []attend.Enforcement `json:"enforced"`
+	Ready    json.RawMessage      `json:"ready,omitempty"` // the payload of READY, if the channel has it no more
+}
+
+func (g *guest) announcement() announcement {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return map[string]any{
-		"guest": g.id, "policy_digest": g.digest,
-		"limits": control.LimitsOf(g.policy.Limits()), "enforced": g.enforced(),
-	}
+	return announcement{g.id, g.digest, control.LimitsOf(g.policy.Limits()), g.enforced(), g.ready}
 }
 
 // announce releases what was held back until the client knew the guest.

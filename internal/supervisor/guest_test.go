@@ -41,6 +41,9 @@ func newTestGuest(a answer) (*testGuest, error) {
 		return nil, err
 	}
 	g.id = g.reply["guest"].(string)
+	if g.reply["ready"] != nil {
+		return g, nil
+	}
 	first, err := g.in.Read()
 	if err == nil && first.Type != channel.Ready {
 		err = fmt.Errorf("the first frame has type %d", first.Type)

@@ -16,29 +16,53 @@ const (
 // policies remembers what documents meant: reading one again takes a quarter of a spawn.
 type policies struct {
 	mu   sync.Mutex
-	read map[control.Document]policy.Policy
+	read map[control.Document]understood
+}
+
+// understood is a policy, and what its blanks are made for.
+type understood struct {
+	policy, blank       policy.Policy // see policy.BeforeStart
+	digest, blankDigest string
+}
+
+func understand(p policy.Policy) understood {
+	blank := p.BeforeStart()
+	return understood{p, blank, p.Digest(), blank.Digest()}
+}
+
+// resolve finds out what a request asks for.
+func (c *policies) resolve(r control.Request) (u understood, err error) {
+	p, err := r.Resolve(func(d control.Document) (_ policy.Policy, err error) {
+		u, err = c.parse(d)
+		return u.policy, err
+	})
+	if err == nil && r.ImportsLimited {
+		u = understand(p)
+	}
+	return u, err
 }
 
 // parse is the document's Parse.
-func (c *policies) parse(d control.Document) (policy.Policy, error) {
-	if d.Size() > maxKeptPolicy {
-		return d.Parse()
-	}
+func (c *policies) parse(d control.Document) (understood, error) {
 	c.mu.Lock()
-	p, ok := c.read[d]
+	u, ok := c.read[d]
 	c.mu.Unlock()
 	if ok {
-		return p, nil
+		return u, nil
 	}
 	p, err := d.Parse()
 	if err != nil {
-		return p, err
+		return understood{}, err
+	}
+	u = understand(p)
+	if d.Size() > maxKeptPolicy {
+		return u, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.read == nil || len(c.read) >= maxPolicies {
-		c.read = make(map[control.Document]policy.Policy)
+		c.read = make(map[control.Document]understood)
 	}
-	c.read[d] = p
-	return p, nil
+	c.read[d] = u
+	return u, nil
 }

@@ -52,19 +52,19 @@ func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.Resolve(s.policies.parse)
+	next, err := s.policies.resolve(r)
 	if err != nil {
 		return nil, err
 	}
-	parts, digest := make([]*reloading, len(guests)), p.Digest()
+	parts := make([]*reloading, len(guests))
 	for i, g := range guests {
 		g.reloading.Lock() // in the order of their ids
 		defer g.reloading.Unlock()
-		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: p, digest: digest, layer: g.layer}
+		parts[i] = &reloading{g: g, old: g.currentPolicy(), next: next.policy, digest: next.digest, layer: g.layer}
 		if g.importsLimit == nil {
 			continue
 		}
-		if parts[i].next, err = g.importsLimit(p); err != nil {
+		if parts[i].next, err = g.importsLimit(next.policy); err != nil {
 			return nil, fmt.Errorf("%w: guest %s: %w", errPolicy, g.id, err)
 		}
 		parts[i].digest = parts[i].next.Digest()

@@ -13,7 +13,7 @@ import (
 // root. What it has loaded already it keeps, and files that it has open.
 func (r *reloading) modules(files map[string][]byte) error {
 	g := r.g
-	next, done, err := g.s.layers.use(g.s.place, r.next, g.root)
+	next, done, err := g.s.layers.use(g.s.place, r.next, g.kind.root)
 	if err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func (r *reloading) modules(files map[string][]byte) error {
 		}
 	}
 	err = r.change(container.Change{Files: files, Cover: &container.LiveLayer{
-		Lower: g.root.Path, Layer: next.mount, Dirs: dirs, Place: filepath.Join(g.s.place, g.id+"-modules"),
+		Lower: g.kind.root.Path, Layer: next.mount, Dirs: dirs, Place: filepath.Join(g.s.place, g.id+"-modules"),
 	}})
 	if err == nil {
 		r.layer = next

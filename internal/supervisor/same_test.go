@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/pkg/channel"
 )
 
 // How a guest came to be, it must not be able to tell: by libcontainer, by a zygote, or by
@@ -173,6 +175,9 @@ func (c *testClient) pooled(t *testing.T, s *shim, policy map[string]any, byZygo
 		ready := guestsIn(s.runDir)
 		g := c.spawn(t, fmt.Sprintf("pooled-%d-%d", c.count(), i), policy)
 		waited := slices.ContainsFunc(ready, func(path string) bool { return strings.HasPrefix(filepath.Base(path), g.id+"@") })
+		if said, _ := g.reply["ready"].(map[string]any); waited && said["protocol"] != float64(channel.Protocol) {
+			t.Errorf("of a guest that waited is said that it was ready: %v", g.reply["ready"])
+		}
 		if waited && isForked(t, g) == byZygote {
 			return g
 		}

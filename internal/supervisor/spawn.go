@@ -23,7 +23,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	s.warmth.extend()
 
 	// policy: what the client asks for
-	p, err := r.Resolve(s.policies.parse)
+	want, err := s.policies.resolve(r)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -36,7 +36,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	}
 
 	// view: the host's files, opened as the client
-	view, err := openView(p, c.peer, s.plan)
+	view, err := openView(want.policy, c.peer, s.plan)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -45,7 +45,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	defer s.pool.refill()
 
 	// blank: a guest whose agent waits to be told
-	g, err := s.pool.take(kind{root, p.BeforeStart()}, c.peer, len(view.shown) > 0)
+	g, err := s.pool.take(kind{root, want.blank, want.blankDigest}, c.peer, len(view.shown) > 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -60,7 +60,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	if err = s.enter(g, c, r); err != nil {
 		return nil, nil, err
 	}
-	if err = g.specialise(p, view); err != nil {
+	if err = g.specialise(want, view); err != nil {
 		return nil, nil, err
 	}
 	return g, g.channel, s.adopt(g)
@@ -119,7 +119,8 @@ func (s *Supervisor) adopt(g *guest) error {
 // specialise puts a policy into force in a guest that has done nothing yet: the same changes
 // as those of a reload, and those that only such a guest can take. After an error the guest
 // is of no use.
-func (g *guest) specialise(p policy.Policy, view openedView) error {
+func (g *guest) specialise(want understood, view openedView) error {
+	p := want.policy
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
 	r := &reloading{g: g, old: g.currentPolicy(), next: p, view: view, layer: g.layer}
@@ -141,7 +142,7 @@ func (g *guest) specialise(p policy.Policy, view openedView) error {
 		}
 	}
 	g.mu.Lock()
-	g.policy, g.digest, g.view = p, p.Digest(), view.notes
+	g.policy, g.digest, g.view = p, want.digest, view.notes
 	g.mu.Unlock()
 	g.shown, g.hosts = view.shown, r.hosts
 	return nil

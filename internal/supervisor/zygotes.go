@@ -144,7 +144,7 @@ func zygoteKind(k kind) kind {
 	if len(k.policy.Preload()) > 0 {
 		p = k.policy.Loading()
 	}
-	return kind{k.root, p}
+	return kind{k.root, p, p.Digest()}
 }
 
 // startZygote starts one: as an agent in every respect, so that its guests are.
@@ -179,7 +179,7 @@ func (s *Supervisor) startZygote(k kind) (*container.Zygote, *os.File, error) {
 // zygote is what a guest is forked from, until done is called; nil if it is to be made afresh.
 func (s *Supervisor) zygote(g *guest) (found *container.Zygote, done func()) {
 	if g.policy.Isolation() != policy.IsolationFresh {
-		if found, done = s.zygotes.use(kind{g.root, g.policy}); found != nil {
+		if found, done = s.zygotes.use(g.kind); found != nil {
 			return found, done
 		}
 	}

@@ -88,6 +88,7 @@ func (c *Client) adopt(name string, r *reply) {
 		Limits   struct {
 			Message int64 `json:"message"`
 		} `json:"limits"`
+		Ready *channel.GuestReady `json:"ready"` // what the guest has said already when it was ready
 	}
 	if err := json.Unmarshal(r.ok, &made); err != nil || len(r.files) != 1 {
 		r.err = &SandboxError{Sandbox: name, Text: fmt.Sprintf("the supervisor's reply to a spawn is not one: %d descriptors, %v", len(r.files), err)}
@@ -105,7 +106,7 @@ func (c *Client) adopt(name string, r *reply) {
 	}
 	r.made.message.Store(made.Limits.Message)
 	r.made.budget.Store(made.Limits.Message)
-	r.made.session = newSession(conn, made.Limits.Message, !made.Relayed, r.made.hear, r.made.report)
+	r.made.session = newSession(conn, made.Limits.Message, !made.Relayed, made.Ready, r.made.hear, r.made.report)
 	c.mu.Lock()
 	c.guests[made.Guest] = r.made
 	c.names[name] = r.made

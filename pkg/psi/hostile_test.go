@@ -256,7 +256,7 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte("not a frame"))
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		host, guest := socketPair(t)
-		s := newSession(host, 1<<10, true, nil, func(string) { host.Close() })
+		s := newSession(host, 1<<10, true, nil, nil, func(string) { host.Close() })
 		go func() {
 			buf := make([]byte, 1<<10)
 			for {

@@ -68,8 +68,9 @@ type session struct {
 }
 
 // newSession begins to read. direct says that the socket's other end is the guest's own, and
-// hear is called before the guest is held to a limit that may have been raised.
-func newSession(conn *net.UnixConn, message int64, direct bool, hear func(), onFault func(string)) *session {
+// hear is called before the guest is held to a limit that may have been raised. ready is
+// what the guest has said already when it was ready, nil if it was not.
+func newSession(conn *net.UnixConn, message int64, direct bool, ready *channel.GuestReady, hear func(), onFault func(string)) *session {
 	s := &session{
 		conn: conn, onFault: onFault, inbox: make(chan channel.Frame, inboxMessages), ready: make(chan struct{}),
 		ended: make(chan struct{}), closed: make(chan struct{}), room: make(chan struct{}), calls: make(map[uint32]*call),
@@ -82,6 +83,9 @@ func newSession(conn *net.UnixConn, message int64, direct bool, hear func(), onF
 		s.in = channel.NewReader(bufio.NewReaderSize(conn, 64<<10), channel.FromGuest, message)
 	}
 	s.in.Hear(hear)
+	if ready != nil {
+		s.greeted(*ready)
+	}
 	go s.read(s.in)
 	return s
 }
@@ -217,11 +221,7 @@ func (s *session) take(f channel.Frame) error {
 	case channel.Ready:
 		ready, err := channel.ParseReady(f.Payload)
 		if err == nil && !s.isReady {
-			s.isReady = true
-			if ready.Memfd {
-				s.out.writer.PassMemfds()
-			}
-			close(s.ready)
+			s.greeted(ready)
 		}
 		return err
 	}
@@ -230,6 +230,15 @@ func (s *session) take(f channel.Frame) error {
 		return &channel.ProtocolError{Rule: "a NOTICE frame that is no JSON object"}
 	}
 	return nil
+}
+
+// greeted takes what the guest says when it is ready. Once.
+func (s *session) greeted(ready channel.GuestReady) {
+	s.isReady = true
+	if ready.Memfd {
+		s.out.writer.PassMemfds()
+	}
+	close(s.ready)
 }
 
 // file puts a frame into the inbox, when there is room.

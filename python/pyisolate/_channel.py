@@ -52,24 +52,20 @@ class WaitExpired(Exception):
 
 
 class Channel:
-    """The client's end of a guest's channel. Any thread may use any method."""
+    """The client's end of a guest's channel. Once it is open any thread may use any method."""
 
-    def __init__(
-        self, sock: socket.socket, message_limit: int, on_backlog: Callable[["Channel"], None], direct: bool = False
-    ) -> None:
-        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`. ``direct``: the other
-        end of the socket is the guest's own, so that descriptors get there."""
-        self._sock = sock
-        sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
+    _sock: socket.socket
+    _outbox: Outbox
+    _reader: FrameReader  # the leader's
+    _flags = 0  # of what is sent
+
+    def __init__(self, on_backlog: Callable[["Channel"], None], hear: Callable[[], None]) -> None:
+        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`. ``hear`` returns when
+        ``set_limit`` was called, if the supervisor had news."""
         self._on_backlog = on_backlog
-        self._flags = wire.TAKES_MEMFDS if direct and _memfd.SUPPORTED else 0
-        self._outbox = Outbox(sock)
-        self._reader = FrameReader(message_limit)  # the leader's
-        self.set_limit = self._reader.set_limit  # when a reload has changed it
-        self.hear: Callable[[], None] = lambda: None  # returns when set_limit was called, if the supervisor had news
+        self._hear = hear
         self._poll = select.poll()  # the leader's
-        self._poll.register(sock, select.POLLIN)
-        self._patience = 0  # the leader's: so many reads until it polls again
+        self._patience = 1  # the leader's: so many reads until it polls again; a guest's first answer takes longer
         self._vain = 0  # the leader's: so many will follow when it polls in vain
         self._lock = make_lock()  # guards all that follows
         self._leader: Optional[Waiter] = None
@@ -81,6 +77,19 @@ class Channel:
         self._closed = False
         self.ended = False  # no more frames will come
         self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
+
+    def open(self, sock: socket.socket, message_limit: int, direct: bool, ready: Optional[Dict[str, object]]) -> None:
+        """Begin. ``direct``: the other end of the socket is the guest's own, so that descriptors get there. ``ready`` is what
+        the guest has said already when it was ready, if it was."""
+        self._reader = FrameReader(message_limit)
+        self.set_limit = self._reader.set_limit  # when a reload has changed it
+        self._filing.ready = ready
+        self._sock = sock
+        sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
+        self._poll.register(sock, select.POLLIN)
+        self._outbox = Outbox(sock)
+        if direct and _memfd.SUPPORTED:
+            self._flags = wire.TAKES_MEMFDS
 
     # Sending ----------------------------------------------------------------------------------------
 
@@ -177,9 +186,10 @@ class Channel:
             if not self.ended or self.fault is None:
                 self._inbox.appendleft(frame)
 
-    def wait_ready(self, deadline: Optional[float]) -> Dict[str, object]:
+    def wait_ready(self, deadline: Optional[float]) -> None:
         """Wait until the guest has said that it is ready."""
-        return self._wait(lambda: self._filing.ready, deadline)
+        if self._filing.ready is None:
+            self._wait(lambda: self._filing.ready, deadline)
 
     def answer(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         """Wait for a request's reply; its output goes to ``on_output``, in this thread, if it listens."""
@@ -308,7 +318,7 @@ class Channel:
             elif self._poll.poll(min(timeout, _LONGEST) * 1000):
                 more = reader.read(self._sock, _NOW)
         except TooLarge:
-            self.hear()
+            self._hear()
             fault = reader.read_again(self._sock, _NOW)
         except BlockingIOError:
             return None
@@ -396,5 +406,8 @@ class Channel:
         self._reader.close()
 
     def __del__(self) -> None:
-        self._sock.close()
+        try:
+            self._sock.close()
+        except AttributeError:
+            return  # it was never opened
         self._reader.close()

@@ -28,18 +28,21 @@ import os
 import select
 import socket
 import struct
-import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
 from ._outbox import Outbox, OutboxFull
+from ._waiting import Bell
 from .errors import PolicyAuthError, PolicyError, SandboxError, TimeoutError
 
 VERSION = 1
 MAX_FRAME = 1 << 20
 _MAX_FDS = 16
+_ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 
 Message = Dict[str, Any]
+OnOK = Callable[[Message, Optional[int]], Any]  # what becomes of an "ok", and of the descriptor that came along
 
 
 class ConnectionLost(SandboxError):
@@ -49,29 +52,26 @@ class ConnectionLost(SandboxError):
 class Pending:
     """A request that waits for its reply."""
 
-    def __init__(self, on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]]) -> None:
+    def __init__(self, on_ok: Optional[OnOK]) -> None:
         self.on_ok = on_ok
         self.asked = False  # it went off, or will by itself
-        self.done = False
         self.result: Any = None
         self.error: Optional[SandboxError] = None
         self._tell: Optional[Callable[[], None]] = None
-        self._bell = threading.Lock()  # locked until it is done
-        self._bell.acquire()
+        self._bell = Bell()
+        self.wait = self._bell.wait  # whether the reply is there, within so many seconds
+
+    @property
+    def done(self) -> bool:
+        """Whether the reply is there."""
+        return self._bell.rung
 
     def finish(self, result: Any, error: Optional[SandboxError] = None) -> None:
         """The reply is there. Once."""
         self.result, self.error = result, error
-        self.done = True
-        self._bell.release()
+        self._bell.ring()
         if self._tell is not None:
             self._tell()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether the reply is there, within so many seconds."""
-        if not self.done and self._bell.acquire(timeout=timeout):
-            self._bell.release()  # for the next one
-        return self.done
 
     def notify(self, tell: Callable[[], None]) -> None:
         """Have ``tell`` called when the reply is there, by any thread, perhaps twice."""
@@ -117,7 +117,7 @@ class Connection:
         op: str,
         fields: Mapping[str, object],
         timeout: float,
-        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+        on_ok: Optional[OnOK] = None,
     ) -> Any:
         """Send a request and wait for its reply: the "ok" object, or what ``on_ok`` made of it.
 
@@ -136,7 +136,7 @@ class Connection:
         self,
         op: str,
         fields: Mapping[str, object],
-        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+        on_ok: Optional[OnOK] = None,
     ) -> Pending:
         """Send a request and do not wait."""
         pending = Pending(on_ok)
@@ -221,8 +221,7 @@ class Connection:
             pass  # gone: the next read tells
 
     def _receive(self) -> bool:
-        room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
-        data, ancillary, _, _ = self._sock.recvmsg(64 << 10, room, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self._sock.recvmsg(64 << 10, _ROOM, _CLOEXEC)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds = array.array("i")
@@ -239,7 +238,7 @@ class Connection:
                 raise ValueError(f"a message of {size} bytes; at most {MAX_FRAME} are allowed")
             if len(self._in) < 4 + size:
                 break
-            messages.append(json.loads(self._in[4 : 4 + size]))
+            messages.append(json.loads(str(self._in[4 : 4 + size], "utf-8")))
             del self._in[: 4 + size]
         for message in messages:
             self._take(message)
@@ -256,11 +255,9 @@ class Connection:
         if "error" in message:
             pending.finish(None, _error(message["error"]))
             return
-        channel = None
-        if pending.on_ok is not None and self._fds:
-            channel = socket.socket(fileno=self._fds.popleft())
+        fd = self._fds.popleft() if pending.on_ok is not None and self._fds else None
         try:
-            pending.finish(pending.on_ok(message["ok"], channel) if pending.on_ok else message["ok"])
+            pending.finish(pending.on_ok(message["ok"], fd) if pending.on_ok else message["ok"])
         except SandboxError as error:
             pending.finish(None, error)
 

@@ -56,7 +56,8 @@ TAKES_MEMFDS = 4  # flag of what we send: the guest may send such values
 SMALL_FRAME = 64 << 10  # limit of a payload that is not a value: output and JSON
 VALUE_SLACK = 64 << 10  # what the encoding of a value may add to the policy's message limit
 
-_CHUNK = 32 << 10  # first size of the read buffer
+_FIRST = 4 << 10  # first size of the read buffer: many guests send little
+_CHUNK = 32 << 10  # … and the next
 _AT_ONCE = 128  # frames that are cut before the state is recorded: interrupts may come every few hundred µs
 _KEEP = 256 << 10  # a buffer larger than this is given back when it is empty
 _FILE_COUNTS = 1 << 20  # bytes that a file counts for at least: a mapping costs a descriptor as well
@@ -139,7 +140,7 @@ class FrameReader:
         """``value_limit``: the policy's limit for a message, in bytes."""
         self._limits = _Limits(value_limit + VALUE_SLACK, value_limit + VALUE_SLACK, 0)
         self._changes: List[int] = []  # limits that were set and not looked at
-        self._state = _State(_buffer(_CHUNK), 0, [], deque(), 0, None, [], 0)
+        self._state = _State(_buffer(_FIRST), 0, [], deque(), 0, None, [], 0)
 
     def set_limit(self, value_limit: int) -> None:
         """Another limit for a message, in bytes. Any thread may call this."""
@@ -271,7 +272,7 @@ class FrameReader:
             raise fault
         if fault or more:  # the good frames first; the next read comes back here
             self._state = _State(buffer, filled, [(0, [], 0, None)], cut, posted, file, spent, start)
-        elif start == filled and len(buffer) <= _KEEP:
+        elif start == filled < len(buffer) <= _KEEP:
             self._state = _new(_State, (buffer, 0, [], cut, posted, file, spent, 0))
         else:
             self._state = _State(*_make_room(buffer, start, filled, need), [], cut, posted, file, spent, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, cast
 
 from . import _frames as wire
@@ -14,6 +13,7 @@ from ._death import death
 from ._hint import file_hint, fs_rules
 from ._outbox import OutboxFull
 from ._reload import policy_file
+from ._waiting import Bell
 from .errors import SandboxError, TimeoutError, make_guest_error, printable
 
 if TYPE_CHECKING:
@@ -35,34 +35,34 @@ class Handle:
     def __init__(
         self,
         owner: "Supervision",
-        connection: Connection,
         on_backlog: Callable[[Channel], None],
         name: str,
         asked: Mapping[str, object],
-        made: Message,
-        channel: socket.socket,
     ) -> None:
-        """For :func:`pyisolate.spawn` alone: what was asked of the supervisor, and what it made."""
+        """For :func:`pyisolate.spawn` alone: what is asked of a supervisor. It is of use after :meth:`begin`."""
         self.name: str = name
-        self.id: str = made["guest"]  # on the host: psi-…
-        self.policy_digest: str = made.get("policy_digest", "")
-        self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
-        self.limits: Mapping[str, Any] = made["limits"]  # in force, in the units of a policy document
-        self.connection = connection
         self._owner = owner
         self.policy_file: Optional[str] = policy_file(asked)  # where its policy was read
         self._fs = fs_rules(asked)
-        self._message_limit = int(self.limits["message"])
-        self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
         self._classes: Dict[str, Callable[..., object]] = {}
-        self._channel = Channel(channel, self._message_limit, on_backlog, direct=not made.get("relayed"))
-        self._channel.hear = self._hear_supervisor
+        self._channel = Channel(on_backlog, self._hear_supervisor)
         self._exit: Message = {}
-        self._exited = threading.Event()
+        self._exited = Bell()
         self._closed = False
         self._forked = False
         self._reported = False
         self.on_end: Callable[[], None] = lambda: None  # called by any thread when it has ended or is closed
+
+    def begin(self, connection: Connection, made: Message, channel: socket.socket) -> None:
+        """The supervisor has made the guest."""
+        self.connection = connection
+        self.id: str = made["guest"]  # on the host: psi-…
+        self.policy_digest: str = made.get("policy_digest", "")
+        self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
+        self.limits: Mapping[str, Any] = made["limits"]  # in force, in the units of a policy document
+        self._message_limit = int(self.limits["message"])
+        self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
+        self._channel.open(channel, self._message_limit, not made.get("relayed"), made.get("ready"))
 
     def on_limits(self, limits: Mapping[str, Any]) -> None:
         """A reload has put these limits into force; the I/O thread says so, before the guest knows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from .errors import PolicyError, SandboxError
@@ -10,6 +11,7 @@ from .policy import Policy, check
 
 PolicyLike = Union[str, "os.PathLike[str]", Mapping[str, Any], Policy, None]
 
+_USUAL_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 _SUFFIXES = (".yml", ".yaml", ".json")
 
 
@@ -17,7 +19,8 @@ def check_name(name: object) -> str:
     """A guest's name: 1 to 64 letters, digits, dots, underscores and dashes."""
     if not isinstance(name, str):
         raise SandboxError(f"a sandbox's name is text, not {type(name).__name__}")
-    if not 1 <= len(name) <= 64 or not all(c in "._-" or c.isalpha() or c.isdecimal() for c in name):
+    usual = _USUAL_NAME.fullmatch(name)
+    if not usual and not (1 <= len(name) <= 64 and all(c in "._-" or c.isalpha() or c.isdecimal() for c in name)):
         raise SandboxError(f"name {name!r}: a sandbox's name has 1 to 64 letters, digits, dots, underscores or dashes")
     return name
 

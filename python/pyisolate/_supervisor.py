@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import weakref
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _locate
 from ._control import VERSION, Connection, ConnectionLost, Message, Pending
@@ -64,7 +64,7 @@ class Supervision:
         given_up = self.given_up(name)
         if given_up is not None:
             given_up.settle()
-        made = self.reserve(name)
+        made = self.reserve(name, fields)
         try:
             sandbox = self._ask_for(name, fields, engine, made)
             sandbox.wait_ready(READY)
@@ -77,9 +77,9 @@ class Supervision:
         """An earlier spawn of this name that the supervisor may still be busy with."""
         return self._given_up.get(name)
 
-    def reserve(self, name: str) -> "Making":
+    def reserve(self, name: str, fields: Mapping[str, object]) -> "Making":
         """Begin a spawn."""
-        made = Making()
+        made = Making(lambda: Sandbox(self, self._io.drain, name, fields))
         with self._lock:
             self._given_up.pop(name, None)
             if name in self._names:
@@ -99,11 +99,12 @@ class Supervision:
     def ask_for(self, name: str, fields: Mapping[str, object], connection: Connection, made: "Making") -> None:
         """Ask for the guest: ``made.pending`` will have the sandbox, which is not ready then."""
 
-        def adopt(ok: Message, channel: Optional[socket.socket]) -> Sandbox:
-            return self._adopt(name, fields, connection, ok, channel, made)
+        def adopt(ok: Message, channel: Optional[int]) -> Sandbox:
+            return self._adopt(connection, ok, channel, made)
 
         made.pending = Pending(adopt)
         connection.send(made.pending, "spawn", {"name": name, **fields})
+        made.prepare()  # while the supervisor works
 
     def living(self, engine: Words) -> Optional[Connection]:
         """A connection that need not be made."""
@@ -182,19 +183,13 @@ class Supervision:
                     raise
             connection, fresh = self.connected(engine)  # it had died before: this is the "next spawn"
 
-    def _adopt(
-        self,
-        name: str,
-        fields: Mapping[str, object],
-        connection: Connection,
-        ok: Message,
-        channel: Optional[socket.socket],
-        made: "Making",
-    ) -> Sandbox:
+    def _adopt(self, connection: Connection, ok: Message, channel: Optional[int], made: "Making") -> Sandbox:
         # In the I/O thread, before the guest's events and its end are looked at.
         if channel is None:
             raise SandboxError("the supervisor sent no channel for the new guest")
-        sandbox = Sandbox(self, connection, self._io.drain, name, fields, ok, channel)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)  # which is not asked what it is then
+        sandbox = made.prepare()
+        sandbox.begin(connection, ok, sock)
         self._handles.add(sandbox)
         with self._lock:
             self._guests[sandbox.id] = sandbox
@@ -261,11 +256,21 @@ class Supervision:
 class Making:
     """A spawn under way, whose caller may give up (KeyboardInterrupt) while the guest comes to life."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], Sandbox]) -> None:
+        self._make = make
+        self._lock = make_lock()  # guards the next one
+        self._handle: Optional[Sandbox] = None  # made before there is a guest
         self.sandbox: Optional[Sandbox] = None
         self.pending: Optional[Pending] = None  # the spawn
         self._ending: Optional[Pending] = None  # the kill, if it was given up
         self._abandoned = False
+
+    def prepare(self) -> Sandbox:
+        """The handle, without a guest."""
+        with self._lock:
+            if self._handle is None:
+                self._handle = self._make()
+            return self._handle
 
     def adopt(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox

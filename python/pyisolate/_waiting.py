@@ -26,6 +26,34 @@ class Request:
         return self.output.popleft() if self.output else self.reply
 
 
+class Bell:
+    """Rings once, for all who wait for it now or later. As threading.Event, without a lock and a queue of its own to make."""
+
+    __slots__ = ("_silent", "rung")
+
+    def __init__(self) -> None:
+        self.rung = False
+        self._silent = threading.Lock()  # locked until it rings
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        """Let go everybody who waits; again is fine."""
+        self.rung = True
+        self._pass_on()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has rung, within so many seconds."""
+        if not self.rung and self._silent.acquire(True, min(timeout, threading.TIMEOUT_MAX)):
+            self._pass_on()
+        return self.rung
+
+    def _pass_on(self) -> None:
+        try:
+            self._silent.release()
+        except RuntimeError:
+            pass  # another thread has
+
+
 class Waiter:
     """A thread in ``Channel._wait``: it leads, or sleeps until it is woken."""
 

@@ -23,7 +23,7 @@ import pyisolate
 
 from . import _frames as wire
 from ._channel import ChannelClosed, Payload, WaitExpired
-from ._control import ConnectionLost, Message, Pending, no_answer
+from ._control import ConnectionLost, OnOK, Pending, no_answer
 from ._engine import EngineLike, engine_fields, engine_words
 from ._handle import EXIT_NOTICE, Malformed
 from ._outbox import OutboxFull
@@ -60,7 +60,7 @@ async def spawn(
     given_up = supervision.given_up(name)
     if given_up is not None:
         await asyncio.get_running_loop().run_in_executor(None, given_up.settle)
-    made = supervision.reserve(name)
+    made = supervision.reserve(name, fields)
     try:
         sandbox = Sandbox(await _ask_for(name, fields, words, made))
         await sandbox._ready()
@@ -310,7 +310,7 @@ class Sandbox:
         op: str,
         fields: Mapping[str, object],
         timeout: float = 0.0,
-        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+        on_ok: Optional[OnOK] = None,
     ) -> Any:
         self._core.usable()
         try:

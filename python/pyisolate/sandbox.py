@@ -16,7 +16,7 @@ from typing import Any, Callable, List, Mapping, NamedTuple, NoReturn, Optional
 
 from . import _frames as wire
 from ._channel import ChannelClosed, Payload, WaitExpired
-from ._control import ConnectionLost, Message, Pending
+from ._control import ConnectionLost, Message, OnOK, Pending
 from ._handle import EXIT_NOTICE, Handle, Malformed
 from ._hint import fs_rules
 from ._outbox import OutboxFull
@@ -170,7 +170,7 @@ class Sandbox(Handle):
     @property
     def alive(self) -> bool:
         """Whether the guest runs, as far as is known here."""
-        return not (self._closed or self._forked or self._exited.is_set())
+        return not (self._closed or self._forked or self._exited.rung)
 
     # Ending ---------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Sandbox(Handle):
     def on_exited(self, exited: Message) -> None:
         """The guest has ended (the I/O thread says so, once)."""
         self._exit = exited
-        self._exited.set()
+        self._exited.ring()
         self._channel.hang_up()
         self._owner.forget(self)
         self.on_end()
@@ -286,21 +286,21 @@ class Sandbox(Handle):
         op: str,
         fields: Mapping[str, object],
         timeout: float = 0.0,
-        on_ok: Optional[Callable[[Message, Optional[socket.socket]], Any]] = None,
+        on_ok: Optional[OnOK] = None,
     ) -> Any:
         try:
             return self.connection.ask(op, {"guest": self.id, **fields}, timeout + PATIENCE, on_ok)
         except ConnectionLost:
             raise self.death() from None
         except SandboxError as error:
-            if self._exited.is_set():
+            if self._exited.rung:
                 raise self.death() from None
             raise self._about(error)
 
     def _stop(self, op: str, fields: Mapping[str, object], timeout: float) -> None:
         if self._forked:
             return  # the parent's to close
-        if not self._closed and not self._exited.is_set():
+        if not self._closed and not self._exited.rung:
             try:
                 self.connection.ask(op, {"guest": self.id, **fields}, timeout + PATIENCE)
             except ConnectionLost:
@@ -312,7 +312,7 @@ class Sandbox(Handle):
 
     def _finish(self) -> None:
         self._closed = True
-        self._exited.set()  # its notice may come later, when nobody knows the guest any more
+        self._exited.ring()  # its notice may come later, when nobody knows the guest any more
         self._channel.close()
         self._owner.forget(self)
         self.on_end()
@@ -330,11 +330,11 @@ def connect_fields(port: int, timeout: float) -> Mapping[str, object]:
     return {"port": port, "timeout": max(0.0, float(timeout))}
 
 
-def take_socket(reply: Message, connected: Optional[socket.socket]) -> socket.socket:
+def take_socket(reply: Message, connected: Optional[int]) -> socket.socket:
     """The connection that came with the reply."""
     if connected is None:
         raise SandboxError("the supervisor answered connect without a socket")
-    return connected
+    return socket.socket(fileno=connected)
 
 
 def ignore(frame: wire.Frame) -> None:

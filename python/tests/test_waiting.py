@@ -9,9 +9,11 @@ import random
 import signal
 import threading
 import time
+import unittest
 from typing import Any, Callable, Dict, List, Set, Tuple
 
 import pyisolate as psi
+from pyisolate._waiting import Bell
 
 from .guests import GuestTest
 
@@ -122,6 +124,24 @@ class Threads(GuestTest):
         for each in boxes:
             self.assert_works(each)
         self.assertLessEqual(threading.active_count(), before + 1)
+
+
+class Bells(unittest.TestCase):
+    def test_everybody_hears_it(self) -> None:
+        bell = Bell()
+        self.assertFalse(bell.wait(0) or bell.wait(0.01) or bell.rung)
+        heard: List[bool] = []
+        threads = [threading.Thread(target=lambda: heard.append(bell.wait(1e12))) for _ in range(8)]
+        for each in threads:
+            each.start()
+        time.sleep(0.05)
+        ringers = [threading.Thread(target=bell.ring) for _ in range(4)]
+        for each in ringers:
+            each.start()
+        for each in threads + ringers:
+            each.join(10)
+        self.assertEqual(heard, [True] * 8)
+        self.assertTrue(bell.rung and bell.wait(0))
 
 
 class ControlC(GuestTest):
