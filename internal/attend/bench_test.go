@@ -2,6 +2,7 @@ package attend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -106,7 +107,7 @@ func BenchmarkReload(b *testing.B) {
 		for _, a := range all {
 			slots <- struct{}{}
 			wait.Go(func() {
-				if err := a.Update(next); err != nil {
+				if err := errors.Join(a.Update(next), a.Withdraw()); err != nil {
 					b.Error(err)
 				}
 				<-slots
