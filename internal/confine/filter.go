@@ -15,14 +15,15 @@ import (
 // milliseconds for a long one ([Program] knows some). Only what psi's own filters are made of is understood:
 // allowed calls and errors.
 func Compile(s *specs.LinuxSeccomp) ([]byte, error) {
-	program, err := compile(s)
+	program, err := compileLong(s)
 	if err != nil {
 		return nil, fmt.Errorf("compiling a seccomp filter: %w", err)
 	}
-	return program, nil
+	return compact(program), nil
 }
 
-func compile(s *specs.LinuxSeccomp) ([]byte, error) {
+// compileLong is Compile by libseccomp alone.
+func compileLong(s *specs.LinuxSeccomp) ([]byte, error) {
 	fallback, err := action(s.DefaultAction, s.DefaultErrnoRet)
 	if err != nil {
 		return nil, err

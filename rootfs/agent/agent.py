@@ -49,19 +49,22 @@ def main() -> None:
     elif args:
         sys.exit("usage: agent.pyc [--script FILE [ARG...]]")
     else:
-        from .start import say_ready, start
+        from .start import install, prepare, say_ready, start
 
+        from .zygote import is_zygote, rehearse, serve
+
+        session = prepare(config, _HOME)
         if waits:
-            from .zygote import is_zygote, rehearse, serve
-
-            if is_zygote():
-                rehearse(_HOME, _take_configuration)
-                serve()
-        session = start(config, _HOME)
-        sys.argv = [""]
+            session.configure = lambda payload: _take_configuration(session, payload)
+        if waits and is_zygote():
+            rehearse(lambda: prepare(config, _HOME), _take_configuration)
+            connected = serve(session)
+        else:
+            install(session)
+            connected = False
+        start(session, connected)
         if waits:
             _warm_up(session)
-            session.configure = lambda payload: _take_configuration(session, payload)
         else:
             _limit_imports(config, session.reloaded)
         say_ready(session)

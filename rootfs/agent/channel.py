@@ -49,20 +49,18 @@ class Channel(Writer):
 
     def __init__(
         self,
-        reader: int,
-        writer: int,
         message: int,
         guard: Guard,
         deliver: Callable[[int, int, Payload], None],
         fits: Callable[[int], bool],
     ) -> None:
-        super().__init__(reader, writer, guard, fits)
+        super().__init__(guard, fits)
         self.ended = False  # the host has closed it
         self.held = 0  # bytes of frames that nobody has taken yet
         self.message = message
         self._deliver = deliver
         self._reading = allocate_lock()
-        self._watcher = Watcher(reader, guard.main)
+        self._watcher = Watcher(guard.main)
         self._waiting: list[LockType] = []
         self._received: list[Received] = []  # one read that has not been looked at
         self._file: Optional[int] = None  # the descriptor of the frame that comes next
@@ -74,6 +72,10 @@ class Channel(Writer):
 
     def fileno(self) -> int:
         return self._fds[0]
+
+    def connect(self, reader: int, writer: int) -> None:
+        super().connect(reader, writer)
+        self._watcher.fd = reader
 
     def watch(self) -> None:
         """Begins to look out for what arrives, which else begins with the first frame."""

@@ -26,7 +26,7 @@ class Orphans:
     def __init__(self) -> None:
         self._known: set[int] = set()
         self._dead: dict[int, float] = {}  # pid: since when it is seen dead
-        self._pid = posix.getpid()
+        self._pid = 0
 
     def watch(self) -> None:
         """Notes the children that are made from now on."""
@@ -36,7 +36,17 @@ class Orphans:
                 setattr(posix, name, noted)
                 if "os" in sys.modules:  # else it takes them from posix
                     setattr(sys.modules["os"], name, noted)
-        try:  # here: a policy's imports may hide its file
+        if "_posixsubprocess" in sys.builtin_module_names:
+            self._watch_subprocess()
+
+    def begin(self) -> None:
+        """The process is the one whose children these are: a zygote watches before it is forked."""
+        self._pid = posix.getpid()
+        if "_posixsubprocess" not in sys.builtin_module_names:  # a guest's policy may hide its file
+            self._watch_subprocess()
+
+    def _watch_subprocess(self) -> None:
+        try:
             import _posixsubprocess
         except ImportError:
             return

@@ -26,6 +26,7 @@ def run_script(path: str, args: list[str], home: str) -> None:
     """Runs the file; raises SystemExit with Python's own exit status for it."""
     orphans = Orphans()
     orphans.watch()
+    orphans.begin()
     guard = Guard()
     guard.critical = False
     guard.watch(_signal.SIGCHLD, orphans.reap)

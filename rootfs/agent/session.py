@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections import deque
+    from io import TextIOWrapper
     from types import FrameType
     from typing import Any, Callable, Mapping, Optional, Union
 
@@ -49,6 +50,8 @@ class Session:
         self.channel: Channel
         self.output: Output
         self.pipes: Pipes
+        self.streams: tuple[TextIOWrapper, TextIOWrapper]  # stdout and stderr
+        self.replaced: object  # what they were before
         self.orphans: Orphans
         self.requests: deque[tuple[int, int, Payload]] = deque()
         self.posts: deque[Payload] = deque()
@@ -362,11 +365,10 @@ class Session:
 
     def finish(self) -> None:
         """Ends the guest: exit functions, what is still buffered, exit status 0."""
-        import atexit
-
         self.guard.critical = True
         self.finishing = True
-        self._attempt(atexit._run_exitfuncs)
+        if "atexit" in sys.modules:  # else there are none
+            self._attempt(sys.modules["atexit"]._run_exitfuncs)
         self._attempt(self._flush)
         posix._exit(0)
 

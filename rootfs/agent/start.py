@@ -22,22 +22,45 @@ else:
     import _signal
 
 
-def start(config: dict[str, Any], home: str) -> Session:
-    """Takes the channel away from fds 0 and 1 and connects everything to it."""
-    reader, writer = _take_channel()
+def prepare(config: dict[str, Any], home: str) -> Session:
+    """Makes a session, which nothing leads to yet."""
     guard = Guard()
     session = Session(guard, config["message"], home, Reloaded())
-    session.channel = Channel(reader, writer, config["message"], guard, session.deliver, session.fits)
-    _send_before_exit(session.channel)
+    session.channel = Channel(config["message"], guard, session.deliver, session.fits)
     session.output = Output(session.channel, config["output"])
+    session.streams = text_stream(session.output, frames.STDOUT), text_stream(session.output, frames.STDERR)
     session.orphans = Orphans()
+    return session
+
+
+def install(session: Session) -> None:
+    """Takes over the interpreter: what a zygote does once for all of its guests."""
+    _send_before_exit(session.channel)
     session.orphans.watch()
     _watch_signals(session)
-    session.pipes = Pipes(session.output)
-    _replace_streams(session)
+    session.replaced = sys.stdout, sys.stderr  # kept: their end would write to them
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = session.streams
     builtins.post = session.post  # type: ignore[attr-defined]
     builtins.recv = session.recv  # type: ignore[attr-defined]
-    return session
+    sys.argv = [""]
+
+
+def start(session: Session, connected: bool) -> None:
+    """Takes over the process: its channel from fds 0 and 1, unless it is connected already, and what forks inherit."""
+    if not connected:
+        session.channel.connect(*_take_channel())
+    session.orphans.begin()
+    session.pipes = Pipes(session.output)
+    guard = session.guard
+
+    def after_in_child() -> None:
+        session.channel.abandon()
+        session.pipes.abandon()
+        guard.give_back()
+
+    posix.register_at_fork(
+        before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=after_in_child
+    )
 
 
 def _send_before_exit(channel: Channel) -> None:
@@ -72,20 +95,6 @@ def _watch_signals(session: Session) -> None:
     guard.watch(_signal.SIGCHLD, session.on_child)
     guard.watch(SIGRELOADED, session.on_reloaded)
     guard.take_over()
-
-    def after_in_child() -> None:
-        session.channel.abandon()
-        session.pipes.abandon()
-        guard.give_back()
-
-    posix.register_at_fork(
-        before=guard.before_fork, after_in_parent=guard.after_fork, after_in_child=after_in_child
-    )
-
-
-def _replace_streams(session: Session) -> None:
-    sys.stdout = sys.__stdout__ = text_stream(session.output, frames.STDOUT)
-    sys.stderr = sys.__stderr__ = text_stream(session.output, frames.STDERR)
 
 
 def say_ready(session: Session) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .channel import Channel
 
 
+HIGH = 200  # where descriptors of the agent are, if there may be so many
+
+
 class Output:
     """Everything that the guest writes, counted, and cut at the policy's limit."""
 
@@ -134,7 +137,7 @@ def _announce(fd: int, signum: int) -> None:
 
 def move_high(fd: int) -> int:
     """Moves a descriptor out of the way of guest code, close-on-exec; returns the new one."""
-    for lowest in (200, 100, 10):
+    for lowest in (HIGH, 100, 10):
         try:
             high = int(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest))
         except OSError:  # RLIMIT_NOFILE is lower than that

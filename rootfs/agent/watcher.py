@@ -25,11 +25,11 @@ _MOMENT = 0.01  # seconds
 class Watcher:
     """The thread, and what it looks at."""
 
-    def __init__(self, fd: int, main: int) -> None:
+    def __init__(self, main: int) -> None:
         self.parked = True
         self.reader = 0  # the thread that reads the channel, 0: none
         self.reads = 0  # how many reads there were
-        self._fd = fd
+        self.fd = -1  # of the channel
         self._main = main
         self._started = False
         self._gate = allocate_lock()
@@ -58,7 +58,7 @@ class Watcher:
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
+        poll.register(self.fd, select.POLLIN)
         while True:
             before = self.reads
             sleep(_MOMENT)

@@ -38,20 +38,25 @@ _TOGETHER = 48  # posts that are sent at once
 class Writer:
     """The half of the channel that leads to the host."""
 
-    def __init__(self, reader: int, writer: int, guard: Guard, fits: Callable[[int], bool]) -> None:
+    def __init__(self, guard: Guard, fits: Callable[[int], bool]) -> None:
         """``fits``: whether the host takes a value of so many bytes; asked about large ones, in the last moment."""
         self.guard = guard
         self.open = True
         self.blocked = False  # the main thread waits in the middle of a frame
         self.memfds = False  # the host takes them
         self._fits = fits
-        self._fds = (reader, writer)
-        self._end: End = SocketEnd(reader) if reader == writer and SOCKETS else Pair(reader, writer)
+        self._fds: tuple[int, int]
+        self._end: End
         self._writing = RLock()
         self._busy = False
         self._nested: list[tuple[list[Data], Optional[Memfd]]] = []
         self._burst: list[bytes] = []  # posts that wait; appended to at any time, taken from while writing
         self._flusher = Flusher(self.flush)
+
+    def connect(self, reader: int, writer: int) -> None:
+        """Takes over the descriptors, once, before anything is sent."""
+        self._fds = (reader, writer)
+        self._end = SocketEnd(reader) if reader == writer and SOCKETS else Pair(reader, writer)
 
     @property
     def passes_memfds(self) -> bool:
@@ -67,6 +72,10 @@ class Writer:
                 posix.close(fd)
             except OSError:
                 pass
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives up the descriptors without closing them."""
         self._end.forget()
 
     def post(self, payload: Union[bytes, list[Data]]) -> None:

@@ -9,6 +9,9 @@ every guest, in pages that it shares: the types that the compiler makes when it 
 called, and code as the interpreter adapts it once it has run a few times. Nothing else is
 left of a rehearsal: it has a session and a channel of its own, and it neither starts a
 thread nor changes what a guest's own start changes.
+
+Then it makes the session that all guests have, and all of their start that is in memory: only
+what belongs to a process is left to them (start.py).
 """
 
 from __future__ import annotations
@@ -18,24 +21,20 @@ import posix
 import sys
 
 from . import frames
-from .channel import Channel
 from .ends import SOCKETS
-from .orphans import Orphans
-from .reloaded import Reloaded
-from .session import Session
-from .signals import Guard
-from .streams import Output, text_stream
+from .start import install
+from .streams import HIGH, move_high
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
     from .channel import Payload
+    from .session import Session
 
 _CONTROL = 3
 _MODULE = "/usr/lib/psi/_zygote.so"
 _REHEARSALS = 24  # CPython adapts code when it has run some 8 to 16 times
-_LIMIT = 1 << 20
 _CONFIG = b'{"imports":null}'
 _SOURCE = b"def f(x):\n    return [x]\npost(f(0))"
 
@@ -48,8 +47,11 @@ def is_zygote() -> bool:
         return False
 
 
-def serve() -> None:
-    """Makes guests, and returns in each of them; the zygote itself never does."""
+def serve(session: Session) -> bool:
+    """Makes guests, and returns in each of them; the zygote itself never does.
+
+    The result is whether the session is connected.
+    """
     import _imp
 
     if len(posix.listdir("/proc/self/task")) != 1:
@@ -57,19 +59,38 @@ def serve() -> None:
     spec = sys.modules["_frozen_importlib"].ModuleSpec("_zygote", None, origin=_MODULE)
     module = _imp.create_dynamic(spec)
     _imp.exec_dynamic(module)
-    gc.collect()
-    gc.freeze()  # what is here stays: a collection in a guest would copy every page of it
-    module.serve()
-    gc.unfreeze()
-    if "numpy.random" in sys.modules:  # Python's own random sees to itself
-        sys.modules["numpy.random"].seed()
+    reader = _connect(session)
+    install(session)
     for finder in sys.path_importer_cache.values():
         if finder is not None:
             finder.invalidate_caches()  # the zygote's root has more in it
+    gc.collect()
+    gc.freeze()  # what is here stays: a collection in a guest would copy every page of it
+    connected: bool = module.serve(reader)
+    gc.unfreeze()
+    if reader >= 0 and not connected:
+        session.channel.forget()
+    if "numpy.random" in sys.modules:  # Python's own random sees to itself
+        sys.modules["numpy.random"].seed()
+    return connected
 
 
-def rehearse(home: str, configure: Callable[[Session, Payload], None]) -> None:
-    """Serves requests of its own; configure takes a CONFIG over."""
+def _connect(session: Session) -> int:
+    """Connects the session to where guests have their channel, if they may open so many files; else the result is -1."""
+    if not SOCKETS:
+        return -1
+    import _socket
+
+    host, guest = _socket.socketpair()
+    reader = move_high(guest.detach())
+    if reader == HIGH:
+        session.channel.connect(reader, reader)
+    posix.close(reader)  # nothing is there until a guest's is: what is open is what a guest's table has room for
+    return reader if reader == HIGH else -1
+
+
+def rehearse(prepare: Callable[[], Session], configure: Callable[[Session, Payload], None]) -> None:
+    """Serves requests of its own, by sessions that prepare makes; configure takes a CONFIG over."""
     if not SOCKETS:
         return
     if "_posixsubprocess" in sys.builtin_module_names:  # else a guest's policy may hide its file
@@ -77,24 +98,19 @@ def rehearse(home: str, configure: Callable[[Session, Payload], None]) -> None:
     main = sys.modules["__main__"]
     try:
         for _ in range(_REHEARSALS):
-            _once(home, configure)
+            _once(prepare(), configure)
     finally:
         sys.modules["__main__"] = main
 
 
-def _once(home: str, configure: Callable[[Session, Payload], None]) -> None:
+def _once(session: Session, configure: Callable[[Session, Payload], None]) -> None:
     import _socket
 
     host, guest = _socket.socketpair()
     fd = guest.detach()
-    guard = Guard()
-    session = Session(guard, _LIMIT, home, Reloaded())
-    session.channel = Channel(fd, fd, _LIMIT, guard, session.deliver, session.fits)
+    session.channel.connect(fd, fd)
     session.channel.leave_unwatched()
-    session.output = Output(session.channel, _LIMIT)
-    session.orphans = Orphans()
-    for kind in (frames.STDOUT, frames.STDERR):
-        text_stream(session.output, kind)
+    session.orphans.begin()
     session.configure = lambda payload: configure(session, payload)
     session.main.__dict__["post"] = session.post
     session.channel.send(frames.READY, 0, _CONFIG)

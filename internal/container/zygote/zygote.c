@@ -250,6 +250,20 @@ static void child(struct message *m, void *robust, size_t robust_size)
 		must(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program), "putting the filter on");
 }
 
+// move_channel moves a guest's channel to the descriptor at which its agent expects it; its result is false
+// if the guest may not have so many.
+static int move_channel(int reader)
+{
+	int null;
+
+	if (reader < 0 || call(__NR_dup3, 0, reader, O_CLOEXEC) < 0)
+		return 0;
+	null = must(call(__NR_openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), "opening /dev/null");
+	must(call(__NR_dup3, null, 0, 0), "closing stdin");
+	call(__NR_close, null);
+	return 1;
+}
+
 // make clones one guest. It returns twice: 0 in the child.
 static long make(struct message *m)
 {
@@ -283,16 +297,20 @@ static long make(struct message *m)
 	return 1;
 }
 
-static PyObject *serve(PyObject *self, PyObject *unused)
+static PyObject *serve(PyObject *self, PyObject *number)
 {
 	static struct message m;
+	long reader = PyLong_AsLong(number);
 
 	(void)self;
-	(void)unused;
 	if (disarmed) {
 		PyErr_SetString(PyExc_RuntimeError, "this is a guest");
 		return NULL;
 	}
+	// Here once, so that no guest is the first: what they take is found by the dynamic linker and lies in
+	// memory that they share. In a process of one thread it changes nothing.
+	PyOS_BeforeFork();
+	PyOS_AfterFork_Child();
 	say(CONTROL, "r", 1, -1);
 	for (;;) {
 		long size = receive(CONTROL, &m);
@@ -304,11 +322,11 @@ static PyObject *serve(PyObject *self, PyObject *unused)
 	disarmed = 1;
 	// No more than came: each page that is written, here or in the zygote, is one that they no longer share.
 	memset(&m, 0, sizeof(m.order) + m.order.filter);
-	Py_RETURN_NONE;
+	return PyBool_FromLong(move_channel(reader));
 }
 
 static PyMethodDef methods[] = {
-	{"serve", serve, METH_NOARGS, "Makes guests for the supervisor, and returns in each of them."},
+	{"serve", serve, METH_O, "Makes guests for the supervisor, and returns in each of them whether their channel is at the descriptor given."},
 	{NULL, NULL, 0, NULL},
 };
 

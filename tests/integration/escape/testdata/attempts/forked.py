@@ -70,7 +70,7 @@ def _():
     order = struct.pack("=II", 0, 0) + bytes(16 * 8) + b"psi".ljust(64, b"\0")
     null = os.open("/dev/null", os.O_RDWR)
     if os.fork() == 0:
-        module.serve()
+        module.serve(200)
         os._exit(0)
     assert ours.recv(1) == b"r"
     ours.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=iii", null, null, null))])
