@@ -145,10 +145,13 @@ func denialsOf(kind string, details map[string]any) uint64 {
 	return suppressed + 1
 }
 
+// lastCall is how long a closing log still takes those in that have connected.
+const lastCall = 10 * time.Millisecond
+
 // Close ends the log: who reads gets what is kept, within a moment. So does who has connected
 // and was not accepted yet.
 func (l *EventLog) Close() error {
-	err := refuseMore(l.listener)
+	err := l.listener.SetDeadline(time.Now().Add(lastCall))
 	l.mu.Lock()
 	l.closed = true
 	for conn := range l.readers {
@@ -160,25 +163,11 @@ func (l *EventLog) Close() error {
 	return errors.Join(err, l.listener.Close())
 }
 
-// refuseMore lets nobody else connect. Those who have are still accepted, and then there is an
-// error, EINVAL.
-func refuseMore(listener *net.UnixListener) error {
-	raw, err := listener.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var refused error
-	err = raw.Control(func(fd uintptr) {
-		refused = os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_RD))
-	})
-	return errors.Join(err, refused)
-}
-
 func (l *EventLog) accept() {
 	for {
 		conn, err := l.listener.AcceptUnix()
 		switch {
-		case errors.Is(err, unix.EINVAL):
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return
 		case err != nil: // no descriptors left, perhaps for a moment only
 			time.Sleep(10 * time.Millisecond)
