@@ -145,13 +145,10 @@ func denialsOf(kind string, details map[string]any) uint64 {
 	return suppressed + 1
 }
 
-// lastCall is how long a closing log still takes those in that have connected.
-const lastCall = 10 * time.Millisecond
-
 // Close ends the log: who reads gets what is kept, within a moment. So does who has connected
 // and was not accepted yet.
 func (l *EventLog) Close() error {
-	err := l.listener.SetDeadline(time.Now().Add(lastCall))
+	err := l.listener.SetDeadline(time.Unix(1, 0))
 	l.mu.Lock()
 	l.closed = true
 	for conn := range l.readers {
@@ -168,20 +165,49 @@ func (l *EventLog) accept() {
 		conn, err := l.listener.AcceptUnix()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			l.acceptRest()
 			return
 		case err != nil: // no descriptors left, perhaps for a moment only
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		l.mu.Lock()
-		l.readers[conn] = true
-		if l.closed {
-			_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-		}
-		l.mu.Unlock()
-		l.serving.Go(func() { l.tell(conn) })
-		l.serving.Go(func() { l.awaitEnd(conn) })
+		l.admit(conn)
 	}
+}
+
+// acceptRest takes those in who have connected, and waits for nobody. After its deadline Go
+// accepts no more, even those who are there.
+func (l *EventLog) acceptRest() {
+	raw, err := l.listener.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(listener uintptr) {
+		_ = unix.Shutdown(int(listener), unix.SHUT_RD) // nobody else
+		for {
+			fd, _, err := unix.Accept4(int(listener), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			if err != nil {
+				return
+			}
+			file := os.NewFile(uintptr(fd), "reader")
+			conn, err := net.FileConn(file)
+			file.Close()
+			if reader, ok := conn.(*net.UnixConn); ok && err == nil {
+				l.admit(reader)
+			}
+		}
+	})
+}
+
+func (l *EventLog) admit(conn *net.UnixConn) {
+	l.mu.Lock()
+	l.readers[conn] = true
+	if l.closed {
+		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+	}
+	l.mu.Unlock()
+	l.serving.Go(func() { l.tell(conn) })
+	l.serving.Go(func() { l.awaitEnd(conn) })
 }
 
 // awaitEnd returns when the reader has gone, whatever it says until then.
