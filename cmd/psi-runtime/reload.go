@@ -254,7 +254,7 @@ func (r *reload) rules() error {
 	if err := r.a.Update(next); err != nil {
 		return err
 	}
-	r.undo = append(r.undo, func() error { return errors.Join(r.a.Update(old), r.a.Withdraw()) })
+	r.undo = append(r.undo, func() error { return r.a.Update(old) })
 	if !files {
 		return nil
 	}
@@ -313,9 +313,6 @@ func (r *reload) commit() error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
-	}
-	if err := r.a.Withdraw(); err != nil { // what cannot go refuses everybody
-		logrus.WithError(err).Warn("withdrawing endpoints")
 	}
 	r.tell(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
 		"policy_digest": r.next.Policy.Digest(), "former_digest": r.old.Policy.Digest(), "limits": control.LimitsOf(r.next.Policy.Limits()),

@@ -202,21 +202,12 @@ var ErrClosed = errors.New("attending guest: already closed")
 // Update puts another policy's endpoints and clocks into force. The memory, cpu and
 // pids limits are the container's to update, before this call. Connections that are no
 // longer allowed are cut. After an error the old endpoints are in force. Updates of one
-// guest must not overlap; once one of them, or what it was a part of, is for good, Withdraw tidies up.
+// guest must not overlap.
 func (a *Attendant) Update(p policy.Policy) error {
 	if err := a.change(p); err != nil {
 		return err
 	}
 	return a.clocks.set(p.Limits(), time.Time{})
-}
-
-// Withdraw closes what served endpoints that the policy in force no longer has. Until then
-// whoever connects there is refused, and a guest cannot listen at their ports itself.
-func (a *Attendant) Withdraw() error {
-	if a.net.proxy == nil {
-		return nil
-	}
-	return a.net.proxy.Withdraw()
 }
 
 // change puts another policy's files and endpoints into force.
@@ -249,7 +240,7 @@ func (a *Attendant) Begin(p policy.Policy) error {
 			return noFigure(err)
 		}
 	}
-	if err := errors.Join(a.change(p), a.Withdraw()); err != nil {
+	if err := a.change(p); err != nil {
 		return err
 	}
 	return a.clocks.set(p.Limits(), time.Now())

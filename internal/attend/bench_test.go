@@ -2,7 +2,6 @@ package attend
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -107,7 +106,7 @@ func BenchmarkReload(b *testing.B) {
 		for _, a := range all {
 			slots <- struct{}{}
 			wait.Go(func() {
-				if err := errors.Join(a.Update(next), a.Withdraw()); err != nil {
+				if err := a.Update(next); err != nil {
 					b.Error(err)
 				}
 				<-slots

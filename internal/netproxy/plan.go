@@ -64,20 +64,28 @@ func difference[K comparable, A, B any](want map[K]A, have map[K]B) (missing, su
 	return missing, surplus
 }
 
-// extend makes what is missing, all or nothing. The caller holds change.
-func (p *Proxy) extend(change plan) error {
-	if len(change.newRoutes)+len(change.newSockets) == 0 {
-		return nil
+// extend makes what is missing, all or nothing. The routes are for withdraw, and the
+// caller's to close. The caller holds change.
+func (p *Proxy) extend(change plan) (routes, error) {
+	namespace := routes{-1}
+	routesChange := len(change.newRoutes)+len(change.oldRoutes) > 0
+	if !routesChange && len(change.newSockets) == 0 {
+		return namespace, nil
 	}
 	listeners := make(map[socket]listener)
-	err := inside(p.netns, func() error {
-		if err := addRoutes(change.newRoutes); err != nil {
-			return err
+	err := inside(p.netns, func() (err error) {
+		if routesChange {
+			if namespace, err = openRoutes(); err != nil {
+				return err
+			}
+			if err := namespace.add(change.newRoutes); err != nil {
+				return err
+			}
 		}
 		for _, s := range change.newSockets {
 			l, err := p.open(s)
 			if err != nil {
-				return errors.Join(err, removeRoutes(change.newRoutes))
+				return errors.Join(err, namespace.remove(change.newRoutes))
 			}
 			listeners[s] = l
 		}
@@ -87,7 +95,7 @@ func (p *Proxy) extend(change plan) error {
 		for _, l := range listeners {
 			l.Close()
 		}
-		return err
+		return namespace, err
 	}
 	for _, block := range change.newRoutes {
 		p.routes[block] = true
@@ -103,7 +111,7 @@ func (p *Proxy) extend(change plan) error {
 			}
 		})
 	}
-	return nil
+	return namespace, nil
 }
 
 // open opens the socket in the namespace of this thread.
@@ -115,17 +123,14 @@ func (p *Proxy) open(s socket) (listener, error) {
 }
 
 // withdraw removes what is left over. Nothing there is allowed any more, so what
-// fails to go is refused when it is used. The caller holds change, and the proxy is open.
-func (p *Proxy) withdraw(change plan) error {
+// fails to go is refused when it is used. The caller holds change.
+func (p *Proxy) withdraw(change plan, namespace routes) error {
 	for _, s := range change.oldSockets {
 		p.listeners[s].Close()
 		delete(p.listeners, s)
 	}
-	if len(change.oldRoutes) == 0 {
-		return nil
-	}
 	for _, block := range change.oldRoutes {
 		delete(p.routes, block)
 	}
-	return inside(p.netns, func() error { return removeRoutes(change.oldRoutes) })
+	return namespace.remove(change.oldRoutes)
 }

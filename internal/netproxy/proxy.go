@@ -35,7 +35,6 @@ type Proxy struct {
 	listeners map[socket]listener
 	routes    map[netip.Prefix]bool
 	steering  io.Closer
-	surplus   bool // some of them are for earlier lists
 
 	// mu guards what connections look at. A connection is judged and entered into
 	// conns under it, so that Update finds every one that the old rules let in.
@@ -206,10 +205,6 @@ func (p *Proxy) Unserved() []policy.Endpoint {
 // new one; those to endpoints that are no longer in the list are reset. Names
 // keep their addresses; one that is new has an address ([Proxy.Hosts]) which
 // nobody has told the guest. On an error the old list stays in force.
-//
-// What served endpoints that are no longer in the list is there until [Proxy.Withdraw],
-// and whoever connects to it is reset. So going back to the old list makes nothing
-// that could fail.
 func (p *Proxy) Update(eps []policy.Endpoint) error {
 	p.change.Lock()
 	defer p.change.Unlock()
@@ -224,30 +219,19 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 		return err
 	}
 	plan := p.plan(r.list)
-	if err := p.extend(plan); err != nil {
+	namespace, err := p.extend(plan)
+	defer namespace.close()
+	if err != nil {
 		return err
 	}
 	steering, err := p.steer(r)
 	if err != nil {
-		return errors.Join(err, p.withdraw(plan.undo()))
+		return errors.Join(err, p.withdraw(plan.undo(), namespace))
 	}
 	p.use(r)
 	old := p.steering
 	p.steering = steering
-	p.surplus = len(plan.oldRoutes)+len(plan.oldSockets) > 0
-	return old.Close()
-}
-
-// Withdraw closes what no endpoint of the list in force needs: then nobody is at the
-// ports that only earlier lists had, and the guest may listen there. It may be called at any time.
-func (p *Proxy) Withdraw() error {
-	p.change.Lock()
-	defer p.change.Unlock()
-	if !p.surplus {
-		return nil
-	}
-	p.surplus = false
-	return p.withdraw(p.plan(p.rules.list)) // whoever changes rules holds change
+	return errors.Join(old.Close(), p.withdraw(plan, namespace))
 }
 
 // SetLimits replaces what [Options] says of connections, bytes and memory, from now on;
@@ -309,7 +293,6 @@ func (p *Proxy) Close() error {
 	}
 	p.mu.Unlock()
 	p.cancel()
-	p.surplus = false
 	for _, l := range p.listeners {
 		l.Close()
 	}

@@ -36,24 +36,11 @@ func openRoutes() (routes, error) {
 	return routes{fd}, nil
 }
 
-// close lets go of the socket.
-func (r routes) close() { _ = unix.Close(r.fd) }
-
-// addRoutes is add in the namespace that this thread is in, and removeRoutes remove.
-func addRoutes(blocks []netip.Prefix) error { return changeRoutes(blocks, routes.add) }
-
-func removeRoutes(blocks []netip.Prefix) error { return changeRoutes(blocks, routes.remove) }
-
-func changeRoutes(blocks []netip.Prefix, change func(routes, []netip.Prefix) error) error {
-	if len(blocks) == 0 {
-		return nil
+// close lets go of the socket, if there is one.
+func (r routes) close() {
+	if r.fd >= 0 {
+		_ = unix.Close(r.fd)
 	}
-	r, err := openRoutes()
-	if err != nil {
-		return err
-	}
-	defer r.close()
-	return change(r, blocks)
 }
 
 // loopbackUp brings the namespace's loopback up.

@@ -211,7 +211,6 @@ func TestUpdateEndsFlows(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the flow is cut", func() bool { return p.Stats().Active == 0 })
-	withdraw(t, p)
 	if err := talk(t, c, "hello"); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("after the update: %v", err)
 	}

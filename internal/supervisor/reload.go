@@ -30,8 +30,7 @@ import (
 //	tcp        /etc/hosts, programs, proxy; connections that are now forbidden are cut
 //	expose     programs, and what connect gives out from now on
 //
-// The last is the only one that cannot be taken back, so it comes last. Sockets that served
-// endpoints which are no longer there refuse everybody from then on, and go after the answer.
+// The last is the only one that cannot be taken back, so it comes last.
 
 // reloading is one guest's part of a reload.
 type reloading struct {
@@ -73,27 +72,7 @@ func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
 	if r.DryRun {
 		return dryRun(parts)
 	}
-	if err := s.reloadAll(parts); err != nil {
-		return nil, err
-	}
-	s.serving.Go(func() { withdraw(guests) }) // the connection that asked is counted there
-	return struct{}{}, nil
-}
-
-// withdraw tidies up after a reload, unless another has begun: then after that.
-func withdraw(guests []*guest) {
-	for _, g := range guests {
-		g.reloading.Lock()
-		g.withdraw()
-		g.reloading.Unlock()
-	}
-}
-
-// withdraw closes what served endpoints that the guest's policy no longer has.
-func (g *guest) withdraw() {
-	if err := g.attendant.Withdraw(); err != nil && !g.hasEnded() {
-		g.s.opts.Log.WithError(err).WithField("guest", g.id).Warn("withdrawing endpoints")
-	}
+	return struct{}{}, s.reloadAll(parts)
 }
 
 // reloadAll applies all parts, and takes all back if one fails.
@@ -315,7 +294,7 @@ func (r *reloading) endpoints() error {
 	if err := r.g.attendant.Update(r.next); err != nil {
 		return err
 	}
-	r.undo.add(func() error { return errors.Join(r.g.attendant.Update(r.old), r.g.attendant.Withdraw()) })
+	r.undo.add(func() error { return r.g.attendant.Update(r.old) })
 	return nil
 }
 
@@ -338,9 +317,6 @@ func (r *reloading) commit(news news) {
 	g.policy, g.digest, g.view = r.next, r.digest, r.view.notes
 	g.mu.Unlock()
 	g.shown, g.hosts, g.layer = r.view.shown, r.hosts, r.layer
-	if len(r.next.Expose()) > 0 { // it may listen at a port that was an endpoint's as soon as its client knows
-		g.withdraw()
-	}
 	g.event(attend.Event{Time: time.Now(), Type: control.Hotload, Details: details})
 }
 

@@ -80,43 +80,6 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// What served an endpoint that was taken away goes after the answer. From the answer on
-// nobody gets through there all the same, and back it comes at once.
-func TestReloadBackAndForth(t *testing.T) {
-	_, c := embedded(t)
-	one, onePort := echoServer(t)
-	other, otherPort := echoServer(t)
-	g := c.spawn(t, "caller", map[string]any{"tcp": []any{one}})
-	g.run(t, "import socket\ndef reaches(port):\n try:\n  with socket.create_connection(('127.0.0.1', port), 5) as s: return s.recv(4) == b'pong'\n except OSError: return False\npost(1)")
-	for i := range 40 {
-		c.reload(t, g, map[string]any{"tcp": []any{[]any{other, one}[i%2]}})
-		if i%4 > 1 {
-			continue // none is asked between two
-		}
-		want := []string{"false true", "true false"}[i%2]
-		if got := g.run(t, "post(reaches("+onePort+")); post(reaches("+otherPort+"))"); got != want {
-			t.Fatalf("after reload %d: %s, want %s", i, got, want)
-		}
-	}
-}
-
-// A guest may listen at what was an endpoint's port as soon as the reload is answered.
-func TestReloadToExpose(t *testing.T) {
-	_, c := embedded(t)
-	listen := "import socket\ntry:\n s = socket.create_server(('127.0.0.1', 28001)); s.close(); post('listens')\nexcept OSError as e: post(type(e).__name__)"
-	g := c.spawn(t, "server", map[string]any{"expose": []int{28000}, "tcp": []string{"127.0.0.1:28001"}})
-	for range 10 {
-		if got := g.run(t, listen); got == "listens" {
-			t.Fatal("it listens at an endpoint's port")
-		}
-		c.reload(t, g, map[string]any{"expose": []int{28001}})
-		if got := g.run(t, listen); got != "listens" {
-			t.Errorf("at a port that was an endpoint's: %s", got)
-		}
-		c.reload(t, g, map[string]any{"expose": []int{28000}, "tcp": []string{"127.0.0.1:28001"}})
-	}
-}
-
 func TestReloadLimits(t *testing.T) {
 	_, c := embedded(t)
 	g := c.spawn(t, "grower", map[string]any{"mem": "64MiB"})
