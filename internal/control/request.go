@@ -13,7 +13,7 @@ import (
 )
 
 // Version is that of the control protocol, as hello says it.
-const Version = 1
+const Version = 2
 
 // Request is one decoded request. Which fields are set depends on Op; Decode
 // has already refused every other key.

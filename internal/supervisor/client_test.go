@@ -282,7 +282,7 @@ func (c *testClient) refused(t testing.TB, kind, text string, request map[string
 
 func (c *testClient) hello(t testing.TB) {
 	t.Helper()
-	c.must(t, map[string]any{"op": "hello", "version": 1, "client": "test"})
+	c.must(t, map[string]any{"op": "hello", "version": 2, "client": "test"})
 }
 
 // next returns the next pushed message that has the key.

@@ -24,7 +24,7 @@
 //	+----------------------+---------------------------+
 //
 //	client                                   supervisor
-//	  {"id":1,"op":"hello","version":1}  ──►
+//	  {"id":1,"op":"hello","version":2}  ──►
 //	                                     ◄──  {"id":1,"ok":{…}}
 //	  {"id":2,"op":"spawn",…}            ──►
 //	                                     ◄──  {"id":2,"ok":{…}} + one descriptor

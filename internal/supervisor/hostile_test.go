@@ -21,7 +21,7 @@ func frame(body string) string {
 	return string(binary.BigEndian.AppendUint32(nil, uint32(len(body)))) + body
 }
 
-const helloFrame = "\x00\x00\x00\x21" + `{"id":1,"op":"hello","version":1}`
+const helloFrame = "\x00\x00\x00\x21" + `{"id":1,"op":"hello","version":2}`
 
 // rawDial connects without speaking.
 func rawDial(t *testing.T, socket string) *net.UnixConn {
@@ -51,17 +51,17 @@ func TestHostileFrames(t *testing.T) {
 		{"not JSON", frame("hello"), "not a JSON object", true},
 		{"array", frame(`[1]`), "not a JSON object", true},
 		{"not UTF-8", frame("{\"id\":1,\"op\":\"\xff\"}"), "not UTF-8", true},
-		{"two objects", frame(`{"id":1,"op":"hello","version":1}{}`), "after top-level value", true},
+		{"two objects", frame(`{"id":1,"op":"hello","version":2}{}`), "after top-level value", true},
 		{"deep", frame(`{"id":1,"op":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + "}"), "not a JSON object", true},
-		{"no id", frame(`{"op":"hello","version":1}`), `no key \"id\"`, true},
+		{"no id", frame(`{"op":"hello","version":2}`), `no key \"id\"`, true},
 		{"no op", frame(`{"id":1}`), `no key \"op\"`, true},
-		{"key twice", frame(`{"id":1,"op":"list","op":"hello","version":1}`), "given twice", true},
-		{"key in another case", frame(`{"ID":1,"op":"hello","version":1}`), `no key \"id\"`, true},
+		{"key twice", frame(`{"id":1,"op":"list","op":"hello","version":2}`), "given twice", true},
+		{"key in another case", frame(`{"ID":1,"op":"hello","version":2}`), `no key \"id\"`, true},
 		{"not hello", frame(`{"id":1,"op":"list"}`), "must be hello", true},
-		{"another version", frame(`{"id":1,"op":"hello","version":2}`), "speaks version 1", true},
-		{"no version", frame(`{"id":1,"op":"hello"}`), "speaks version 1", true},
-		{"negative id", frame(`{"id":-1,"op":"hello","version":1}`), `key \"id\"`, true},
-		{"hello twice", helloFrame + frame(`{"id":2,"op":"hello","version":1}`), "said before", false},
+		{"another version", frame(`{"id":1,"op":"hello","version":1}`), "speaks version 2", true},
+		{"no version", frame(`{"id":1,"op":"hello"}`), "speaks version 2", true},
+		{"negative id", frame(`{"id":-1,"op":"hello","version":2}`), `key \"id\"`, true},
+		{"hello twice", helloFrame + frame(`{"id":2,"op":"hello","version":2}`), "said before", false},
 		{"unknown op", helloFrame + frame(`{"id":2,"op":"exec"}`), `unknown op \"exec\"`, false},
 		{"unknown key", helloFrame + frame(`{"id":2,"op":"list","all":true}`), `takes no key \"all\"`, false},
 		{"wrong type", helloFrame + frame(`{"id":2,"op":"close","guest":7}`), `key \"guest\"`, false},
@@ -172,7 +172,7 @@ func TestRandomFrames(t *testing.T) {
 }
 
 func FuzzDecodeRequest(f *testing.F) {
-	f.Add([]byte(`{"id":1,"op":"hello","version":1,"client":"x"}`))
+	f.Add([]byte(`{"id":1,"op":"hello","version":2,"client":"x"}`))
 	f.Add([]byte(`{"id":2,"op":"spawn","name":"a","policy":{"mem":"1MiB"},"allowed_imports":["math"],"rootfs":null}`))
 	f.Add([]byte(`{"id":3,"op":"close","guest":"psi-1","timeout":0.25}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

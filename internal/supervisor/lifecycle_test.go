@@ -210,7 +210,7 @@ func TestReportEndsAndTellsEveryWatcher(t *testing.T) {
 	owner, watcher, other := dialAs(t, socket, 0, gid), dialAs(t, socket, 0, gid), dialAs(t, socket, 0, gid)
 	owner.hello(t)
 	other.hello(t)
-	watcher.must(t, map[string]any{"op": "hello", "version": 1, "watch": true})
+	watcher.must(t, map[string]any{"op": "hello", "version": 2, "watch": true})
 	g := owner.spawn(t, "liar", nil)
 	owner.must(t, map[string]any{"op": "report", "guest": g.id, "error": "frame of 4 GiB"})
 	for _, c := range []*testClient{owner, watcher} {

@@ -122,8 +122,8 @@ func TestUsersDoNotSeeEachOther(t *testing.T) {
 	startShared(t, socket)
 	alice, bob, root := dialAs(t, socket, 11111, gid), dialAs(t, socket, 22222, gid), dialAs(t, socket, 0, gid)
 	alice.hello(t)
-	root.must(t, map[string]any{"op": "hello", "version": 1, "watch": true})
-	bob.must(t, map[string]any{"op": "hello", "version": 1, "watch": true})
+	root.must(t, map[string]any{"op": "hello", "version": 2, "watch": true})
+	bob.must(t, map[string]any{"op": "hello", "version": 2, "watch": true})
 	g := alice.spawn(t, "secret", nil)
 	for _, other := range []*testClient{bob, root} {
 		if list := string(other.must(t, map[string]any{"op": "list"}).OK); list != `{"guests":[]}` {
@@ -179,13 +179,13 @@ func TestConnectionsPerUser(t *testing.T) {
 	var all []*testClient
 	for i := range maxClients {
 		c := dialAs(t, socket, 11111, gid)
-		if _, err := c.ask(map[string]any{"op": "hello", "version": 1}); err != nil {
+		if _, err := c.ask(map[string]any{"op": "hello", "version": 2}); err != nil {
 			t.Fatalf("connection %d: %v", i, err)
 		}
 		all = append(all, c)
 	}
 	one := dialAs(t, socket, 11111, gid)
-	if _, err := one.ask(map[string]any{"op": "hello", "version": 1}); err == nil {
+	if _, err := one.ask(map[string]any{"op": "hello", "version": 2}); err == nil {
 		t.Errorf("connection %d was served", maxClients+1)
 	}
 	dialAs(t, socket, 22222, gid).hello(t)

@@ -7,7 +7,7 @@
     +----------------------+---------------------------+
 
     client                                  supervisor
-      {"id":1,"op":"hello","version":1} ──►
+      {"id":1,"op":"hello","version":2} ──►
                                         ◄── {"id":1,"ok":{…}}   or {"id":1,"error":{"kind","message"}}
       {"id":2,"op":"spawn",…}           ──►
                                         ◄── {"id":2,"ok":{…}}   + one descriptor: the guest's channel
@@ -35,7 +35,7 @@ from ._outbox import Outbox, OutboxFull
 from ._waiting import Bell
 from .errors import PolicyAuthError, PolicyError, SandboxError, TimeoutError
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 1 << 20
 _MAX_FDS = 16
 _ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)

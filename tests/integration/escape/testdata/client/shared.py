@@ -46,7 +46,7 @@ class Client:
         self.id = 0
         self.channels = []  # a guest ends when its channel is closed
         if hello:
-            self.ask(op="hello", version=1)
+            self.ask(op="hello", version=2)
 
     def ask(self, **fields):
         self.id += 1
@@ -174,7 +174,7 @@ def guests_of_another_user():
 @attack
 def events_of_another_user():
     client = Client(hello=False)
-    client.ask(op="hello", version=1, watch=True)
+    client.ask(op="hello", version=2, watch=True)
     client.socket.settimeout(1.5 * SLOW)
     os.write(POKE, b"x")  # root kills a guest of its own
     try:
