@@ -5,48 +5,50 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
 from figures import figure
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
 
 class Processors:
-    """Counts while it is entered. Figures of processes that end meanwhile are in none but the rest."""
+    """Counts while it is entered. What processes that end meanwhile have used is in the rest."""
 
     def __enter__(self) -> "Processors":
-        self._before = _used()
+        self._before = _busy(), time.process_time(), _used()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        after = _used()
-        self.used = {who: after[who] - self._before[who] for who in after}
+        busy, client, before = self._before
+        self.all, self.used = _busy() - busy, {"client": time.process_time() - client, "supervisor": 0.0, "kernel threads": 0.0}
+        for process, seconds in _used().items():
+            self.used[process[0]] += seconds - before.get(process, 0.0)
 
     def each(self, count: int) -> str:
         """What one of count cycles took, in milliseconds."""
-        used = {who: seconds * 1e3 / max(count, 1) for who, seconds in self.used.items()}
-        everything = used.pop("all")
-        used["guest and its share of the zygote"] = everything - sum(used.values())
-        parts = ", ".join(f"{who} {figure(used[who])}" for who in sorted(used, key=lambda who: -used[who]))
-        return f"one takes {figure(everything)} ms of the {os.cpu_count()} processors: {parts}"
+        used = {**self.used, "guest and its share of the zygote": self.all - sum(self.used.values())}
+        parts = ", ".join(f"{who} {figure(used[who] * 1e3 / count)}" for who in sorted(used, key=lambda who: -used[who]))
+        return f"one takes {figure(self.all * 1e3 / count)} ms of the {os.cpu_count()} processors: {parts}"
 
 
-def _used() -> Dict[str, float]:
-    """Seconds of processor time so far."""
+def _busy() -> float:
+    """Seconds in which a processor was not idle."""
     # user, nice, system, then after idle and iowait: irq, softirq
     ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    found = {"all": (sum(ticks[:3]) + sum(ticks[5:7])) / os.sysconf("SC_CLK_TCK"), "client": time.process_time()}
-    found["supervisor"] = found["kernel threads"] = 0.0
+    return (sum(ticks[:3]) + sum(ticks[5:7])) / _TICKS
+
+
+def _used() -> Dict[Tuple[str, str], float]:
+    """Seconds that each kernel thread and supervisor has run, those of its threads that have ended too."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == "2":
-                found["kernel threads"] += _ran(process / "schedstat")
-            elif b"supervise" in (process / "cmdline").read_bytes().split(b"\0"):
-                found["supervisor"] += sum(_ran(thread / "schedstat") for thread in (process / "task").iterdir())
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
-            pass  # it has ended
+            continue  # it has ended
+        if fields[1] == "2" or b"supervise" in arguments:
+            who = "kernel threads" if fields[1] == "2" else "supervisor"
+            found[who, process.name] = (int(fields[11]) + int(fields[12])) / _TICKS
     return found
-
-
-def _ran(path: Path) -> float:
-    return int(path.read_text().split()[0]) / 1e9

@@ -186,22 +186,3 @@ func TestEventLogReadersGo(t *testing.T) {
 		t.Error("a directory that is not there")
 	}
 }
-
-// A container's end is not kept waiting by its log when nobody reads it.
-func TestEventLogClosesAtOnce(t *testing.T) {
-	fastest := time.Hour
-	for range 10 {
-		l, err := OpenEventLog(t.TempDir(), "x")
-		if err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		fastest = min(fastest, time.Since(start))
-	}
-	if fastest > 5*time.Millisecond {
-		t.Errorf("closing a log takes %v", fastest)
-	}
-}
