@@ -76,10 +76,14 @@ func TestValidation(t *testing.T) {
 			if !sharesCgroup(program) {
 				t.Parallel()
 			}
-			r := row{psi: runtimes[0].validate(t, program)}
+			tries := 1
+			if expected[program].kind == race {
+				tries = 3
+			}
+			r := row{psi: runtimes[0].validate(t, program, tries)}
 			// The peer on the slow kernel: only where it could say that psi-runtime is wrong.
 			if place() == "host" || !r.psi.passed {
-				r.runc = runtimes[1].validate(t, program)
+				r.runc = runtimes[1].validate(t, program, tries)
 			}
 			results.add(program, r)
 			judge(t, r, expected[program])
@@ -240,8 +244,19 @@ func (r *runtime) deleteAll(t *testing.T) {
 	}
 }
 
-// validate runs one program.
-func (r *runtime) validate(t *testing.T, program string) outcome {
+// validate runs a program until it passes, so many times at the most.
+func (r *runtime) validate(t *testing.T, program string, tries int) (o outcome) {
+	t.Helper()
+	for range tries {
+		if o = r.once(t, program); o.passed {
+			break
+		}
+	}
+	return o
+}
+
+// once runs one program.
+func (r *runtime) once(t *testing.T, program string) outcome {
 	t.Helper()
 	// The bundles go into a directory that containers with other users can reach.
 	tmp, err := os.MkdirTemp("", "psi-test-")
