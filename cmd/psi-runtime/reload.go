@@ -23,7 +23,7 @@ import (
 // All of a policy comes into force, in this order, or what was done is taken back in the
 // other order:
 //
-//	limits       the cgroup's, of what the engine has given
+//	limits       the cgroup's, of what the engine has given; written down with the rest
 //	             from here on the container is frozen, if one of the next changes
 //	open_files   raised, in every process
 //	names        /etc/hosts of a bundle of psi's own
@@ -98,7 +98,8 @@ type reload struct {
 	*reloader
 	c         *container.Container
 	old, next *engine.Record
-	still     bool // the container stands still already
+	still     bool                  // the container stands still already
+	limited   *specs.LinuxResources // the limits that have changed
 	undo      []func() error
 	end       []func() error // whatever became of it
 	lower     *container.OpenFiles
@@ -155,10 +156,11 @@ func (r *reload) limits() error {
 	if forth == nil {
 		return nil
 	}
-	if err := r.c.Set(container.Settings{Resources: forth}); err != nil {
+	if err := r.c.Limit(forth); err != nil {
 		return err
 	}
-	r.undo = append(r.undo, func() error { return r.c.Set(container.Settings{Resources: back}) })
+	r.limited = forth
+	r.undo = append(r.undo, func() error { return r.c.Limit(back) })
 	return nil
 }
 
@@ -282,24 +284,15 @@ func (r *reload) connections() (err error) {
 	return nil
 }
 
-// state writes the policy down.
+// state writes the policy and its limits down. It is the last that can fail, and so is not
+// taken back.
 func (r *reload) state() error {
-	settings := func(of *engine.Record) (s container.Settings, err error) {
-		limit := of.Given.OpenFiles(of.Policy.Limits())
-		s.OpenFiles = &limit
-		s.Annotations, err = of.Annotations()
-		return s, err
-	}
-	after, err := settings(r.next)
-	before, err2 := settings(r.old)
-	if err := errors.Join(err, err2); err != nil {
+	limit := r.next.Given.OpenFiles(r.next.Policy.Limits())
+	notes, err := r.next.Annotations()
+	if err != nil {
 		return err
 	}
-	if err := r.c.Set(after); err != nil {
-		return err
-	}
-	r.undo = append(r.undo, func() error { return r.c.Set(before) })
-	return nil
+	return r.c.Set(container.Settings{Resources: r.limited, Annotations: notes, OpenFiles: &limit})
 }
 
 // commit does what cannot be taken back.

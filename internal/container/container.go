@@ -177,7 +177,8 @@ func (c *Container) Status() (string, error) {
 }
 
 // currentStatus is libcontainer's, but for a container that ended while it was paused:
-// its cgroup stays frozen, and nobody is left to resume.
+// its cgroup stays frozen, and nobody is left to resume. And libcontainer takes a first
+// process that it cannot look at, for lack of descriptors, for one that has ended.
 func (c *Container) currentStatus() (libcontainer.Status, error) {
 	if c.forked != nil {
 		return c.forkedStatus(), nil
@@ -186,10 +187,27 @@ func (c *Container) currentStatus() (libcontainer.Status, error) {
 	if err != nil {
 		return s, fmt.Errorf("reading status of container %s: %w", c.id, err)
 	}
-	if s == libcontainer.Paused && c.ended(0) {
+	switch {
+	case s == libcontainer.Paused && c.ended(0):
 		return libcontainer.Stopped, nil
+	case s == libcontainer.Stopped:
+		if err := c.checkStopped(); err != nil {
+			return s, fmt.Errorf("reading status of container %s: %w", c.id, err)
+		}
 	}
 	return s, nil
+}
+
+// checkStopped says so if the first process has not ended after all.
+func (c *Container) checkStopped() error {
+	if c.ended(0) {
+		return nil
+	}
+	runs, err := lives(c.pid)
+	if err == nil && runs && !c.ended(0) {
+		err = errors.New("its first process runs, and could not be looked at a moment ago: perhaps too many open files")
+	}
+	return err
 }
 
 // State reads the state the OCI specification asks for. Owner is the user name,

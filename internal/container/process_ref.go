@@ -39,11 +39,26 @@ func (r processRef) open() (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(r.PID))
 	// Only now is the number pinned; check that it is still the process we mean.
-	if start, err := startTime(r.PID); err != nil || start != r.Start {
-		f.Close()
-		return nil, os.ErrProcessDone
+	start, err := startTime(r.PID)
+	switch {
+	case err == nil && start == r.Start:
+		return f, nil
+	case err != nil && !isGone(err): // out of descriptors, say: a process that lives must not pass for dead
+		return nil, errors.Join(fmt.Errorf("looking at process %d: %w", r.PID, err), f.Close())
 	}
-	return f, nil
+	return nil, errors.Join(os.ErrProcessDone, f.Close())
+}
+
+// isGone reports whether a file of a process could not be read because there is no process.
+func isGone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+
+// lives reports whether a process is there that is no zombie.
+func lives(pid int) (bool, error) {
+	fields, err := statFields(pid)
+	if err != nil && isGone(err) {
+		return false, nil
+	}
+	return err == nil && fields[0] != "Z" && fields[0] != "X", err
 }
 
 // ownEnd is how long a process gets that is about to end by itself.
@@ -107,20 +122,29 @@ func exitCode(pid int) (int, error) {
 	return int(status>>8) & 0xff, err
 }
 
-// statField reads a field of /proc/PID/stat, counted from 1 as in proc(5).
+// statField reads a number from /proc/PID/stat: a field, counted from 1 as in proc(5).
 func statField(pid, field int) (uint64, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	fields, err := statFields(pid)
 	if err != nil {
 		return 0, err
 	}
-	// The command name, field 2, may hold spaces and brackets: count from its end.
-	end := strings.LastIndexByte(string(data), ')')
-	if end < 0 {
-		return 0, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
-	}
-	fields := strings.Fields(string(data[end+1:]))
 	if len(fields) < field-2 {
 		return 0, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
 	}
 	return strconv.ParseUint(fields[field-3], 10, 64)
+}
+
+// statFields are the fields of /proc/PID/stat from the third on, the state; there is that one.
+func statFields(pid int) ([]string, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return nil, err
+	}
+	// The command name, field 2, may hold spaces and brackets: count from its end.
+	end := strings.LastIndexByte(string(data), ')')
+	fields := strings.Fields(string(data[end+1:]))
+	if end < 0 || len(fields) == 0 {
+		return nil, fmt.Errorf("unexpected format of /proc/%d/stat", pid)
+	}
+	return fields, nil
 }

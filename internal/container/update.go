@@ -97,7 +97,54 @@ func (c *Container) Update(l policy.Limits) error {
 // limiter is what writes the limits of the container's cgroups. It keeps what it has set in
 // the configuration that it was made with, which is not the container's.
 func (c *Container) limiter(group cgroups.Cgroup) (cgroups.Manager, error) {
-	return manager.NewWithPaths(&group, maps.Clone(c.entry.Cgroups))
+	return manager.NewWithPaths(&group, maps.Clone(c.groups()))
+}
+
+// Limit changes limits as Set does, and writes nothing down: whoever takes them for good has
+// to, with the same limits.
+func (c *Container) Limit(r *specs.LinuxResources) error {
+	if c.forked != nil {
+		return errForked
+	}
+	before, after := c.limited(nil), c.limited(r)
+	manager, err := c.limiter(*after)
+	if err != nil {
+		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
+	}
+	if err := manager.Set(after.Resources); err != nil {
+		return fmt.Errorf("changing limits of container %s: %w", c.id, errors.Join(err, c.setBack(before)))
+	}
+	return nil
+}
+
+// setBack puts limits into force again after others failed, some of which may be in force.
+func (c *Container) setBack(group *cgroups.Cgroup) error {
+	manager, err := c.limiter(*group)
+	if err == nil {
+		err = manager.Set(group.Resources)
+	}
+	if err != nil {
+		return fmt.Errorf("setting back the limits that it had: %w", err)
+	}
+	return nil
+}
+
+// limited is the container's cgroup with those of its limits changed that r names. Devices do
+// not change; setting them again would open a moment without rules.
+func (c *Container) limited(r *specs.LinuxResources) *cgroups.Cgroup {
+	r = c.withoutSwap(r)
+	group := *c.config().Cgroups
+	limits := *group.Resources
+	group.Resources = &limits
+	limits.Unified = updateUnified(limits.Unified, r)
+	updateMemory(&limits, r.Memory)
+	updateCPU(&limits, r.CPU)
+	updateBlockIO(&limits, r.BlockIO)
+	if r.Pids != nil && r.Pids.Limit != nil {
+		limits.PidsLimit = r.Pids.Limit
+	}
+	limits.SkipDevices = true
+	return &group
 }
 
 // Settings are what can change of a container that exists. What is missing stays.
@@ -111,8 +158,8 @@ type Settings struct {
 }
 
 // Set changes the container's settings, and writes them down. Of Resources those limits
-// change that are named; devices do not. A limit that the kernel refuses leaves everything
-// as it was.
+// change that are named; devices do not. A limit that the kernel refuses, or that cannot be
+// written down, leaves the limits as they were.
 func (c *Container) Set(s Settings) error {
 	if c.forked != nil {
 		return errForked
@@ -125,20 +172,16 @@ func (c *Container) Set(s Settings) error {
 	if s.OpenFiles != nil {
 		config.Rlimits = withOpenFiles(config.Rlimits, *s.OpenFiles)
 	}
-	r := c.withoutSwap(s.Resources)
-	group, limits := *config.Cgroups, *config.Cgroups.Resources
-	group.Resources, config.Cgroups = &limits, &group
-	limits.Unified = updateUnified(limits.Unified, r)
-	updateMemory(&limits, r.Memory)
-	updateCPU(&limits, r.CPU)
-	updateBlockIO(&limits, r.BlockIO)
-	if r.Pids != nil && r.Pids.Limit != nil {
-		limits.PidsLimit = r.Pids.Limit
-	}
-	// Devices do not change; setting them again would open a moment without rules.
-	limits.SkipDevices = true
+	before := c.limited(nil)
+	config.Cgroups = c.limited(s.Resources)
 	err := c.lc.Set(config)
-	limits.SkipDevices = false // Exec refuses a container with it
+	config.Cgroups.Resources.SkipDevices = false // Exec refuses a container with it
+	switch {
+	case errors.Is(err, libcontainer.ErrNotRunning):
+		err = errors.Join(c.checkStopped(), err)
+	case err != nil && c.lc.Config().Cgroups == config.Cgroups: // in force, and not written down
+		err = errors.Join(err, c.setBack(before))
+	}
 	if err != nil {
 		return fmt.Errorf("changing limits of container %s: %w", c.id, err)
 	}

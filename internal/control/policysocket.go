@@ -151,10 +151,13 @@ func admit(conn *net.UnixConn) (size uint32, err error) {
 	}
 	var header [frameHeader]byte
 	control := make([]byte, unix.CmsgSpace(4))
-	n, controls, _, _, err := conn.ReadMsgUnix(header[:], control)
+	n, controls, flags, _, err := conn.ReadMsgUnix(header[:], control)
 	files, badControl := filesOf(control[:controls])
 	defer closeAll(files)
 	err = errors.Join(err, badControl)
+	if flags&unix.MSG_CTRUNC != 0 {
+		err = errors.Join(err, errors.New("its descriptor was lost: there are several, or who attends the container can open no more files"))
+	}
 	if err == nil && n < len(header) {
 		_, err = io.ReadFull(conn, header[n:])
 	}
