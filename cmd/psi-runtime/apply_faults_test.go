@@ -427,7 +427,7 @@ func TestApplyForNobody(t *testing.T) {
 		}
 		file := write(t, "policy.yml", after)
 		seen := map[string]int{}
-		for delay := range 20 {
+		for delay := range 10 {
 			if failed := s.apply(before); failed != "" {
 				t.Fatal(failed)
 			}
@@ -435,7 +435,7 @@ func TestApplyForNobody(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Duration(delay) * 2 * time.Millisecond)
+			time.Sleep(time.Duration(delay) * 4 * time.Millisecond)
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 			s.ok("policy", "apply", "--dry-run", s.id, file) // one after another
@@ -445,7 +445,7 @@ func TestApplyForNobody(t *testing.T) {
 			case looks[after]:
 				seen["after"]++
 			default:
-				t.Fatalf("killed after %d ms: it has neither policy:\n%s\nwith the one:\n%s\nwith the other:\n%s", 2*delay, look, looks[before], looks[after])
+				t.Fatalf("killed after %d ms: it has neither policy:\n%s\nwith the one:\n%s\nwith the other:\n%s", 4*delay, look, looks[before], looks[after])
 			}
 		}
 		t.Log(seen)

@@ -31,7 +31,7 @@ func refer(pid int) (*processRef, error) {
 // open returns a pidfd of the process; os.ErrProcessDone if it has gone.
 func (r processRef) open() (*os.File, error) {
 	fd, err := unix.PidfdOpen(r.PID, 0)
-	if err == unix.ESRCH || err == unix.EINVAL {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 		return nil, os.ErrProcessDone
 	}
 	if err != nil {

@@ -175,7 +175,7 @@ func (c *Container) Set(s Settings) error {
 	before := c.limited(nil)
 	config.Cgroups = c.limited(s.Resources)
 	err := c.lc.Set(config)
-	config.Cgroups.Resources.SkipDevices = false // Exec refuses a container with it
+	config.Cgroups.SkipDevices = false // Exec refuses a container with it
 	switch {
 	case errors.Is(err, libcontainer.ErrNotRunning):
 		err = errors.Join(c.checkStopped(), err)
