@@ -99,6 +99,23 @@ def execute_memfd():
     finally:
         os.close(fd)
 
+def map_execute_memfd():
+    fd = os.memfd_create("x", 0)
+    try:
+        os.truncate(fd, 4096)
+        mmap.mmap(fd, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+    finally:
+        os.close(fd)
+
+def write_own_code():
+    """A byte of a function is written, as it was."""
+    address = ctypes.cast(libc().getppid, ctypes.c_void_p).value
+    fd = os.open("/proc/self/mem", os.O_RDWR)
+    try:
+        os.pwrite(fd, os.pread(fd, 1, address), address)
+    finally:
+        os.close(fd)
+
 def deleted_reopen(path):
     fd = os.open(path, os.O_CREAT | os.O_RDWR)
     os.unlink(path)
@@ -207,6 +224,9 @@ ASK = {
     "pair-send": by_pair(lambda s, path: s.sendto(b"x", path)),
     "memfd": lambda path: memfd(),
     "execute-memfd": lambda path: execute_memfd(),
+    "map-execute-memfd": lambda path: map_execute_memfd(),
+    "map-execute-memory": lambda path: mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC).close(),
+    "write-own-code": lambda path: write_own_code(),
     "deleted-reopen": deleted_reopen,
     "mount": lambda path: checked(libc().mount(b"none", path, b"tmpfs", 0, None)),
     "chroot": os.chroot,
