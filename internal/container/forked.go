@@ -79,6 +79,7 @@ func (c *Container) planForked(o *CreateOptions) error {
 	}
 	c.forked = &forked{config: config}
 	c.entry.Cgroups, c.entry.Shared = maps.Clone(paths), shared
+	c.owner.use(c.entry.commonGroups())
 	if err := c.entry.write(); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,9 @@ type Owner struct {
 	run  runDir
 	dir  string
 	lock *os.File // dir itself, flocked
+
+	mu   sync.Mutex     // guards uses
+	uses map[string]int // of cgroups that are made for many containers, by those of this owner
 }
 
 // OpenOwner makes a new owner below dir ("" is DefaultRunDir).
@@ -91,6 +95,41 @@ func takeOwner(run runDir, dir string) (*Owner, error) {
 		return nil, ErrOwned
 	}
 	return nil, fmt.Errorf("locking owner %s: %w", dir, err)
+}
+
+// use notes that a container, or a zygote, is in common groups.
+func (o *Owner) use(groups []string) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.uses == nil {
+		o.uses = make(map[string]int)
+	}
+	for _, dir := range groups {
+		o.uses[dir]++
+	}
+}
+
+// leave is the opposite, and tidies what nobody of this owner's uses any more.
+func (o *Owner) leave(run runDir, groups []string) error {
+	if o == nil {
+		return run.tidy(groups)
+	}
+	var unused []string
+	o.mu.Lock()
+	for _, dir := range groups {
+		if o.uses[dir]--; o.uses[dir] == 0 {
+			delete(o.uses, dir)
+			unused = append(unused, dir)
+		}
+	}
+	o.mu.Unlock()
+	if len(unused) == 0 {
+		return nil
+	}
+	return run.tidy(unused)
 }
 
 // Dir is the owner's directory.

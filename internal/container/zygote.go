@@ -49,6 +49,7 @@ type Zygote struct {
 	process *os.Process
 	entry   entry
 	run     runDir
+	owner   *Owner
 	parents map[string]string // of its guests' cgroups, by controller
 
 	roots sync.Mutex // one root at a time on entry.Mounts
@@ -77,7 +78,7 @@ const zygotePatience = 20 * time.Second
 // StartZygote starts a zygote and returns when it is ready. It ends with this process's pid
 // namespace, or by Close.
 func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
-	z := &Zygote{run: o.Owner.run, entry: entry{
+	z := &Zygote{run: o.Owner.run, owner: o.Owner, entry: entry{
 		ID: o.ID, Root: o.Owner.dir, Created: time.Now().UTC(), IDs: idRange{Size: 1}, path: o.Owner.run.journalPath(o.Owner.dir, o.ID),
 	}}
 	z.entry.Mounts = z.entry.path + ".root"
@@ -232,7 +233,7 @@ func (z *Zygote) Close() error {
 	z.control = nil
 	_ = z.process.Kill()
 	_, err := z.process.Wait()
-	return errors.Join(err, z.entry.forget(z.run), z.run.tidy(z.entry.commonGroups()))
+	return errors.Join(err, z.entry.forget(z.run), z.owner.leave(z.run, z.entry.commonGroups()))
 }
 
 // The parts of an order, as zygote.c has them.
@@ -369,6 +370,7 @@ func (z *Zygote) shareDevices(config *configs.Config, parents map[string]string)
 	}
 	dir := filepath.Join(parent, "@"+digest(string(rules)))
 	z.entry.Shared = []string{dir}
+	z.owner.use(z.entry.commonGroups())
 	if err := z.entry.write(); err != nil {
 		return err
 	}

@@ -100,7 +100,17 @@ func plainCongestion() error {
 }
 
 func setTCP(name, value string) error {
-	return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0)
+	// Not by os.WriteFile, which would first make a file to wait for.
+	path := "/proc/sys/net/ipv4/" + name
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, []byte(value))
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 // isLocalAnyway reports whether loopback already has the block's addresses.

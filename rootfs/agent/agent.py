@@ -12,6 +12,8 @@ from __future__ import annotations
 import posix
 import sys
 
+# What most guests are told (a default policy's CONFIG): a zygote has taken it over already.
+_COMMON = b'{"imports":null,"message":67108864,"output":16777216,"threads":1}'
 _HOME = __file__.rpartition("/")[0] + "/"
 if __package__ != "_psi":
     _package = type(sys)("_psi")
@@ -58,6 +60,8 @@ def main() -> None:
             session.configure = lambda payload: _take_configuration(session, payload)
         if waits and is_zygote():
             rehearse(lambda: prepare(config, _HOME), _take_configuration)
+            _take_configuration(session, _COMMON)
+            session.configure = lambda payload: _take_another(session, payload)
             connected = serve(session)
         else:
             install(session)
@@ -115,6 +119,14 @@ def _take_configuration(session: Session, payload: Payload) -> None:
         sys.modules["os"].environ._data.update(posix.environ)
     _limit_imports(config, session.reloaded)
     session.reloaded.look_again()
+
+
+def _take_another(session: Session, payload: Payload) -> None:
+    """The same, in a guest whose zygote has taken over what most are told."""
+    if bytes(payload) == _COMMON:  # type: ignore[arg-type]
+        session.reloaded.look_again()
+    else:
+        _take_configuration(session, payload)
 
 
 def _add_site_packages() -> None:
