@@ -67,11 +67,11 @@ def main() -> None:
             install(session)
             connected = False
         start(session, connected)
-        if waits:
-            _warm_up(session)
-        else:
+        if not waits:
             _limit_imports(config, session.reloaded)
         say_ready(session)
+        if waits and not session.channel.available():
+            _warm_up(session)
         session.serve()
 
 

@@ -22,8 +22,8 @@ import sys
 
 from . import frames
 from .ends import SOCKETS
-from .start import install
-from .streams import HIGH, move_high
+from .start import install, say_ready
+from .streams import HIGH, Pipes, move_high
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,11 +96,15 @@ def rehearse(prepare: Callable[[], Session], configure: Callable[[Session, Paylo
     if "_posixsubprocess" in sys.builtin_module_names:  # else a guest's policy may hide its file
         import _posixsubprocess  # noqa: F401
     main = sys.modules["__main__"]
+    streams = posix.dup(1), posix.dup(2)
     try:
         for _ in range(_REHEARSALS):
             _once(prepare(), configure)
     finally:
         sys.modules["__main__"] = main
+        for number, stream in enumerate(streams, 1):
+            posix.dup2(stream, number)
+            posix.close(stream)
 
 
 def _once(session: Session, configure: Callable[[Session, Payload], None]) -> None:
@@ -111,10 +115,12 @@ def _once(session: Session, configure: Callable[[Session, Payload], None]) -> No
     session.channel.connect(fd, fd)
     session.channel.leave_unwatched()
     session.orphans.begin()
+    session.pipes = Pipes(session.output)
     session.configure = lambda payload: configure(session, payload)
     session.main.__dict__["post"] = session.post
-    session.channel.send(frames.READY, 0, _CONFIG)
+    say_ready(session)
     host.send(frames.HEADER.pack(len(_CONFIG), frames.CONFIG, 0, 0, 0) + _CONFIG)
     host.send(frames.HEADER.pack(len(_SOURCE), frames.EXEC, 0, 0, 1) + _SOURCE)
     session.serve_one()
+    session.pipes.abandon()
     host.close()
