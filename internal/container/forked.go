@@ -99,24 +99,23 @@ func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := o.Zygote.makeRoot(c, o)
-	if err != nil {
-		return err
+	// Its groups and its root, while the zygote forks: that takes as long.
+	forked := make(chan error, 1)
+	go func() { forked <- c.fork(o, words, undo) }()
+	err = c.makeGroups(config)
+	assembly := assembly{config: config, id: c.entry.IDs.First}
+	if err == nil {
+		assembly.root, err = o.Zygote.makeRoot(c, o)
 	}
-	defer root.Close()
-	assembly := assembly{config: config, id: c.entry.IDs.First, root: root}
-	if err := c.fork(o, words, undo); err != nil {
+	if assembly.root != nil {
+		defer assembly.root.Close()
+	}
+	if err = errors.Join(err, <-forked); err != nil {
 		return err
 	}
 	if err := errors.Join(c.mapIDs(config), c.joinGroups(config)); err != nil {
 		return err
 	}
-	proc, err := c.receiveProc()
-	if err != nil {
-		return err
-	}
-	defer proc.Close()
-	assembly.proc = proc
 	// The host's side of its policy, while its root is put together around it.
 	attended := make(chan error, 1)
 	go func() {
@@ -125,10 +124,21 @@ func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
 		}
 		close(attended)
 	}()
-	if err = c.inside(assembly.run); err != nil {
-		err = fmt.Errorf("putting together the root of container %s: %w", c.id, err)
+	return errors.Join(c.assemble(assembly), <-attended)
+}
+
+// assemble puts the process's root together around it.
+func (c *Container) assemble(a assembly) error {
+	proc, err := c.receiveProc()
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, <-attended)
+	defer proc.Close()
+	a.proc = proc
+	if err := c.inside(a.run); err != nil {
+		return fmt.Errorf("putting together the root of container %s: %w", c.id, err)
+	}
+	return nil
 }
 
 // fork has the zygote make the first process.
@@ -164,19 +174,40 @@ func (c *Container) mapIDs(config *configs.Config) error {
 	return nil
 }
 
-// joinGroups makes the cgroups, moves the process into them and sets the limits.
-func (c *Container) joinGroups(config *configs.Config) error {
+// makeGroups makes the cgroups, and sets their limits. systemd makes none without a process.
+func (c *Container) makeGroups(config *configs.Config) error {
 	limits, err := *config.Cgroups.Resources, error(nil)
-	if cgroups.IsCgroup2UnifiedMode() {
-		err = c.forked.groups.Apply(c.pid)
-	} else {
+	switch {
+	case config.Cgroups.Systemd:
+		return nil
+	case cgroups.IsCgroup2UnifiedMode():
+		err = c.forked.groups.Apply(-1) // nobody
+	default:
 		limits.SkipDevices = true // the zygote's group has them
 		for _, dir := range c.entry.Cgroups {
-			err = errors.Join(err, enter(dir, c.pid))
+			err = errors.Join(err, makeGroup(dir))
 		}
 	}
 	if err == nil {
 		err = c.forked.groups.Set(&limits)
+	}
+	if err != nil {
+		return fmt.Errorf("limiting container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// joinGroups moves the process into them.
+func (c *Container) joinGroups(config *configs.Config) (err error) {
+	if config.Cgroups.Systemd {
+		if err = c.forked.groups.Apply(c.pid); err == nil {
+			err = c.forked.groups.Set(config.Cgroups.Resources)
+		}
+	} else {
+		pid := strconv.Itoa(c.pid)
+		for _, dir := range c.entry.Cgroups {
+			err = errors.Join(err, writeGroup(dir, "cgroup.procs", pid))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("limiting container %s: %w", c.id, err)

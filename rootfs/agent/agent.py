@@ -62,16 +62,22 @@ def main() -> None:
             rehearse(lambda: prepare(config, _HOME), _take_configuration)
             _take_configuration(session, _COMMON)
             session.configure = lambda payload: _take_another(session, payload)
-            connected = serve(session)
+            connected, live = serve(session)
+            if connected:
+                start(session, connected)
+                _warm_up()
+                live()
+            else:
+                live()
+                start(session, connected)
         else:
             install(session)
-            connected = False
-        start(session, connected)
-        if not waits:
-            _limit_imports(config, session.reloaded)
+            start(session, False)
+            if not waits:
+                _limit_imports(config, session.reloaded)
         say_ready(session)
         if waits and not session.channel.available():
-            _warm_up(session)
+            session.channel.watch()  # nobody waits for this
         session.serve()
 
 
@@ -83,10 +89,9 @@ def _configuration(text: bytes) -> dict[str, Any]:
     return {"imports": None, "message": 64 << 20, "output": 16 << 20, "threads": 1, "preload": [], **config}
 
 
-def _warm_up(session: Session) -> None:
-    """Does once, while nobody waits, what costs more the first time: pages that are
-    copied when they are written, above all."""
-    session.channel.watch()
+def _warm_up() -> None:
+    """Does once, while the guest's root is put together, what costs more the first time:
+    pages that are copied when they are written, above all."""
     space: dict[str, Any] = {}
     exec(compile("def f(x):\n    return [x]\nx = f(0)", "<start>", "exec", 0, True), space)
     sent = encode(space["x"], limit=100)

@@ -47,10 +47,11 @@ def is_zygote() -> bool:
         return False
 
 
-def serve(session: Session) -> bool:
+def serve(session: Session) -> tuple[bool, Callable[[], None]]:
     """Makes guests, and returns in each of them; the zygote itself never does.
 
-    The result is whether the session is connected.
+    The result is whether the session is connected, and what has to be called before anything that the
+    guest does, opens a file or starts a thread: until then the supervisor puts its root together.
     """
     import _imp
 
@@ -72,7 +73,7 @@ def serve(session: Session) -> bool:
         session.channel.forget()
     if "numpy.random" in sys.modules:  # Python's own random sees to itself
         sys.modules["numpy.random"].seed()
-    return connected
+    return connected, module.live
 
 
 def _connect(session: Session) -> int:

@@ -4,7 +4,7 @@
 // comment (zygote.go) draws who says what to whom; the steps of a child are in the function child().
 //
 // The supervisor loads it into the zygote only; no guest's root has it. A guest inherits its code, which
-// is of no use to it: everything it does, the guest's seccomp filter forbids, and serve() works once.
+// is of no use to it: everything it does, the guest's seccomp filter forbids, and each function works once.
 //
 // There is no C library in it, and of Python only what the stable ABI has since 3.9, so one binary serves
 // every CPython. What it reads was written by the supervisor. It fails closed: a child that cannot do a
@@ -59,7 +59,7 @@ struct message {
 	long size;
 };
 
-static int disarmed;
+static enum { ZYGOTE, CHILD, GUEST } state;
 
 static long raw(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -207,10 +207,10 @@ static void drop_capabilities(void)
 }
 
 // child is what a guest does before it is one. It begins as a copy of the zygote in namespaces of its own,
-// and ends with nothing that a guest does not have.
+// and ends as a process whose root the supervisor puts together. Until it becomes a guest it runs code of the
+// agent's, which is in its memory, and reads nothing.
 static void child(struct message *m, void *robust, size_t robust_size)
 {
-	struct sock_fprog program = {.len = m->order.filter / sizeof(struct sock_filter), .filter = (void *)m->filter};
 	int proc;
 
 	// Its own descriptors, and no other.
@@ -237,6 +237,12 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	proc = mount_proc();
 	must(say(SYNC, "p", 1, proc), "handing proc over");
 	call(__NR_close, proc);
+}
+
+// become makes the child a guest: with its root, and nothing that a guest does not have.
+static void become(struct message *m)
+{
+	struct sock_fprog program = {.len = m->order.filter / sizeof(struct sock_filter), .filter = (void *)m->filter};
 
 	hear('g'); // the guest's root is ours
 	must(call(__NR_chdir, "/"), "going to the root");
@@ -248,20 +254,6 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	call(__NR_close, SYNC);
 	if (program.len)
 		must(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program), "putting the filter on");
-}
-
-// move_channel moves a guest's channel to the descriptor at which its agent expects it; its result is false
-// if the guest may not have so many.
-static int move_channel(int reader)
-{
-	int null;
-
-	if (reader < 0 || call(__NR_dup3, 0, reader, O_CLOEXEC) < 0)
-		return 0;
-	null = must(call(__NR_openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), "opening /dev/null");
-	must(call(__NR_dup3, null, 0, 0), "closing stdin");
-	call(__NR_close, null);
-	return 1;
 }
 
 // make clones one guest. It returns twice: 0 in the child.
@@ -297,16 +289,22 @@ static long make(struct message *m)
 	return 1;
 }
 
+static struct message m; // the order that was taken last
+static int connected;	 // the child's channel is where its agent expects it
+
+static PyObject *used(void)
+{
+	PyErr_SetString(PyExc_RuntimeError, "this is a guest");
+	return NULL;
+}
+
 static PyObject *serve(PyObject *self, PyObject *number)
 {
-	static struct message m;
 	long reader = PyLong_AsLong(number);
 
 	(void)self;
-	if (disarmed) {
-		PyErr_SetString(PyExc_RuntimeError, "this is a guest");
-		return NULL;
-	}
+	if (state != ZYGOTE)
+		return used();
 	// Here once, so that no guest is the first: what they take is found by the dynamic linker and lies in
 	// memory that they share. In a process of one thread it changes nothing.
 	PyOS_BeforeFork();
@@ -319,14 +317,32 @@ static PyObject *serve(PyObject *self, PyObject *number)
 		if (make(&m) == 0)
 			break;
 	}
-	disarmed = 1;
+	state = CHILD;
+	connected = reader >= 0 && call(__NR_dup3, 0, reader, O_CLOEXEC) >= 0; // unless it may not have so many
+	return PyBool_FromLong(connected);
+}
+
+static PyObject *live(PyObject *self, PyObject *none)
+{
+	(void)self;
+	(void)none;
+	if (state != CHILD)
+		return used();
+	state = GUEST;
+	become(&m);
+	if (connected) { // else its agent does it
+		int null = must(call(__NR_openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), "opening /dev/null");
+		must(call(__NR_dup3, null, 0, 0), "closing stdin");
+		call(__NR_close, null);
+	}
 	// No more than came: each page that is written, here or in the zygote, is one that they no longer share.
 	memset(&m, 0, sizeof(m.order) + m.order.filter);
-	return PyBool_FromLong(move_channel(reader));
+	Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-	{"serve", serve, METH_O, "Makes guests for the supervisor, and returns in each of them whether their channel is at the descriptor given."},
+	{"serve", serve, METH_O, "Makes children for the supervisor, and returns in each of them whether its channel is at the descriptor given."},
+	{"live", live, METH_NOARGS, "Waits until such a child's root is there, and makes it a guest."},
 	{NULL, NULL, 0, NULL},
 };
 
