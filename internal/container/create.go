@@ -96,6 +96,11 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 			}
 		}
 	}()
+	if o.Zygote != nil {
+		if err = c.beginFork(&o, &undo); err != nil {
+			return nil, err
+		}
+	}
 	// Held until the cgroups exist, so that nobody removes their parents; released
 	// before undoing, which removes parents itself.
 	lock, err := c.run.share()

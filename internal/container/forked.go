@@ -22,8 +22,9 @@ import (
 type forked struct {
 	config *configs.Config
 	groups cgroups.Manager
-	sync   *os.File // to its first process
-	begun  bool     // Start was called
+	sync   *os.File   // to its first process
+	made   chan error // gets one when that is there
+	begun  bool       // Start was called
 }
 
 // errForked is about what only libcontainer's containers can.
@@ -77,7 +78,7 @@ func (c *Container) planForked(o *CreateOptions) error {
 	if err := refuseForeignGroups(paths); err != nil {
 		return &GuestError{ID: c.id, Err: err}
 	}
-	c.forked = &forked{config: config}
+	c.forked.config = config
 	c.entry.Cgroups, c.entry.Shared = maps.Clone(paths), shared
 	c.owner.use(c.entry.commonGroups())
 	if err := c.entry.write(); err != nil {
@@ -87,22 +88,38 @@ func (c *Container) planForked(o *CreateOptions) error {
 	return err
 }
 
-// startForked starts the first process by a zygote: startInit's twin. On return it waits for
-// Start, or is gone.
-func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
-	config := c.forked.config
+// beginFork has the zygote make the first process, which waits. What the container owns on the
+// host, its groups and its root are made meanwhile: that takes as long. A crash leaves nothing
+// of the process: it ends with its parent.
+func (c *Container) beginFork(o *CreateOptions, undo *undoStack) error {
 	p, err := newProcess(c.spec.Process)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
 	}
-	words, err := order(o.Filter, p.Rlimits, config.Hostname)
+	words, err := order(o.Filter, p.Rlimits, c.spec.Hostname)
 	if err != nil {
 		return err
 	}
-	// Its groups and its root, while the zygote forks: that takes as long.
-	forked := make(chan error, 1)
-	go func() { forked <- c.fork(o, words, undo) }()
-	err = c.makeGroups(config)
+	ours, theirs, err := seqpacket("sync")
+	if err != nil {
+		return err
+	}
+	c.forked = &forked{sync: ours, made: make(chan error, 1)}
+	gone := make(chan struct{})
+	undo.add(func() error { <-gone; return c.abort() })
+	go func() {
+		defer close(gone)
+		defer theirs.Close()
+		c.forked.made <- c.fork(o, words, theirs)
+	}()
+	return nil
+}
+
+// startForked completes the first process: startInit's twin. On return it waits for Start, or
+// is gone.
+func (c *Container) startForked(o *CreateOptions, _ *undoStack) error {
+	config := c.forked.config
+	err := c.makeGroups(config)
 	assembly := assembly{config: config, id: c.entry.IDs.First}
 	if err == nil {
 		assembly.root, err = o.Zygote.makeRoot(c, o)
@@ -110,7 +127,7 @@ func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
 	if assembly.root != nil {
 		defer assembly.root.Close()
 	}
-	if err = errors.Join(err, <-forked); err != nil {
+	if err = errors.Join(err, <-c.forked.made); err != nil {
 		return err
 	}
 	if err := errors.Join(c.mapIDs(config), c.joinGroups(config)); err != nil {
@@ -141,16 +158,9 @@ func (c *Container) assemble(a assembly) error {
 	return nil
 }
 
-// fork has the zygote make the first process.
-func (c *Container) fork(o *CreateOptions, order []byte, undo *undoStack) error {
-	ours, theirs, err := seqpacket("sync")
-	if err != nil {
-		return err
-	}
-	defer theirs.Close()
-	c.forked.sync = ours
-	undo.add(c.abort)
-	if c.pidfd, err = o.Zygote.fork(order, o.Stdin, o.Stderr, theirs); err != nil {
+// fork has the zygote make the first process, which has the other end of sync.
+func (c *Container) fork(o *CreateOptions, order []byte, sync *os.File) (err error) {
+	if c.pidfd, err = o.Zygote.fork(order, o.Stdin, o.Stderr, sync); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	if c.pid, err = pidOf(c.pidfd); err == nil {

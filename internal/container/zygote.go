@@ -30,11 +30,12 @@ import (
 //
 //	supervisor                         zygote                guest
 //	order, channel, stderr, sync ────► clone3 ─────────────► in new namespaces, waits
+//	makes journal, cgroups, a root
 //	◄──────────────────────── pidfd ──┘
-//	maps ids, joins cgroups, limits
+//	maps ids, joins cgroups
 //	m ─────────────────────────────────────────────────────► takes the ids, cgroup namespace,
 //	◄──────────────────────────────────────────── p, proc ── host name, limits, mounts a /proc
-//	puts its root together (assembly),
+//	puts its root together (assembly),                       begins its session, in memory
 //	whatever else has to be before it lives
 //	g ─────────────────────────────────────────────────────► no capabilities, filter; is an agent
 //	                                                         that waits
