@@ -96,7 +96,7 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 			}
 		}
 	}()
-	if o.Zygote != nil {
+	if o.Zygote != nil && o.Zygote.placed() {
 		if err = c.beginFork(&o, &undo); err != nil {
 			return nil, err
 		}
@@ -300,11 +300,14 @@ func (c *Container) mountRoot(dir string, o *CreateOptions) error {
 // which are written down before they are made.
 func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 	if o.Zygote != nil {
-		return c.planForked(o)
+		return c.planForked(o, undo)
 	}
 	config, err := newConfig(c.spec, o)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
+	}
+	if _, policy := c.spec.Annotations[AnnotationPolicy]; policy && c.auto {
+		config.Networks = nil // a loopback that is up: whoever attends it does that, if there is an endpoint
 	}
 	hooks := adaptHooks(config, c.spec.Hooks)
 	c.entry.Late = takeLate(config)

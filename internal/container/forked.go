@@ -63,7 +63,7 @@ func (c *Container) destroy() error {
 
 // planForked is makeState's twin: it chooses the cgroups, which are written down before they
 // are made.
-func (c *Container) planForked(o *CreateOptions) error {
+func (c *Container) planForked(o *CreateOptions, undo *undoStack) error {
 	config, err := newConfig(c.spec, o)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
@@ -77,6 +77,11 @@ func (c *Container) planForked(o *CreateOptions) error {
 	}
 	if err := refuseForeignGroups(paths); err != nil {
 		return &GuestError{ID: c.id, Err: err}
+	}
+	if c.forked == nil { // the zygote's first guest
+		if err := c.beginFork(o, undo); err != nil {
+			return err
+		}
 	}
 	c.forked.config = config
 	c.entry.Cgroups, c.entry.Shared = maps.Clone(paths), shared

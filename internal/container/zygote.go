@@ -45,12 +45,15 @@ import (
 // caller can write the id maps of its children; and they are the caller's children (CLONE_PARENT),
 // which outlive it. It runs no code of a guest. What guests of one zygote share, SECURITY.md says.
 type Zygote struct {
-	mu      sync.Mutex // guards what follows, and one order at a time
-	control *os.File
-	process *os.Process
-	entry   entry
 	run     runDir
 	owner   *Owner
+	process *os.Process
+
+	mu      sync.Mutex // guards control, and one order at a time
+	control *os.File
+
+	place   sync.Mutex // guards what follows
+	entry   entry
 	parents map[string]string // of its guests' cgroups, by controller
 
 	roots sync.Mutex // one root at a time on entry.Mounts
@@ -234,6 +237,8 @@ func (z *Zygote) Close() error {
 	z.control = nil
 	_ = z.process.Kill()
 	_, err := z.process.Wait()
+	z.place.Lock()
+	defer z.place.Unlock()
 	return errors.Join(err, z.entry.forget(z.run), z.owner.leave(z.run, z.entry.commonGroups()))
 }
 
@@ -310,13 +315,20 @@ func (z *Zygote) fork(order []byte, channel, stderr, sync *os.File) (*os.File, e
 	return fds, nil
 }
 
+// placed says whether the zygote is where its guests have to begin, which its first one finds out.
+func (z *Zygote) placed() bool {
+	z.place.Lock()
+	defer z.place.Unlock()
+	return z.parents != nil
+}
+
 // groupPaths chooses the cgroups of a guest, by controller, and tells which it shares with
 // others. On v1 a guest is put into those that limit or count it: each costs as much as a
 // namespace. Where there is cgroup2 too it counts the time, and what devices may be used is set
 // for a group that zygotes are in, and whom they fork.
 func (z *Zygote) groupPaths(config *configs.Config, name string) (paths map[string]string, shared []string, err error) {
-	z.mu.Lock()
-	defer z.mu.Unlock()
+	z.place.Lock()
+	defer z.place.Unlock()
 	if z.parents == nil {
 		parents, err := groupParents(config, name)
 		if err != nil {
