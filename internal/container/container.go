@@ -22,7 +22,6 @@ import (
 type Container struct {
 	root, id string
 	run      runDir
-	owner    *Owner                  // nil if nobody is
 	lc       *libcontainer.Container // nil for one that was forked by a zygote
 	forked   *forked                 // else nil
 

@@ -194,12 +194,12 @@ func plan(o *CreateOptions) (*Container, error) {
 		spec = withNotify(spec, (&entry{Root: o.Root, ID: o.ID}).notifyDir())
 	}
 	c := &Container{
-		id: o.ID, root: o.Root, run: runDir(o.RunDir), owner: o.Owner, spec: spec,
+		id: o.ID, root: o.Root, run: runDir(o.RunDir), spec: spec,
 		placeholder: placeholder, auto: auto,
 		entry: entry{
 			ID: o.ID, Root: o.Root, Bundle: o.Bundle, Rootfs: spec.Root.Path,
 			Created: time.Now().UTC(), IDs: idRange{Size: size},
-			path: runDir(o.RunDir).journalPath(o.Root, o.ID),
+			path: runDir(o.RunDir).journalPath(o.Root, o.ID), owner: o.Owner,
 		},
 	}
 	switch {
@@ -221,7 +221,9 @@ func (c *Container) claim(o *CreateOptions, undo *undoStack) error {
 	if err := c.entry.claim(); err != nil {
 		return err
 	}
-	undo.add(func() error { return errors.Join(c.entry.undo(c.run), c.owner.leave(c.run, c.entry.commonGroups())) })
+	undo.add(func() error {
+		return errors.Join(c.entry.undo(c.run), c.entry.owner.leave(c.run, c.entry.commonGroups()))
+	})
 	if o.Zygote == nil && c.auto {
 		c.entry.Mounts = c.entry.path + ".root"
 	}
@@ -335,7 +337,7 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 		hooks.Annotations = c.Annotations()
 	}
 	c.entry.Cgroups = maps.Clone(state.CgroupPaths) // libcontainer empties its map when it removes them
-	c.owner.use(c.entry.commonGroups())
+	c.entry.owner.use(c.entry.commonGroups())
 	return c.entry.write()
 }
 

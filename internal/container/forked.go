@@ -85,7 +85,7 @@ func (c *Container) planForked(o *CreateOptions, undo *undoStack) error {
 	}
 	c.forked.config = config
 	c.entry.Cgroups, c.entry.Shared = maps.Clone(paths), shared
-	c.owner.use(c.entry.commonGroups())
+	c.entry.owner.use(c.entry.commonGroups())
 	if err := c.entry.write(); err != nil {
 		return err
 	}

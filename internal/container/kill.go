@@ -164,5 +164,5 @@ func (c *Container) forget(destroyed bool) error {
 	if err != nil {
 		return err
 	}
-	return c.owner.leave(c.run, c.entry.commonGroups())
+	return c.entry.owner.leave(c.run, c.entry.commonGroups())
 }

@@ -46,7 +46,6 @@ import (
 // which outlive it. It runs no code of a guest. What guests of one zygote share, SECURITY.md says.
 type Zygote struct {
 	run     runDir
-	owner   *Owner
 	process *os.Process
 
 	mu      sync.Mutex // guards control, and one order at a time
@@ -82,8 +81,8 @@ const zygotePatience = 20 * time.Second
 // StartZygote starts a zygote and returns when it is ready. It ends with this process's pid
 // namespace, or by Close.
 func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
-	z := &Zygote{run: o.Owner.run, owner: o.Owner, entry: entry{
-		ID: o.ID, Root: o.Owner.dir, Created: time.Now().UTC(), IDs: idRange{Size: 1}, path: o.Owner.run.journalPath(o.Owner.dir, o.ID),
+	z := &Zygote{run: o.Owner.run, entry: entry{
+		ID: o.ID, Root: o.Owner.dir, Created: time.Now().UTC(), IDs: idRange{Size: 1}, path: o.Owner.run.journalPath(o.Owner.dir, o.ID), owner: o.Owner,
 	}}
 	z.entry.Mounts = z.entry.path + ".root"
 	var undo undoStack
@@ -239,7 +238,7 @@ func (z *Zygote) Close() error {
 	_, err := z.process.Wait()
 	z.place.Lock()
 	defer z.place.Unlock()
-	return errors.Join(err, z.entry.forget(z.run), z.owner.leave(z.run, z.entry.commonGroups()))
+	return errors.Join(err, z.entry.forget(z.run), z.entry.owner.leave(z.run, z.entry.commonGroups()))
 }
 
 // The parts of an order, as zygote.c has them.
@@ -383,7 +382,7 @@ func (z *Zygote) shareDevices(config *configs.Config, parents map[string]string)
 	}
 	dir := filepath.Join(parent, "@"+digest(string(rules)))
 	z.entry.Shared = []string{dir}
-	z.owner.use(z.entry.commonGroups())
+	z.entry.owner.use(z.entry.commonGroups())
 	if err := z.entry.write(); err != nil {
 		return err
 	}
