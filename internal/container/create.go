@@ -96,10 +96,8 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 			}
 		}
 	}()
-	if o.Zygote != nil && o.Zygote.placed() {
-		if err = c.beginFork(&o, &undo); err != nil {
-			return nil, err
-		}
+	if err = c.forkEarly(&o, &undo); err != nil {
+		return nil, err
 	}
 	// Held until the cgroups exist, so that nobody removes their parents; released
 	// before undoing, which removes parents itself.

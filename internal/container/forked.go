@@ -93,6 +93,14 @@ func (c *Container) planForked(o *CreateOptions, undo *undoStack) error {
 	return err
 }
 
+// forkEarly is beginFork, if there is a zygote whose children begin where they have to.
+func (c *Container) forkEarly(o *CreateOptions, undo *undoStack) error {
+	if o.Zygote == nil || !o.Zygote.placed() {
+		return nil
+	}
+	return c.beginFork(o, undo)
+}
+
 // beginFork has the zygote make the first process, which waits. What the container owns on the
 // host, its groups and its root are made meanwhile: that takes as long. A crash leaves nothing
 // of the process: it ends with its parent.
