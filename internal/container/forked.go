@@ -154,7 +154,11 @@ func (c *Container) startForked(o *CreateOptions, _ *undoStack) error {
 		}
 		close(attended)
 	}()
-	return errors.Join(c.assemble(assembly), <-attended)
+	if err := errors.Join(c.assemble(assembly), <-attended); err != nil {
+		return err
+	}
+	_, err = c.receive('s')
+	return err
 }
 
 // assemble puts the process's root together around it.
@@ -245,12 +249,21 @@ func (c *Container) receiveProc() (*os.File, error) {
 	if err := unix.Send(sync, []byte("m"), unix.MSG_NOSIGNAL); err != nil {
 		return nil, c.didNotFork(err)
 	}
-	var word [1]byte
-	proc, n, err := receiveFD(sync, word[:])
-	if err != nil || n != 1 || word[0] != 'p' || proc == nil {
+	proc, err := c.receive('p')
+	if err == nil && proc == nil {
+		err = c.didNotFork(nil)
+	}
+	return proc, err
+}
+
+// receive takes a word of the process's, and what may come with it.
+func (c *Container) receive(word byte) (*os.File, error) {
+	var is [1]byte
+	file, n, err := receiveFD(int(c.forked.sync.Fd()), is[:])
+	if err != nil || n != 1 || is[0] != word {
 		return nil, c.didNotFork(err)
 	}
-	return proc, nil
+	return file, nil
 }
 
 // didNotFork is about a process that has ended, and said why on its stderr.

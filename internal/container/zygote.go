@@ -37,6 +37,7 @@ import (
 //	◄──────────────────────────────────────────── p, proc ── host name, limits, mounts a /proc
 //	puts its root together (assembly),                       begins its session, in memory
 //	whatever else has to be before it lives
+//	◄───────────────────────────────────────────────────── s
 //	g ─────────────────────────────────────────────────────► no capabilities, filter; is an agent
 //	                                                         that waits
 //

@@ -29,10 +29,11 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 
 #define NAMESPACES (CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
 
-enum { CONTROL = 3, SYNC = 3 }; // the zygote's descriptor; a child's, until it is done
+enum { CONTROL = 3, SYNC = 3, WORDS = 4 }; // the zygote's descriptor; a child's, until it is done
 
 #define TIMER_SLACK 50000 // nanoseconds: the kernel's default
 
@@ -107,6 +108,8 @@ static void __attribute__((noreturn)) leave(int code)
 		call(__NR_exit_group, code);
 }
 
+static int words = 2; // where a child says why it ends
+
 // must ends a child that cannot do what it has to.
 static long must(long result, const char *what)
 {
@@ -124,7 +127,7 @@ static long must(long result, const char *what)
 	for (long scale = 1000; scale; scale /= 10)
 		text[at++] = digits[error / scale % 10];
 	text[at++] = '\n';
-	call(__NR_write, 2, text, at);
+	call(__NR_write, words, text, at);
 	leave(125);
 }
 
@@ -219,6 +222,7 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	must(call(__NR_dup3, m->fds[0], 1, 0), "taking stdout");
 	must(m->fds[2] == SYNC ? -EINVAL : call(__NR_dup3, m->fds[2], SYNC, O_CLOEXEC), "taking the sync socket");
 	must(call(__NR_close_range, SYNC + 1, ~0U, 0), "closing the zygote's descriptors");
+	words = must(call(__NR_dup3, 2, WORDS, O_CLOEXEC), "keeping stderr"); // its agent puts a pipe there
 	call(__NR_set_robust_list, robust, robust_size); // which the kernel does not copy
 
 	hear('m'); // the ids are mapped, and the cgroups are joined
@@ -244,6 +248,11 @@ static void become(struct message *m)
 {
 	struct sock_fprog program = {.len = m->order.filter / sizeof(struct sock_filter), .filter = (void *)m->filter};
 
+	// What a preloaded module has begun after the fork would keep all that is given up here. The kernel
+	// says no to a process that has threads, or shares its memory.
+	must(call(__NR_unshare, CLONE_VM), "being the only thread");
+	must(call(__NR_wait4, -1, 0, WNOHANG | __WALL) == -ECHILD ? 0 : -EBUSY, "having no child");
+	must(say(SYNC, "s", 1, -1), "telling of the session");
 	hear('g'); // the guest's root is ours
 	must(call(__NR_chdir, "/"), "going to the root");
 	call(__NR_umask, 022);
@@ -254,6 +263,7 @@ static void become(struct message *m)
 	call(__NR_close, SYNC);
 	if (program.len)
 		must(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program), "putting the filter on");
+	call(__NR_close, WORDS);
 }
 
 // make clones one guest. It returns twice: 0 in the child.
