@@ -148,6 +148,12 @@ func listen(ipv6 bool, port uint16) (listener, error) {
 // hasIPv6 reports whether the namespace of this thread has IPv6: the kernel may
 // have none, or the administrator may have disabled it.
 func hasIPv6() bool {
-	disabled, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
-	return err == nil && string(disabled) == "0\n"
+	fd, err := unix.Open("/proc/sys/net/ipv6/conf/lo/disable_ipv6", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var disabled [2]byte
+	n, err := unix.Read(fd, disabled[:])
+	return err == nil && string(disabled[:n]) == "0\n"
 }
