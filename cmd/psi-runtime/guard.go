@@ -210,7 +210,8 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), events.Close())
 	}
-	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell}
+	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell,
+		hosts: string(attend.RootFiles(g.record.Policy)["/etc/hosts"])}
 	policies, err := control.ServePolicy(c.StateDir(), r.change)
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), a.Close(), events.Close())

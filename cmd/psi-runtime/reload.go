@@ -38,7 +38,8 @@ type reloader struct {
 	a        *attend.Attendant
 	tell     func(attend.Event)
 
-	mu sync.Mutex // one at a time
+	mu    sync.Mutex // one at a time; guards the fields below
+	hosts string     // what /etc/hosts of a bundle of psi's own says
 }
 
 // change handles a request of `policy apply`.
@@ -100,6 +101,7 @@ type reload struct {
 	old, next *engine.Record
 	still     bool                  // the container stands still already
 	limited   *specs.LinuxResources // the limits that have changed
+	names     string                // what /etc/hosts says from now on
 	undo      []func() error
 	end       []func() error // whatever became of it
 	lower     *container.OpenFiles
@@ -118,7 +120,7 @@ func (r *reload) run() (err error) {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.names},
+		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.hostNames},
 		{"rules", r.rules}, {"connections", r.connections}, {"state", r.state},
 	} {
 		if err := part.change(); err != nil {
@@ -222,17 +224,15 @@ func (r *reload) openFiles() error {
 	return nil
 }
 
-// names writes those that a bundle of psi's own connects to into its /etc/hosts.
-func (r *reload) names() error {
+// hostNames writes those that a bundle of psi's own connects to into its /etc/hosts.
+func (r *reload) hostNames() error {
 	if !r.next.Own {
 		return nil
 	}
-	before, err := r.a.Hosts(r.old.Policy)
-	if err != nil {
-		return err
-	}
 	after, err := r.a.Hosts(r.next.Policy)
-	if err != nil || string(before) == string(after) {
+	// What it says now, not what the old policy would have it say: the proxy remembers the
+	// names of a change that was taken back, too.
+	if r.names = string(after); err != nil || r.names == r.hosts {
 		return err
 	}
 	change, err := r.c.Apply(container.Change{Files: map[string][]byte{"/etc/hosts": after}})
@@ -307,6 +307,7 @@ func (r *reload) commit() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	r.hosts = r.names
 	r.tell(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
 		"policy_digest": r.next.Policy.Digest(), "former_digest": r.old.Policy.Digest(), "limits": control.LimitsOf(r.next.Policy.Limits()),
 	}})
