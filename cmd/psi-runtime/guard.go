@@ -205,7 +205,7 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	tell := func(e attend.Event) { tellEvent(events, e) }
 	a, err := attend.Start(c, g.record.Policy, attend.Options{
 		Programs: <-g.programs, Files: files.programs, Filter: !g.record.Own, OnEvent: tell,
-		OwnFiles: g.record.OwnFiles, Places: func(policy.Policy) []string { return g.record.Places() },
+		OwnFiles: g.record.OwnFiles, Places: g.record.Places,
 	})
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), events.Close())

@@ -16,6 +16,8 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/engine"
+	"github.com/psi-runtime/psi/internal/view"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -27,8 +29,10 @@ import (
 //	             from here on the container is frozen, if one of the next changes
 //	open_files   raised, in every process
 //	names        /etc/hosts of a bundle of psi's own
-//	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; nothing that is taken
-//	             away may be open
+//	files        mounts of such a bundle, which show what the rules match now, and the size of
+//	             its /tmp; nothing that is taken away may be open
+//	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; of an engine's
+//	             container nothing may be open that is taken away
 //	state        what state, exec and update go by
 //
 // Then comes what cannot be taken back and cannot fail but with the kernel: open_files is
@@ -40,6 +44,8 @@ type reloader struct {
 
 	mu    sync.Mutex // one at a time; guards the fields below
 	hosts string     // what /etc/hosts of a bundle of psi's own says
+	seen  bool       // shown says what is mounted in such a bundle; else its specification does
+	shown []view.Shown
 }
 
 // change handles a request of `policy apply`.
@@ -102,6 +108,7 @@ type reload struct {
 	still     bool                  // the container stands still already
 	limited   *specs.LinuxResources // the limits that have changed
 	names     string                // what /etc/hosts says from now on
+	view      view.Opened           // what is mounted from now on
 	undo      []func() error
 	end       []func() error // whatever became of it
 	lower     *container.OpenFiles
@@ -121,7 +128,7 @@ func (r *reload) run() (err error) {
 		change func() error
 	}{
 		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.hostNames},
-		{"rules", r.rules}, {"connections", r.connections}, {"state", r.state},
+		{"files", r.files}, {"rules", r.rules}, {"connections", r.connections}, {"state", r.state},
 	} {
 		if err := part.change(); err != nil {
 			return r.takeBack(fmt.Errorf("reloading the %s of container %s: %w", part.name, r.id, err))
@@ -235,12 +242,49 @@ func (r *reload) hostNames() error {
 	if r.names = string(after); err != nil || r.names == r.hosts {
 		return err
 	}
-	change, err := r.c.Apply(container.Change{Files: map[string][]byte{"/etc/hosts": after}})
+	return r.apply(container.Change{Files: map[string][]byte{"/etc/hosts": after}})
+}
+
+// files shows a bundle of psi's own what the policy shows of the host as it is now: so the same
+// policy once more is how files that came to match a glob since are shown.
+func (r *reload) files() (err error) {
+	if !r.next.Own {
+		return nil
+	}
+	if !r.seen {
+		if r.shown, err = view.Made(r.c); err != nil {
+			return err
+		}
+		r.seen = true
+	}
+	if r.view, err = view.Open(r.next.Policy, view.Identity{}, bundle.PlanView); err != nil {
+		return err
+	}
+	r.end = append(r.end, func() error { r.view.Close(); return nil })
+	change := r.view.From(r.shown)
+	if before, after := r.old.Policy.Limits().Tmp, r.next.Policy.Limits().Tmp; before != after {
+		change.Tmp = after
+	}
+	if len(change.Hide)+len(change.Show) == 0 && change.Tmp == 0 {
+		return nil
+	}
+	if err := r.freeze(); err != nil {
+		return err
+	}
+	return r.apply(change)
+}
+
+// apply makes a change of what the container sees.
+func (r *reload) apply(change container.Change) error {
+	applied, err := r.c.Apply(change)
+	if errors.Is(err, container.ErrBusy) {
+		return fmt.Errorf("%w: %w: have it close that, or end the container", control.ErrPolicy, err)
+	}
 	if err != nil {
 		return err
 	}
-	r.end = append(r.end, func() error { change.Keep(); return nil })
-	r.undo = append(r.undo, change.Undo)
+	r.end = append(r.end, func() error { applied.Keep(); return nil })
+	r.undo = append(r.undo, applied.Undo)
 	return nil
 }
 
@@ -257,7 +301,7 @@ func (r *reload) rules() error {
 		return err
 	}
 	r.undo = append(r.undo, func() error { return r.a.Update(old) })
-	if !files {
+	if !files || r.next.Own { // whose mounts are gone
 		return nil
 	}
 	open, err := r.c.Opened()
@@ -307,7 +351,7 @@ func (r *reload) commit() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	r.hosts = r.names
+	r.hosts, r.shown = r.names, r.view.Shown
 	r.tell(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
 		"policy_digest": r.next.Policy.Digest(), "former_digest": r.old.Policy.Digest(), "limits": control.LimitsOf(r.next.Policy.Limits()),
 	}})

@@ -112,25 +112,38 @@ func (l *live) hide(place string) error {
 	tree := os.NewFile(uintptr(spare), place)
 	l.spares = append(l.spares, tree)
 	l.undo.add(func() error { return l.attachAgain(tree, LiveMount{Dest: place, Dir: info.IsDir()}) })
+	if checkMount(place) == nil {
+		return fmt.Errorf("something else is mounted at %s, below what was taken away", place)
+	}
 	return nil
 }
 
 // checkMount refuses a place that is no mount any more: the guest may have moved the
 // directory that it was in.
 func checkMount(place string) error {
+	_, err := statMount(place)
+	return err
+}
+
+// statMount is stat for a place that is a mount.
+func statMount(place string) (stat unix.Stat_t, err error) {
 	f, err := openPlace(place)
 	if err != nil {
-		return fmt.Errorf("%s is not where it was mounted: %w", place, err)
+		return stat, fmt.Errorf("%s is not where it was mounted: %w", place, err)
 	}
 	defer f.Close()
-	var stat unix.Statx_t
-	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, 0, &stat); err != nil {
-		return &os.PathError{Op: "statx", Path: place, Err: err}
+	var more unix.Statx_t
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, 0, &more)
+	if err == nil {
+		err = unix.Fstat(int(f.Fd()), &stat)
 	}
-	if stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return fmt.Errorf("%s is no mount any more: the guest has moved what was there", place)
+	switch {
+	case err != nil:
+		return stat, &os.PathError{Op: "stat", Path: place, Err: err}
+	case more.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
+		return stat, fmt.Errorf("%s is no mount any more: the guest has moved what was there", place)
 	}
-	return nil
+	return stat, nil
 }
 
 // openPlace opens a handle on an absolute path, without following links.
