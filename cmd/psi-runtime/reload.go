@@ -28,7 +28,7 @@ import (
 //	limits       the cgroup's, of what the engine has given; written down with the rest
 //	             from here on the container is frozen, if one of the next changes
 //	open_files   raised, in every process
-//	names        /etc/hosts of a bundle of psi's own
+//	names        /etc/hosts of a bundle of psi's own; what its agent has to know, message and output
 //	files        mounts of such a bundle, which show what the rules match now, and the size of
 //	             its /tmp; nothing that is taken away may be open
 //	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; of an engine's
@@ -127,7 +127,7 @@ func (r *reload) run() (err error) {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.hostNames},
+		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.notices},
 		{"files", r.files}, {"rules", r.rules}, {"connections", r.connections}, {"state", r.state},
 	} {
 		if err := part.change(); err != nil {
@@ -231,18 +231,35 @@ func (r *reload) openFiles() error {
 	return nil
 }
 
-// hostNames writes those that a bundle of psi's own connects to into its /etc/hosts.
-func (r *reload) hostNames() error {
+// notices writes what a bundle of psi's own reads: the names that it connects to, into its
+// /etc/hosts, and what its agent has to know.
+func (r *reload) notices() error {
 	if !r.next.Own {
 		return nil
 	}
-	after, err := r.a.Hosts(r.next.Policy)
-	// What it says now, not what the old policy would have it say: the proxy remembers the
-	// names of a change that was taken back, too.
-	if r.names = string(after); err != nil || r.names == r.hosts {
+	hosts, err := r.a.Hosts(r.next.Policy)
+	if err != nil {
 		return err
 	}
-	return r.apply(container.Change{Files: map[string][]byte{"/etc/hosts": after}})
+	files := make(map[string][]byte)
+	// What it says now, not what the old policy would have it say: the proxy remembers the
+	// names of a change that was taken back, too.
+	if r.names = string(hosts); r.names != r.hosts {
+		files["/etc/hosts"] = hosts
+	}
+	if before, after := r.old.Policy.Limits(), r.next.Policy.Limits(); before.Message != after.Message || before.Output != after.Output {
+		if files[bundle.ReloadedFile], err = bundle.AgentConfig(r.next.Policy); err != nil {
+			return err
+		}
+		if err := r.freeze(); err != nil {
+			return err
+		}
+		r.end = append(r.end, func() error { _ = r.c.Kill(unix.SIGWINCH, false); return nil }) // or it looks later
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	return r.apply(container.Change{Files: files})
 }
 
 // files shows a bundle of psi's own what the policy shows of the host as it is now: so the same

@@ -67,6 +67,9 @@ func (l *live) clear(place string) {
 	}
 	for flags := 0; filepath.Dir(place) != "/"; place, flags = filepath.Dir(place), unix.AT_REMOVEDIR {
 		dir, err := l.walk(filepath.Dir(place), false)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return
 		}
@@ -83,7 +86,7 @@ func (l *live) clear(place string) {
 			err = unix.Unlinkat(int(dir.Fd()), name, flags)
 		}
 		dir.Close()
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return
 		}
 	}
@@ -153,7 +156,15 @@ func openPlace(place string) (*os.File, error) {
 
 // show puts a detached tree in its place.
 func (l *live) show(tree *os.File, m LiveMount) error {
-	place, err := l.place(m)
+	place, made, err := l.place(m)
+	if made {
+		l.undo.add(func() error {
+			again := live{Applied: l.Applied}
+			defer again.close()
+			again.clear(m.Dest)
+			return nil
+		})
+	}
 	if err != nil {
 		return err
 	}
@@ -170,7 +181,7 @@ func (l *live) show(tree *os.File, m LiveMount) error {
 func (a *Applied) attachAgain(tree *os.File, m LiveMount) error {
 	again := live{Applied: a}
 	defer again.close()
-	target, err := again.place(m)
+	target, _, err := again.place(m)
 	if err != nil {
 		return err
 	}
@@ -179,18 +190,18 @@ func (a *Applied) attachAgain(tree *os.File, m LiveMount) error {
 }
 
 // place opens a mount point, which it makes if there is none.
-func (l *live) place(m LiveMount) (*os.File, error) {
-	place, err := openPlace(m.Dest)
+func (l *live) place(m LiveMount) (place *os.File, made bool, err error) {
+	place, err = openPlace(m.Dest)
 	if !errors.Is(err, os.ErrNotExist) {
-		return place, err
+		return place, false, err
 	}
 	if err := l.makePlace(m); err != nil {
-		return nil, err
+		return nil, true, err // parts of it, perhaps
 	}
 	if place, err = openPlace(m.Dest); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
+		return nil, true, fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
 	}
-	return place, err
+	return place, true, err
 }
 
 func moveTree(tree, target *os.File) error {

@@ -35,6 +35,10 @@ func (r *Record) fixed(next policy.Policy) map[string]string {
 		"imports":        agent, "message": agent, "output": agent,
 		"preload": "its interpreter has begun", "isolation": "its interpreter has begun",
 	}
+	if r.Own {
+		delete(why, "message")
+		delete(why, "output")
+	}
 	if r.Own && r.Policy.Limits().Tmp > 0 && next.Limits().Tmp > 0 { // one that cannot be written stays so
 		delete(why, "tmp")
 	}

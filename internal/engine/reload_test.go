@@ -271,6 +271,7 @@ func TestReloadOfOwn(t *testing.T) {
 		"fewer files":      {"fs: [/srv/a, /srv/b]", "fs: [/srv/b]", ""},
 		"other files":      {"fs: [/srv/a]", "fs: [/srv/b]", ""},
 		"writing":          {"fs: [/srv/a]", "fs: [{write: /srv/a}]", ""},
+		"longer":           {"message: 1MiB", "{message: 2MiB, output: 2MiB}", ""},
 		"more in /tmp":     {"tmp: 1MiB", "tmp: 2MiB", ""},
 		"a /tmp at last":   {"tmp: 0", "tmp: 2MiB", "tmp cannot change"},
 		"no /tmp any more": {"tmp: 1MiB", "tmp: 0", "tmp cannot change"},

@@ -67,6 +67,7 @@ def main() -> None:
             _warm_up(session)
         else:
             _limit_imports(config, session.reloaded)
+            session.reloaded.look()  # a reload may have been faster
         say_ready(session)
         session.serve()
 
