@@ -67,7 +67,7 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, p
 		small(t, s.root)
 		before, after := policies(`, "db.example.org:5432"`)
 		before = strings.Replace(before, "}", fmt.Sprintf(", fs: ['%s/*.csv']}", dir), 1)
-		after = strings.Replace(after, "}", fmt.Sprintf(", fs: ['%[1]s/*.txt', {write: '%[1]s/out'}]}", dir), 1)
+		after = strings.Replace(after, "}", fmt.Sprintf(", fs: ['%[1]s/**/*.txt', {write: '%[1]s/out'}]}", dir), 1)
 		s.runs(before)
 		s.settled()
 		each(t, s, before, after)
@@ -268,6 +268,10 @@ func TestApplyWithoutDescriptors(t *testing.T) {
 			}
 		}
 		t.Logf("failed with up to %d more descriptors: %v", most, seen)
+		// With one more it had all of it.
+		look = s.look()
+		s.applies(after)
+		s.unchanged("the same policy again", look)
 	})
 }
 

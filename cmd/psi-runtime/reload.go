@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -113,9 +114,37 @@ type reload struct {
 	end       []func() error // whatever became of it
 	lower     *container.OpenFiles
 	forbidden *attend.Forbidden
+	reserve   []*os.File
 }
 
-func (r *reload) run() (err error) {
+// spared is how many descriptors are kept for taking back, and for killing.
+const spared = 8
+
+// spare makes sure that there will be some, as the first thing that may fail.
+func (r *reload) spare() error {
+	for range spared {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return fmt.Errorf("reserving descriptors: %w", err)
+		}
+		r.reserve = append(r.reserve, f)
+	}
+	return nil
+}
+
+// release is for who needs them now.
+func (r *reload) release() {
+	for _, f := range r.reserve {
+		_ = f.Close()
+	}
+	r.reserve = nil
+}
+
+func (r *reload) run() error {
+	defer r.release()
+	if err := r.spare(); err != nil {
+		return fmt.Errorf("reloading container %s: %w", r.id, err)
+	}
 	defer func() {
 		for _, end := range slices.Backward(r.end) {
 			if endErr := end(); endErr != nil {
@@ -143,6 +172,7 @@ func (r *reload) run() (err error) {
 // takeBack undoes what was done, newest first. A container of which nobody knows what
 // holds it is killed.
 func (r *reload) takeBack(cause error) error {
+	r.release()
 	var errs []error
 	for _, undo := range slices.Backward(r.undo) {
 		errs = append(errs, undo())
@@ -154,6 +184,7 @@ func (r *reload) takeBack(cause error) error {
 }
 
 func (r *reload) kill(cause error) error {
+	r.release()
 	logrus.Error(cause)
 	return errors.Join(cause, r.c.KillCgroup())
 }
@@ -277,7 +308,7 @@ func (r *reload) files() (err error) {
 	if r.view, err = view.Open(r.next.Policy, view.Identity{}, bundle.PlanView); err != nil {
 		return err
 	}
-	r.end = append(r.end, func() error { r.view.Close(); return nil })
+	defer r.view.Close()
 	change := r.view.From(r.shown)
 	if before, after := r.old.Policy.Limits().Tmp, r.next.Policy.Limits().Tmp; before != after {
 		change.Tmp = after
