@@ -244,7 +244,7 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	applied, err = s.c.Apply(Change{
-		Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/new", Dir: true}},
+		Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/srv/deep/new", Dir: true}},
 		Files: map[string][]byte{"/etc/hosts": []byte("new\n"), "/etc/more": nil}, Tmp: 2 << 20, ClientUID: 1234, ClientGID: 1234,
 	})
 	if err != nil {
@@ -254,8 +254,26 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wants("read -r x < /srv/data/a; echo $x", "secret--0")
-	s.wants("[ -e /new/a ]", "--1")
+	s.wants("[ -e /srv/deep ]", "--1")
 	s.wants("[ -e /etc/more ]", "--1")
 	s.wants("read -r x < /etc/hosts; echo $x", "old--0")
 	s.wants("read -r x < /tmp/file; echo $x", "full--0")
+}
+
+// What is taken away must not uncover something else that is mounted there.
+func TestChangeOfWhatIsMountedTwice(t *testing.T) {
+	s := newFixture(t).shell()
+	_, handle := hostDir(t)
+	show := LiveMount{Source: handle, Dest: "/srv/data", Dir: true}
+	for range 2 {
+		applied, err := s.change(Change{Show: []LiveMount{show}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		applied.Keep()
+	}
+	if _, err := s.change(Change{Hide: []string{"/srv/data"}}); err == nil || !strings.Contains(err.Error(), "something else is mounted at /srv/data") {
+		t.Errorf("%v", err)
+	}
+	s.wants("read -r x < /srv/data/a; echo $x", "secret--0")
 }
