@@ -257,6 +257,50 @@ func TestApplyOfMovedPlaces(t *testing.T) {
 	})
 }
 
+// The guest's /tmp is its own, and so are the directories in it that something is mounted in: it
+// exchanges two of them, so that each mount is where the other was.
+func TestApplyOfExchangedPlaces(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "psi-apply-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, name := range []string{"a", "b"} {
+		if err := os.MkdirAll(filepath.Join(dir, name, "in"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name, "in/file"), []byte("of "+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	policy, less := fmt.Sprintf("fs: [%[1]s/a/in, %[1]s/b/in]", dir), fmt.Sprintf("fs: [%s/b/in]", dir)
+	s := own(t, dir, policy)
+	exchange := func() {
+		t.Helper()
+		s.ok("exec", s.id, "/usr/bin/python3", "-I", "-S", "-c",
+			fmt.Sprintf("import os; os.chdir(%q); os.rename('a', 'x'); os.rename('b', 'a'); os.rename('x', 'b')", dir))
+	}
+	const refusal = "reloading the files of container own: .*what is mounted at .*/a/in is not what was: somebody has moved it"
+	// As it was made: what is there is looked for then.
+	exchange()
+	s.applies(less)
+	if seen := s.sees(); strings.Contains(seen, "of a") || !strings.Contains(seen, "of b") {
+		t.Errorf("it sees\n%s", seen)
+	}
+	// As it was shown since.
+	s.applies(policy)
+	exchange()
+	s.refused(less, refusal)
+	exchange()
+	s.applies(less)
+	if seen := s.sees(); strings.Contains(seen, "of a") || !strings.Contains(seen, "of b") {
+		t.Errorf("it sees\n%s", seen)
+	}
+}
+
 // The agent of a bundle of psi's own takes over other limits of messages and output.
 func TestApplyToAnAgent(t *testing.T) {
 	l := newLine(t)

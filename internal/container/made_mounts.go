@@ -1,12 +1,8 @@
 package container
 
-import (
-	"fmt"
+import "fmt"
 
-	"golang.org/x/sys/unix"
-)
-
-// HostMount is a mount of a specification that shows files of the host as the guest's own.
+// HostMount is a mount of a guest that shows files of the host as its own.
 type HostMount struct {
 	Source, Dest string
 	Write        bool
@@ -14,7 +10,7 @@ type HostMount struct {
 	Dev, Ino     uint64 // of what is there
 }
 
-// HostMounts are those that a container of psi's own was made with, its idmapped mounts, and
+// HostMounts are those that a container of psi's own was made with, its idmapped mounts, with
 // what is there now. Nobody may have hidden one since, see [Container.Apply].
 func (c *Container) HostMounts() (mounts []HostMount, err error) {
 	err = c.inside(func() error {
@@ -22,14 +18,12 @@ func (c *Container) HostMounts() (mounts []HostMount, err error) {
 			if !m.IsIDMapped() {
 				continue
 			}
-			stat, err := statMount(m.Destination)
+			found, err := mountAt(m.Destination)
 			if err != nil {
 				return err
 			}
-			mounts = append(mounts, HostMount{
-				Source: m.Source, Dest: m.Destination, Write: m.Flags&unix.MS_RDONLY == 0,
-				Dir: stat.Mode&unix.S_IFMT == unix.S_IFDIR, Dev: stat.Dev, Ino: stat.Ino,
-			})
+			found.Source = m.Source
+			mounts = append(mounts, found)
 		}
 		return nil
 	})

@@ -43,7 +43,7 @@ func (v Opened) From(old []Shown) (change container.Change) {
 	}
 	for _, m := range old {
 		if affected(m) {
-			change.Hide = append(change.Hide, m.Dest)
+			change.Hide = append(change.Hide, container.HiddenMount{Dest: m.Dest, Write: m.Write, Dev: m.Dev, Ino: m.Ino})
 		}
 	}
 	for i, m := range v.Shown {

@@ -3,13 +3,11 @@ package view
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -130,20 +128,14 @@ func TestFromAnEarlierView(t *testing.T) {
 		"beside, inside": {[]policy.FSRule{write("/a/in")}, []policy.FSRule{write("/a/in"), read("/a/x")}, "", "/a/x"},
 	} {
 		change := open(t, tc.after...).From(open(t, tc.before...).Shown)
-		places := func(of []string) string {
-			out := slices.Clone(of)
-			for i := range out {
-				out[i] = strings.TrimPrefix(out[i], dir)
-			}
-			return strings.Join(out, " ")
+		var hides, shows []string
+		for _, m := range change.Hide {
+			hides = append(hides, strings.TrimPrefix(m.Dest, dir))
 		}
-		shown := func(of []container.LiveMount) (dests []string) {
-			for _, m := range of {
-				dests = append(dests, m.Dest)
-			}
-			return dests
+		for _, m := range change.Show {
+			shows = append(shows, strings.TrimPrefix(m.Dest, dir))
 		}
-		if hide, show := places(change.Hide), places(shown(change.Show)); hide != tc.hide || show != tc.show {
+		if hide, show := strings.Join(hides, " "), strings.Join(shows, " "); hide != tc.hide || show != tc.show {
 			t.Errorf("%s: hides %q and shows %q, not %q and %q", name, hide, show, tc.hide, tc.show)
 		}
 	}
