@@ -257,9 +257,9 @@ func TestApplyOfMovedPlaces(t *testing.T) {
 	})
 }
 
-// The guest's /tmp is its own, and so are the directories in it that something is mounted in: it
-// exchanges two of them, so that each mount is where the other was.
-func TestApplyOfExchangedPlaces(t *testing.T) {
+// exchangeable makes two directories that a guest has in its /tmp.
+func exchangeable(t *testing.T) (dir string) {
+	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "psi-apply-")
 	if err != nil {
 		t.Fatal(err)
@@ -276,6 +276,13 @@ func TestApplyOfExchangedPlaces(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// The guest's /tmp is its own, and so are the directories in it that something is mounted in: it
+// exchanges two of them, so that each mount is where the other was.
+func TestApplyOfExchangedPlaces(t *testing.T) {
+	dir := exchangeable(t)
 	policy, less := fmt.Sprintf("fs: [%[1]s/a/in, %[1]s/b/in]", dir), fmt.Sprintf("fs: [%s/b/in]", dir)
 	s := own(t, dir, policy)
 	exchange := func() {
@@ -299,6 +306,47 @@ func TestApplyOfExchangedPlaces(t *testing.T) {
 	if seen := s.sees(); strings.Contains(seen, "of a") || !strings.Contains(seen, "of b") {
 		t.Errorf("it sees\n%s", seen)
 	}
+}
+
+// It does so all the while, so that what is there is not what was there a moment ago.
+func TestApplyWhilePlacesAreExchanged(t *testing.T) {
+	dir := exchangeable(t)
+	s := &subject{line: newLine(t), probe: []string{"/usr/bin/python3", "-I", "-S", "-c", lookAt(dir)}}
+	s.clean()
+	bundle := filepath.Join(t.TempDir(), "bundle")
+	entry := write(t, "entry.py", fmt.Sprintf(`
+import os
+os.chdir(%q)
+open("/tmp/begun", "w").close()
+while True:
+    try:
+        os.rename("a", "x"), os.rename("b", "a"), os.rename("x", "b")
+    except OSError:
+        pass
+`, dir))
+	s.ok("bundle", "--policy", write(t, "before.yml", fmt.Sprintf("fs: [%[1]s/a/in, %[1]s/b/in]", dir)), "--entry", entry, "--rootfs", pythonRoot(t), "-o", bundle)
+	given := 0
+	for i := range 6 {
+		s.id = fmt.Sprintf("own%d", i)
+		s.detached("run", "-d", "-b", bundle, s.id)
+		eventually(t, "it moves them", func() bool {
+			return s.run("exec", s.id, "/usr/bin/python3", "-I", "-S", "-c", "open('/tmp/begun')").code == 0
+		})
+		kept, lost := "a", "b"
+		if i%2 == 1 {
+			kept, lost = lost, kept
+		}
+		if s.apply(fmt.Sprintf("fs: [%s/%s/in]", dir, kept)) == "" {
+			given++
+			for range 5 { // it moves them while they are looked at, too
+				if seen := s.run(append([]string{"exec", s.id}, s.probe...)...).out; strings.Contains(seen, "of "+lost) {
+					t.Fatalf("it kept what was taken away:\n%s", seen)
+				}
+			}
+		}
+		s.run("delete", "--force", s.id)
+	}
+	t.Logf("%d of 6 were given", given)
 }
 
 // The agent of a bundle of psi's own takes over other limits of messages and output.

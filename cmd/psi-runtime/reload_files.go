@@ -50,6 +50,9 @@ func (r *reload) files() (err error) {
 		return nil
 	}
 	if !r.seen {
+		if err := r.freeze(); err != nil { // or it moves one while the next is looked at
+			return err
+		}
 		if r.shown, err = view.Made(r.c); err != nil {
 			return err
 		}

@@ -11,7 +11,8 @@ type HostMount struct {
 }
 
 // HostMounts are those that a container of psi's own was made with, its idmapped mounts, with
-// what is there now. Nobody may have hidden one since, see [Container.Apply].
+// what is there now. Nobody may have hidden one since, see [Container.Apply], and it must be frozen,
+// or what is there changes while it is looked at.
 func (c *Container) HostMounts() (mounts []HostMount, err error) {
 	err = c.inside(func() error {
 		for _, m := range c.config().Mounts {
