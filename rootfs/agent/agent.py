@@ -75,6 +75,7 @@ def main() -> None:
             start(session, False)
             if not waits:
                 _limit_imports(config, session.reloaded)
+                session.reloaded.look()  # a reload may have been faster
         say_ready(session)
         if waits and not session.channel.available():
             session.channel.watch()  # nobody waits for this
