@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -335,6 +336,15 @@ func wordsOn(stderr *os.File) string {
 	n, _ := stderr.ReadAt(buf, 0)
 	text := strings.ToValidUTF8(string(bytes.TrimRight(buf[:n], "\x00\n ")), "\uFFFD")
 	return clip(text, maxMessage)
+}
+
+// unsay makes a guest's stderr as it was at first.
+func unsay(stderr *os.File) error {
+	_, err := stderr.WriteAt(make([]byte, maxStderr), 0)
+	if err == nil {
+		_, err = stderr.Seek(0, io.SeekStart)
+	}
+	return err
 }
 
 // clip shortens a text to at most n bytes without cutting a character.

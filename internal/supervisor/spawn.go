@@ -135,8 +135,9 @@ func (g *guest) specialise(want understood, opened view.Opened) error {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"files", r.fresh}, {"endpoints", func() error { return g.attendant.Begin(p) }},
+		// First: the agent takes it in meanwhile. It runs nothing before it is asked to.
 		{"agent", func() error { return g.configure(p) }},
+		{"limits", r.limits}, {"files", r.fresh}, {"endpoints", func() error { return g.attendant.Begin(p) }},
 	} {
 		if err := part.change(); err != nil {
 			return fmt.Errorf("giving the guest its %s: %w", part.name, err)

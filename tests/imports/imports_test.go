@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"internal/confine":      {},
 	"internal/confine/gen":  {"internal/confine", "pkg/bundle"},
 	"internal/container":    {"internal/confine", "pkg/policy"},
-	"internal/engine":       {"internal/confine", "pkg/bundle", "pkg/policy"},
+	"internal/engine":       {"internal/confine", "pkg/bundle", "pkg/modules", "pkg/policy"},
 	"internal/attend":       {"internal/endpoint", "internal/enforce", "internal/netproxy", "pkg/policy"},
 	"internal/control":      {"pkg/policy"},
 	"internal/view":         {"internal/container", "internal/control", "pkg/bundle", "pkg/policy"},
