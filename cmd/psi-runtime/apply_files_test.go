@@ -285,11 +285,15 @@ func TestApplyOfExchangedPlaces(t *testing.T) {
 	dir := exchangeable(t)
 	policy, less := fmt.Sprintf("fs: [%[1]s/a/in, %[1]s/b/in]", dir), fmt.Sprintf("fs: [%s/b/in]", dir)
 	s := own(t, dir, policy)
-	exchange := func() {
-		t.Helper()
-		s.ok("exec", s.id, "/usr/bin/python3", "-I", "-S", "-c",
-			fmt.Sprintf("import os; os.chdir(%q); os.rename('a', 'x'); os.rename('b', 'a'); os.rename('x', 'b')", dir))
+	rename := []string{"exec", s.id, "/usr/bin/python3", "-I", "-S", "-c",
+		fmt.Sprintf("import os; os.chdir(%q); os.rename('a', 'x'); os.rename('b', 'a'); os.rename('x', 'b')", dir)}
+	if probeFiles() == nil { // a guest moves no directory with something below that it may not write
+		if r := s.run(rename...); r.code == 0 || !strings.Contains(r.err, "PermissionError") {
+			t.Errorf("exit code %d: %s", r.code, r.err)
+		}
+		return
 	}
+	exchange := func() { t.Helper(); s.ok(rename...) }
 	const refusal = "reloading the files of container own: .*what is mounted at .*/a/in is not what was: somebody has moved it"
 	// As it was made: what is there is looked for then.
 	exchange()

@@ -36,6 +36,12 @@ func (l *live) apply(change Change, trees, covers []*os.File) error {
 			return err
 		}
 	}
+	// Before something is shown above: what is covered cannot be cleared.
+	for _, m := range slices.Backward(change.Hide) {
+		if !slices.ContainsFunc(change.Show, func(next LiveMount) bool { return next.Dest == m.Dest }) {
+			l.clear(m.Dest)
+		}
+	}
 	for i, m := range change.Show {
 		if err := l.show(trees[i], m); err != nil {
 			return fmt.Errorf("showing %s: %w", m.Dest, err)
@@ -55,9 +61,6 @@ func (l *live) apply(change Change, trees, covers []*os.File) error {
 		if err := l.resize("/tmp", change.Tmp); err != nil {
 			return err
 		}
-	}
-	for _, m := range slices.Backward(change.Hide) {
-		l.clear(m.Dest)
 	}
 	return nil
 }
