@@ -69,22 +69,32 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+// scriptCondition tells what the machine has. The second kernel has everything but systemd, which
+// only TestUnderSystemd starts: there, what is missing is an error.
 func scriptCondition(name string) (bool, error) {
+	var missing error
 	switch name {
 	case "v2":
-		_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
-		return err == nil, nil
+		_, missing = os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	case "lsm":
-		return probeFiles() == nil, nil
+		missing = probeFiles()
 	case "sys_resource":
-		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
-		return has == 1, err
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); has != 1 {
+			missing = errors.Join(errors.New("not in the bounding set"), err)
+		}
 	case "systemd":
 		return systemd.IsRunningSystemd(), nil
 	case "criu":
-		return exec.Command("criu", "check").Run() == nil, nil
+		if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+			missing = fmt.Errorf("criu check: %w: %s", err, out)
+		}
+	default:
+		return false, fmt.Errorf("condition %q is not known", name)
 	}
-	return false, fmt.Errorf("condition %q is not known", name)
+	if missing != nil && os.Getenv("PSI_TEST_VM") != "" {
+		return false, fmt.Errorf("the second kernel has %s, and it does not work: %w", name, missing)
+	}
+	return missing == nil, nil
 }
 
 func setUpScript(env *testscript.Env) error {
@@ -363,7 +373,9 @@ func scriptLimit(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer c.Close()
 	controller, file := args[1], args[2]
-	if v2, _ := scriptCondition("v2"); v2 {
+	v2, err := scriptCondition("v2")
+	ts.Check(err)
+	if v2 {
 		controller, file = "", args[3]
 	}
 	dir, err := c.Cgroup(controller)
