@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -39,6 +40,7 @@ import (
 //	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
 //	                           look at a file of the container's cgroup, of whichever version the host has
 //
+//	terminal SOCKET FILE       listen on the socket for terminals, and append their output to the file
 //	notified FILE              listen on $NOTIFY_SOCKET, and append what comes to the file
 //
 // psi-runtime is the program that make built, not this test's binary: some of what it
@@ -55,14 +57,16 @@ func TestScripts(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			leakcheck.Check(t)
+			deadline, _ := t.Deadline() // a command that hangs is ended, and the script says which
 			testscript.Run(t, testscript.Params{
 				Files:     []string{file},
+				Deadline:  deadline,
 				Setup:     setUpScript,
 				Condition: scriptCondition,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"psi": scriptPsi, "code": scriptCode, "bundle": scriptBundle, "state": scriptState,
 					"until": scriptUntil, "reap": scriptReap, "limit": scriptLimit,
-					"notified": scriptNotified, "unattend": scriptUnattend,
+					"notified": scriptNotified, "unattend": scriptUnattend, "terminal": scriptTerminal,
 				},
 			})
 		})
@@ -361,6 +365,33 @@ func scriptNotified(ts *testscript.TestScript, neg bool, args []string) {
 			}
 			_, _ = f.Write(append(buf[:n], '\n'))
 			f.Close()
+		}
+	}()
+}
+
+func scriptTerminal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: terminal SOCKET FILE")
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: ts.MkAbs(args[0]), Net: "unix"})
+	ts.Check(err)
+	ts.Defer(func() { listener.Close() })
+	output, err := os.OpenFile(ts.MkAbs(args[1]), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ts.Check(err)
+	ts.Defer(func() { output.Close() })
+	go func() {
+		for {
+			conn, err := listener.AcceptUnix()
+			if err != nil {
+				return
+			}
+			if socket, err := conn.File(); err == nil {
+				if master, err := receiveFile(socket); err == nil {
+					go func() { _, _ = io.Copy(output, master); master.Close() }()
+				}
+				socket.Close()
+			}
+			conn.Close()
 		}
 	}()
 }
