@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/container"
@@ -226,6 +227,59 @@ func TestSpecRuns(t *testing.T) {
 	r := c.run("run", "-b", dir, "x")
 	if r.code != 1 || !strings.Contains(r.err, "terminal") {
 		t.Errorf("a bundle with a terminal, without one: %d, %q", r.code, r.err)
+	}
+}
+
+// flagsOfCommands are what engines, and runc's users and suites, write: a name with = takes a value.
+// Help and the wrong use of each command are in the script commandline.
+const flagsOfCommands = `
+-                --root= --debug --log= --log-format= --systemd-cgroup --rootless= -v --version
+create           -b= --bundle= --console-socket= --pid-file= --pidfd-socket= --no-pivot --no-new-keyring --preserve-fds=
+run              -b= --bundle= --console-socket= --pid-file= --pidfd-socket= --no-pivot --no-new-keyring --preserve-fds= -d --detach --keep --no-subreaper
+start
+state
+pause
+resume
+exec             -d --detach -t --tty -u= --user= -p= --process= --pid-file= --console-socket= --pidfd-socket= --cwd= -e= --env= -g= --additional-gids=
+                 -c= --cap= --preserve-fds= --cgroup= --ignore-paused --no-new-privs --process-label= --apparmor=
+kill             -a --all
+delete           -f --force
+list             -q --quiet -f= --format=
+ps               -f= --format=
+events           --stats --interval=
+update           -r= --resources= --pids-limit= --memory= --memory-reservation= --memory-swap= --cpu-period= --cpu-quota= --cpu-burst= --cpu-share= --cpu-idle=
+                 --cpu-rt-period= --cpu-rt-runtime= --cpuset-cpus= --cpuset-mems= --blkio-weight= --l3-cache-schema= --mem-bw-schema=
+                 --kernel-memory= --kernel-memory-tcp=
+checkpoint       --image-path= --work-path= --parent-path= --pre-dump --lazy-pages --page-server= --status-fd= --manage-cgroups-mode= --leave-running
+                 --tcp-established --tcp-skip-in-flight --ext-unix-sk --shell-job --file-locks --empty-ns= --auto-dedup --link-remap
+restore          -b= --bundle= --image-path= --work-path= --lazy-pages --manage-cgroups-mode= --tcp-established --ext-unix-sk --shell-job --file-locks
+                 --empty-ns= --auto-dedup -d --detach --console-socket= --pid-file= --no-subreaper --no-pivot --lsm-profile= --lsm-mount-context=
+features
+spec             -b= --bundle= --rootless
+`
+
+func TestFlagsOfCommands(t *testing.T) {
+	app := newApp("psi-runtime")
+	name, flags := "", app.Flags
+	for _, line := range strings.Split(strings.Trim(flagsOfCommands, "\n"), "\n") {
+		words := strings.Fields(line)
+		if line[0] != ' ' {
+			if name, words = words[0], words[1:]; name != "-" {
+				cmd := app.Command(name)
+				if cmd == nil {
+					t.Errorf("there is no command %s", name)
+					continue
+				}
+				flags = cmd.Flags
+			}
+		}
+		for _, word := range words {
+			flag, _, value := strings.Cut(word, "=")
+			has := slices.ContainsFunc(flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), strings.TrimLeft(flag, "-")) })
+			if !has || takesValue(flags, flag) != value {
+				t.Errorf("%s %s: there %t, with a value %t: want one with a value %t", name, flag, has, takesValue(flags, flag), value)
+			}
+		}
 	}
 }
 

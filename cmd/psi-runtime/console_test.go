@@ -18,41 +18,76 @@ import (
 
 func withTerminal(s *specs.Spec) { s.Process.Terminal = true }
 
-// TestConsoleSocket: a detached container's terminal goes to whoever listens.
-func TestConsoleSocket(t *testing.T) {
-	c := newLine(t)
-	path := filepath.Join(t.TempDir(), "console.sock")
+// sentFiles listens on a unix socket, and returns the descriptors that are sent to it.
+func sentFiles(t *testing.T) (path string, files <-chan *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "socket")
 	listener, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	master := make(chan *os.File, 1)
+	t.Cleanup(func() { listener.Close() })
+	sent := make(chan *os.File)
 	go func() {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		socket, err := conn.(*net.UnixConn).File()
-		if err != nil {
-			return
-		}
-		defer socket.Close()
-		if f, err := receiveFile(socket); err == nil {
-			master <- f
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if socket, err := conn.(*net.UnixConn).File(); err == nil {
+				f, _ := receiveFile(socket)
+				sent <- f
+				socket.Close()
+			}
+			conn.Close()
 		}
 	}()
-	c.detached("create", "--console-socket", path, "-b", c.bundle("stty size; read x; echo got $x", withTerminal), "x")
-	terminal := <-master
-	defer terminal.Close()
-	c.ok("start", "x")
-	readLine(t, terminal, "0 0")
-	if _, err := terminal.WriteString("hello\n"); err != nil {
+	return path, sent
+}
+
+// TestConsoleSocket: a detached process's terminal goes to whoever listens.
+func TestConsoleSocket(t *testing.T) {
+	c := newLine(t)
+	path, sent := sentFiles(t)
+	const script = "stty size; read x; echo got $x"
+	bundle := c.bundle(script, withTerminal)
+	talk := func(terminal *os.File) {
+		t.Helper()
+		defer terminal.Close()
+		readLine(t, terminal, "0 0")
+		if _, err := terminal.WriteString("hello\n"); err != nil {
+			t.Fatal(err)
+		}
+		readLine(t, terminal, "hello") // the echo
+		readLine(t, terminal, "got hello")
+	}
+	c.detached("create", "--console-socket", path, "-b", bundle, "created")
+	terminal := <-sent
+	c.ok("start", "created")
+	talk(terminal)
+	c.detached("run", "--detach", "--console-socket", path, "-b", bundle, "x")
+	talk(<-sent)
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000"), "y")
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	c.quiet("exec", "-d", "-t", "--console-socket", path, "--pid-file", pidFile, "y", "sh", "-c", script)
+	talk(<-sent)
+	reapFile(t, pidFile)
+}
+
+// reapFile waits for the process whose pid a file holds: one that exec has left to us.
+func reapFile(t *testing.T, name string) {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
 		t.Fatal(err)
 	}
-	readLine(t, terminal, "hello") // the echo
-	readLine(t, terminal, "got hello")
+	pid, err := strconv.Atoi(string(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestTerminalFlagsAreChecked(t *testing.T) {
@@ -238,27 +273,7 @@ func TestTerminalResizes(t *testing.T) {
 // whoever listens.
 func TestPIDFDSocket(t *testing.T) {
 	c := newLine(t)
-	path := filepath.Join(t.TempDir(), "pidfd.sock")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	received := make(chan *os.File)
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			if socket, err := conn.(*net.UnixConn).File(); err == nil {
-				f, _ := receiveFile(socket)
-				received <- f
-				socket.Close()
-			}
-			conn.Close()
-		}
-	}()
+	path, received := sentFiles(t)
 	pid := func(f *os.File) string {
 		defer f.Close()
 		data, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(f.Fd())))
@@ -272,7 +287,14 @@ func TestPIDFDSocket(t *testing.T) {
 	c.detached("create", "--pidfd-socket", path, "-b", c.bundle("sleep 1000"), "x")
 	wants(t, "state", c.ok("state", "x"), `"pid": `+pid(<-received)+`,`)
 	c.ok("start", "x")
+	c.detached("run", "-d", "--pidfd-socket", path, "-b", c.bundle("sleep 1000"), "y")
+	wants(t, "state", c.ok("state", "y"), `"pid": `+pid(<-received)+`,`)
 	done := make(chan string)
+	go func() { done <- c.ok("run", "--pidfd-socket", path, "-b", c.bundle("echo done"), "z") }()
+	if got := pid(<-received); got == "" || got == "-1" {
+		t.Errorf("run sent a pidfd of pid %q", got)
+	}
+	wants(t, "run", <-done, "done")
 	go func() { done <- c.ok("exec", "--pidfd-socket", path, "x", "sh", "-c", "echo done") }()
 	if got := pid(<-received); got == "" || got == "-1" {
 		t.Errorf("exec sent a pidfd of pid %q", got)

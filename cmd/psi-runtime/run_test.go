@@ -50,30 +50,37 @@ func TestRunKilledInit(t *testing.T) {
 	}
 }
 
-func TestRunForwardsSignals(t *testing.T) {
+// TestForegroundForwardsSignals: what run, or exec, is sent goes to its process.
+func TestForegroundForwardsSignals(t *testing.T) {
 	c := newLine(t)
-	cmd := c.command("run", "-b", c.bundle(`trap "echo term; exit 3" TERM; trap "echo usr1" USR1; echo up; while :; do sleep 0.02; done`), "x")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	readLine(t, out, "up")
-	for sig, want := range map[unix.Signal]string{unix.SIGUSR1: "usr1"} {
-		if err := cmd.Process.Signal(sig); err != nil {
+	const script = `trap "echo term; exit 3" TERM; trap "echo usr1" USR1; echo up; while :; do sleep 0.02; done`
+	c.detached("run", "-d", "-b", c.bundle("sleep 1000"), "y")
+	for name, args := range map[string][]string{
+		"run":  {"run", "-b", c.bundle(script), "x"},
+		"exec": {"exec", "y", "sh", "-c", script},
+	} {
+		cmd := c.command(args...)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
 			t.Fatal(err)
 		}
-		readLine(t, out, want)
-	}
-	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	readLine(t, out, "term")
-	_ = cmd.Wait()
-	if code := cmd.ProcessState.ExitCode(); code != 3 {
-		t.Errorf("exit code %d", code)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		readLine(t, out, "up")
+		for _, sent := range []struct {
+			signal unix.Signal
+			says   string
+		}{{unix.SIGUSR1, "usr1"}, {unix.SIGTERM, "term"}} {
+			if err := cmd.Process.Signal(sent.signal); err != nil {
+				t.Fatal(err)
+			}
+			readLine(t, out, sent.says)
+		}
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 3 {
+			t.Errorf("%s: exit code %d", name, code)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -39,6 +40,7 @@ import (
 //	limit ID CONTROLLER V1-FILE V2-FILE REGEXP
 //	                           look at a file of the container's cgroup, of whichever version the host has
 //
+//	terminal SOCKET FILE       listen on the socket for terminals, and append their output to the file
 //	notified FILE              listen on $NOTIFY_SOCKET, and append what comes to the file
 //
 // psi-runtime is the program that make built, not this test's binary: some of what it
@@ -55,36 +57,48 @@ func TestScripts(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			leakcheck.Check(t)
+			deadline, _ := t.Deadline() // a command that hangs is ended, and the script says which
 			testscript.Run(t, testscript.Params{
 				Files:     []string{file},
+				Deadline:  deadline,
 				Setup:     setUpScript,
 				Condition: scriptCondition,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"psi": scriptPsi, "code": scriptCode, "bundle": scriptBundle, "state": scriptState,
 					"until": scriptUntil, "reap": scriptReap, "limit": scriptLimit,
-					"notified": scriptNotified, "unattend": scriptUnattend,
+					"notified": scriptNotified, "unattend": scriptUnattend, "terminal": scriptTerminal,
 				},
 			})
 		})
 	}
 }
 
+// scriptCondition tells what the machine has. The second kernel has everything but systemd, which
+// only TestUnderSystemd starts: there, what is missing is an error.
 func scriptCondition(name string) (bool, error) {
+	var missing error
 	switch name {
 	case "v2":
-		_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
-		return err == nil, nil
+		_, missing = os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	case "lsm":
-		return probeFiles() == nil, nil
+		missing = probeFiles()
 	case "sys_resource":
-		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
-		return has == 1, err
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); has != 1 {
+			missing = errors.Join(errors.New("not in the bounding set"), err)
+		}
 	case "systemd":
 		return systemd.IsRunningSystemd(), nil
 	case "criu":
-		return exec.Command("criu", "check").Run() == nil, nil
+		if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+			missing = fmt.Errorf("criu check: %w: %s", err, out)
+		}
+	default:
+		return false, fmt.Errorf("condition %q is not known", name)
 	}
-	return false, fmt.Errorf("condition %q is not known", name)
+	if missing != nil && os.Getenv("PSI_TEST_VM") != "" {
+		return false, fmt.Errorf("the second kernel has %s, and it does not work: %w", name, missing)
+	}
+	return missing == nil, nil
 }
 
 func setUpScript(env *testscript.Env) error {
@@ -355,6 +369,33 @@ func scriptNotified(ts *testscript.TestScript, neg bool, args []string) {
 	}()
 }
 
+func scriptTerminal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: terminal SOCKET FILE")
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: ts.MkAbs(args[0]), Net: "unix"})
+	ts.Check(err)
+	ts.Defer(func() { listener.Close() })
+	output, err := os.OpenFile(ts.MkAbs(args[1]), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ts.Check(err)
+	ts.Defer(func() { output.Close() })
+	go func() {
+		for {
+			conn, err := listener.AcceptUnix()
+			if err != nil {
+				return
+			}
+			if socket, err := conn.File(); err == nil {
+				if master, err := receiveFile(socket); err == nil {
+					go func() { _, _ = io.Copy(output, master); master.Close() }()
+				}
+				socket.Close()
+			}
+			conn.Close()
+		}
+	}()
+}
+
 func scriptLimit(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 5 {
 		ts.Fatalf("usage: limit ID CONTROLLER V1-FILE V2-FILE REGEXP")
@@ -363,7 +404,9 @@ func scriptLimit(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer c.Close()
 	controller, file := args[1], args[2]
-	if v2, _ := scriptCondition("v2"); v2 {
+	v2, err := scriptCondition("v2")
+	ts.Check(err)
+	if v2 {
 		controller, file = "", args[3]
 	}
 	dir, err := c.Cgroup(controller)

@@ -38,7 +38,11 @@ const underSystemd = "TestScripts/(systemd|user|exec|pause|update)"
 // TestUnderSystemd starts Debian's systemd in namespaces of its own, with a cgroup that is all
 // the hierarchy it sees, as a container would have it, and runs scripts in it.
 func TestUnderSystemd(t *testing.T) {
-	if v2, _ := scriptCondition("v2"); !v2 {
+	v2, err := scriptCondition("v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !v2 {
 		t.Skip("systemd is given a part of the cgroup hierarchy, which only pure cgroup v2 can do: the second kernel has it")
 	}
 	dir := t.TempDir()

@@ -141,3 +141,17 @@ func export(filter *libseccomp.ScmpFilter) (program []byte, err error) {
 	}
 	return program, err
 }
+
+// TakesArch reports whether a filter of this machine can be of an architecture, by libseccomp's name of it.
+func TakesArch(name string) bool {
+	arch, err := libseccomp.GetArchFromString(name)
+	if err != nil {
+		return false
+	}
+	filter, err := libseccomp.NewFilter(libseccomp.ActAllow)
+	if err != nil {
+		return false
+	}
+	defer filter.Release()
+	return filter.AddArch(arch) == nil
+}

@@ -99,7 +99,7 @@ func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
 	}
 	linux.CgroupsPath = path
 	linux.Devices = withoutNumbers(linux.Devices)
-	out.Linux = &linux
+	out.Linux, out.Mounts = &linux, mountsAsMeant(s.Mounts)
 	config, err := convert(&specconv.CreateOpts{
 		CgroupName:       o.ID,
 		UseSystemdCgroup: useSystemd,
@@ -117,6 +117,31 @@ func newConfig(s *specs.Spec, o *CreateOptions) (*configs.Config, error) {
 	config.Labels = append(config.Labels, "bundle="+o.Bundle)
 	dropBindData(config)
 	return config, adaptResources(config, s)
+}
+
+// mountsAsMeant takes away what libcontainer would make of two kinds of options: `defaults` it hands
+// to the file system, which refuses it, and recursive ones (rro, rnosuid …) it forgets unless the mount
+// is a bind: below one that is not there is nothing, so the plain ones say the same.
+func mountsAsMeant(mounts []specs.Mount) []specs.Mount {
+	out := slices.Clone(mounts)
+	for i, m := range out {
+		options := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "defaults" })
+		if !slices.Contains(options, "bind") && !slices.Contains(options, "rbind") {
+			for at, o := range options {
+				if plain := strings.TrimPrefix(o, "r"); slices.Contains(recursive(), plain) {
+					options[at] = plain
+				}
+			}
+		}
+		out[i].Options = options
+	}
+	return out
+}
+
+// recursive are the options that may stand behind an r.
+func recursive() []string {
+	return []string{"ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "nodiratime", "diratime",
+		"relatime", "norelatime", "noatime", "atime", "strictatime", "nostrictatime", "nosymfollow", "symfollow"}
 }
 
 // withoutNumbers takes the numbers from FIFOs, which have none: libcontainer would

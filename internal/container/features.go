@@ -2,6 +2,7 @@ package container
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -9,6 +10,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"github.com/psi-runtime/psi/internal/confine"
 )
 
 // Features is the OCI features document: what this build can do, whatever the
@@ -45,13 +48,20 @@ func Features() features.Features {
 			Enabled:        &yes,
 			Actions:        seccomp.KnownActions(),
 			Operators:      seccomp.KnownOperators(),
-			Archs:          seccomp.KnownArchs(),
+			Archs:          slices.DeleteFunc(seccomp.KnownArchs(), func(arch string) bool { return !takesArch(arch) }),
 			KnownFlags:     seccomp.KnownFlags(),
 			SupportedFlags: seccomp.SupportedFlags(),
 		}
 		f.Annotations["io.github.seccomp.libseccomp.version"] = SeccompVersion()
 	}
 	return f
+}
+
+// takesArch reports whether a filter of this build can be of an architecture: libcontainer knows the names
+// of all, libseccomp those of its version, and the kernel takes those of one byte order.
+func takesArch(name string) bool {
+	arch, err := seccomp.ConvertStringToArch(name)
+	return err == nil && confine.TakesArch(arch)
 }
 
 // SeccompVersion is the version of libseccomp that is linked in; "" without.

@@ -130,6 +130,7 @@ func (c *Container) Delete(force bool) error {
 	if err := c.entry.stopAttendant(); err != nil {
 		return fmt.Errorf("container %s: ending its attendant: %w", c.id, err)
 	}
+	c.vacate()
 	destroyErr := c.destroy()
 	if c.process != nil {
 		_, _ = c.Wait() // reap it
@@ -137,10 +138,25 @@ func (c *Container) Delete(force bool) error {
 	return errors.Join(destroyErr, c.forget(destroyErr == nil), c.Close())
 }
 
+// vacate removes the cgroups, unless somebody is there: when a container ends, a process
+// of exec may have come into them and not yet into the pid namespace, with which it would have
+// ended. It is killed; what cannot be done destroy says.
+func (c *Container) vacate() {
+	if c.config().Cgroups.Systemd {
+		return // to which they belong
+	}
+	for _, dir := range c.groups() {
+		if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
+			_ = c.KillCgroup()
+			return
+		}
+	}
+}
+
 // endAll kills every process and waits until the first one has ended. When the
 // first process of a pid namespace has ended, the kernel has killed the others.
 func (c *Container) endAll() error {
-	if c.ended(0) && c.privatePIDs() && c.process != nil {
+	if c.ended(0) && c.privatePIDs() && !c.config().Cgroups.Systemd {
 		return nil
 	}
 	err := c.KillCgroup()

@@ -3,8 +3,11 @@ package install
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 const program = "/bin/sh" // any program that is there
@@ -100,6 +103,32 @@ func TestContainerdKeepsTheCgroupDriver(t *testing.T) {
 		apply(t, plan(t, Install, Options{Engine: Containerd, Path: path, Runtime: program}))
 		if got := strings.Count(read(t, path), "SystemdCgroup = true"); got != want {
 			t.Errorf("file %d: SystemdCgroup is there %d times, want %d", i, got, want)
+		}
+	}
+}
+
+// A pod's annotations reach its containers by the one key, a container's own by the other; both are
+// in the class's own table.
+func TestContainerdPassesAnnotations(t *testing.T) {
+	for i, plugin := range []string{"io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"} {
+		path := filepath.Join(t.TempDir(), "config")
+		write(t, path, files[Containerd][i])
+		apply(t, plan(t, Install, Options{Engine: Containerd, Path: path, Runtime: program}))
+		type class struct {
+			Pod       []string `toml:"pod_annotations"`
+			Container []string `toml:"container_annotations"`
+		}
+		var config struct {
+			Plugins map[string]struct {
+				Containerd struct{ Runtimes map[string]class }
+			}
+		}
+		if err := toml.Unmarshal([]byte(read(t, path)), &config); err != nil {
+			t.Fatal(err)
+		}
+		got := config.Plugins[plugin].Containerd.Runtimes[Class]
+		if want := []string{"io.psi.*"}; !slices.Equal(got.Pod, want) || !slices.Equal(got.Container, want) {
+			t.Errorf("file %d: the class %s has %+v, want %q in both", i, Class, got, want)
 		}
 	}
 }

@@ -22,7 +22,7 @@ const conformance = "tests/integration/conformance"
 // Python tests, runc is the peer that bundles must also run under, the rest is for shell scripts.
 var hostPrograms = []string{
 	"/usr/bin/python3.11", "/usr/sbin/runc", "/usr/bin/crun", "/bin/sh", "/bin/bash", "/bin/cat", "/bin/ls", "/bin/mount", "/bin/umount",
-	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/bin/rm", "/bin/rmdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/bin/ln", "/bin/cp", "/bin/chmod", "/bin/chown", "/bin/sed", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/bin/unshare", "/usr/sbin/criu", "/lib/systemd/systemd", "/bin/systemctl", "/usr/bin/dbus-daemon", "/bin/tar", "/bin/gzip",
+	"/bin/sleep", "/bin/true", "/bin/false", "/bin/ps", "/bin/dd", "/bin/mkdir", "/usr/bin/mkfifo", "/bin/rm", "/bin/rmdir", "/bin/touch", "/bin/stty", "/bin/readlink", "/bin/ln", "/bin/cp", "/bin/chmod", "/bin/chown", "/bin/sed", "/usr/bin/env", "/usr/bin/id", "/bin/ip", "/usr/sbin/bpftool", "/usr/bin/setpriv", "/usr/bin/unshare", "/usr/sbin/criu", "/lib/systemd/systemd", "/bin/systemctl", "/usr/bin/dbus-daemon", "/bin/tar", "/bin/gzip",
 }
 
 // engines is the suite for which containerd is there too.

@@ -20,9 +20,9 @@ type kernel struct {
 }
 
 // wantedModules are loaded at boot; what they depend on is found by itself. Those of the second
-// line are what criu looks for.
+// line are what criu looks for, and xfrm_user what libcontainer does when it moves a network device.
 var wantedModules = []string{
-	"virtio_pci", "virtio_blk", "overlay",
+	"virtio_pci", "virtio_blk", "overlay", "xfrm_user",
 	"nf_tables", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "netlink_diag", "af_packet_diag", "veth", "tun",
 }
 

@@ -7,10 +7,11 @@ import (
 	"strings"
 )
 
-// race is the kind of an expectation whose program passes or fails by chance.
+// race is the kind of an expectation whose program passes or fails by chance, and must pass when it
+// is run slowly.
 const race = "race"
 
-// expectation says why a program cannot pass; its zero value is that it must.
+// expectation says why a program cannot pass, or not as it is; its zero value is that it must.
 type expectation struct {
 	kind   string // machine, suite or race
 	reason string

@@ -3,7 +3,6 @@ package engines
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,13 +70,13 @@ func (k *cri) sandbox(t *testing.T, name string, annotations map[string]string) 
 	})
 }
 
-// container is the configuration of a pod's container.
-func (k *cri) container(t *testing.T, name string, annotations map[string]string, args ...string) string {
+// container is the configuration of a pod's container, with a limit of so many bytes of memory.
+func (k *cri) container(t *testing.T, name string, memory int64, annotations map[string]string, args ...string) string {
 	t.Helper()
 	return k.write(t, name+".json", map[string]any{
 		"metadata": map[string]any{"name": name}, "image": map[string]any{"image": pythonImage},
 		"command": args, "log_path": name + ".log", "annotations": annotations,
-		"linux": map[string]any{"resources": map[string]any{"memory_limit_in_bytes": 256 << 20}},
+		"linux": map[string]any{"resources": map[string]any{"memory_limit_in_bytes": memory}},
 	})
 }
 
@@ -94,8 +93,9 @@ func (k *cri) write(t *testing.T, name string, value any) string {
 	return path
 }
 
-// logs waits until a container's log has a text. containerd writes it after the process did.
-func (k *cri) logs(t *testing.T, id, text string) {
+// logs waits until a container's log has a text, and returns it. containerd writes it after the
+// process did.
+func (k *cri) logs(t *testing.T, id, text string) string {
 	t.Helper()
 	var last string
 	waitFor(t, fmt.Sprintf("the log to say %q", text), func() bool {
@@ -103,6 +103,7 @@ func (k *cri) logs(t *testing.T, id, text string) {
 		last = r.stdout + r.stderr
 		return strings.Contains(last, text)
 	})
+	return last
 }
 
 func TestCRI(t *testing.T) {
@@ -121,7 +122,7 @@ func (k *cri) pod(t *testing.T) {
 	config := k.sandbox(t, "life", nil)
 	pod := k.must(t, "runp", "--runtime", "psi", config)
 	script := "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('up', flush=True)\nwhile True: time.sleep(1)"
-	id := k.must(t, "create", "--no-pull", pod, k.container(t, "long", nil, python(script)...), config)
+	id := k.must(t, "create", "--no-pull", pod, k.container(t, "long", 256<<20, nil, python(script)...), config)
 	k.must(t, "start", id)
 	k.logs(t, id, "up")
 
@@ -149,23 +150,26 @@ func (k *cri) pod(t *testing.T) {
 	k.must(t, "rmp", pod)
 }
 
-// deployed runs the pod of deploy/kubernetes as the kubelet would: the runtime class, the annotations
-// and the command are those of the file.
-func (k *cri) deployed(t *testing.T) {
-	var class struct {
-		Handler string
-	}
-	var spec struct {
-		Metadata struct{ Annotations map[string]string }
-		Spec     struct {
-			RuntimeClassName string `yaml:"runtimeClassName"`
-			Containers       []struct {
-				Image         string
-				Command, Args []string
-			}
+// deployment is what the test takes from deploy/kubernetes: nothing of the pod but its names is the
+// test's own.
+type deployment struct {
+	Metadata struct{ Annotations map[string]string }
+	Spec     struct {
+		RuntimeClassName string `yaml:"runtimeClassName"`
+		Containers       []struct {
+			Image         string
+			Command, Args []string
+			Resources     struct{ Limits struct{ Memory string } }
 		}
 	}
-	for name, into := range map[string]any{"runtimeclass.yaml": &class, "pod.yaml": &spec} {
+	memory int64 // bytes of Limits.Memory
+}
+
+func readDeployment(t *testing.T) deployment {
+	t.Helper()
+	var d deployment
+	var class struct{ Handler string }
+	for name, into := range map[string]any{"runtimeclass.yaml": &class, "pod.yaml": &d} {
 		data, err := os.ReadFile("../../../deploy/kubernetes/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -174,35 +178,59 @@ func (k *cri) deployed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	guest := spec.Spec.Containers[0]
-	if spec.Spec.RuntimeClassName != class.Handler || guest.Image != pythonImage {
-		t.Fatalf("the example pod is of class %q and image %q", spec.Spec.RuntimeClassName, guest.Image)
+	if d.Spec.RuntimeClassName != class.Handler || len(d.Spec.Containers) != 1 || d.Spec.Containers[0].Image != pythonImage {
+		t.Fatalf("the example pod is of class %q, with containers %+v", d.Spec.RuntimeClassName, d.Spec.Containers)
 	}
-	run := func(t *testing.T, name string, annotations map[string]string) string {
-		config := k.sandbox(t, name, annotations)
-		pod := k.must(t, "runp", "--runtime", class.Handler, config)
-		container := k.container(t, name, annotations, append(guest.Command, guest.Args...)...)
-		id := k.must(t, "create", "--no-pull", pod, container, config)
+	var unit string
+	n, err := fmt.Sscanf(d.Spec.Containers[0].Resources.Limits.Memory, "%d%s", &d.memory, &unit)
+	if err != nil || n != 2 || unit != "Mi" {
+		t.Fatalf("the example pod's memory limit is %q: the test reads Mi", d.Spec.Containers[0].Resources.Limits.Memory)
+	}
+	d.memory <<= 20
+	return d
+}
+
+// deployed runs the pod of deploy/kubernetes as the kubelet would, which gives the pod's annotations
+// to the pod alone: class, annotations, command and limit are those of the files. Then it tries which
+// annotations reach a container, and which of two counts.
+func (k *cri) deployed(t *testing.T) {
+	d := readDeployment(t)
+	run := func(t *testing.T, name string, pod, own map[string]string, args ...string) string {
+		config := k.sandbox(t, name, pod)
+		sandbox := k.must(t, "runp", "--runtime", d.Spec.RuntimeClassName, config)
+		id := k.must(t, "create", "--no-pull", sandbox, k.container(t, name, d.memory, own, args...), config)
 		k.must(t, "start", id)
 		return id
 	}
+	t.Run("example", func(t *testing.T) {
+		guest := d.Spec.Containers[0]
+		id := run(t, "example", d.Metadata.Annotations, nil, append(guest.Command, guest.Args...)...)
+		k.logs(t, id, "42")
+		k.logs(t, id, "PermissionError")
+	})
+	narrow := map[string]string{"io.psi.policy": "mem: 32MiB"}
 	for _, test := range []struct {
-		name        string
-		annotations map[string]string
-		last        string
+		name     string
+		pod, own map[string]string
+		says     string // its memory limit, and what becomes of a connection
 	}{
-		{"without", nil, "ConnectionRefusedError"},
-		{"with", spec.Metadata.Annotations, "PermissionError"},
+		{"none", nil, nil, fmt.Sprint(d.memory, " ConnectionRefusedError")},
+		{"pod", narrow, nil, "33554432 PermissionError"},
+		{"container", nil, narrow, "33554432 PermissionError"},
+		{"both", d.Metadata.Annotations, narrow, "33554432 PermissionError"},
+		{"both-wider", narrow, map[string]string{"io.psi.policy": "mem: 128MiB"}, "134217728 PermissionError"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			id := run(t, "deploy-"+test.name, maps.Clone(test.annotations))
-			k.logs(t, id, "42")
-			k.logs(t, id, test.last)
+			id := run(t, "annotated-"+test.name, test.pod, test.own, python(memoryLimit+"\n"+connect)...)
+			said := strings.Join(strings.Fields(k.logs(t, id, "Error")), " ")
+			if said != test.says {
+				t.Errorf("the container says %q, want %q", said, test.says)
+			}
 		})
 	}
 	t.Run("forged", func(t *testing.T) {
 		config := k.sandbox(t, "forged", map[string]string{"io.psi.policy": `{"mem": -1}`})
-		if got := k.run(t, "runp", "--runtime", class.Handler, config); got.code == 0 || !strings.Contains(got.stderr, "io.psi.policy") {
+		if got := k.run(t, "runp", "--runtime", d.Spec.RuntimeClassName, config); got.code == 0 || !strings.Contains(got.stderr, "io.psi.policy") {
 			t.Errorf("a policy that cannot be read: exit %d, stderr %q", got.code, got.stderr)
 		}
 	})

@@ -56,6 +56,7 @@ func TestPodman(t *testing.T) {
 	t.Run("policy", p.policy)
 	t.Run("policy of a running container", p.policyHolds)
 	t.Run("installed", p.installed)
+	t.Run("policies of the machine", p.machine)
 }
 
 func (p podman) exitCodes(t *testing.T) {
@@ -228,5 +229,62 @@ func (p podman) installed(t *testing.T) {
 	args := append(append([]string{"run", "--rm"}, p.flags...), "--entrypoint", "/no/such/file", pythonImage)
 	if got := other.run(t, args...); got.code != 127 || strings.Contains(got.stderr, "level=error") {
 		t.Errorf("a missing program: exit %d, stderr %q: want 127 and no raw log line", got.code, got.stderr)
+	}
+}
+
+// machine: /etc/psi says what holds, at the places where psi-runtime looks by itself: a class has a
+// mandatory policy, under the name that the engine calls, and an annotation names a policy's file.
+func (p podman) machine(t *testing.T) {
+	const etc = "/etc/psi"
+	if err := os.Mkdir(etc, 0o755); err == nil {
+		t.Cleanup(func() { os.Remove(etc) })
+	} else if !os.IsExist(err) {
+		t.Fatal(err)
+	}
+	dir := tempDir(t)
+	files := map[string]string{
+		"etc/runtime.toml":                "[class.psi-strict]\npolicy = \"machine-strict\"\nmandatory = true\n",
+		"etc/policies/machine-strict.yml": "mem: 64MiB\n",
+		"etc/policies/machine-narrow.yml": "mem: 32MiB\n",
+		"etc/policies/machine-wide.yml":   "mem: 64MiB\ntcp: [\"127.0.0.1:9\"]\n",
+	}
+	for name, text := range files {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	class := filepath.Join(dir, "psi-strict")
+	if err := os.Symlink(built.runtime, class); err != nil {
+		t.Fatal(err)
+	}
+	// Each call sees files of the test's own there, and nobody else does.
+	private := command{"unshare", "--mount", "sh", "-c", `mount -t tmpfs tmpfs ` + etc + ` && cp -r "$0/etc/." ` + etc + ` && exec "$@"`, dir}
+	run := func(runtime, annotation string) result {
+		other := p
+		other.command = append(append(append(command{}, private...), p.command[:len(p.command)-1]...), runtime)
+		flags := []string{"--rm", "--memory", "128m"}
+		if annotation != "" {
+			flags = append(flags, "--annotation", "io.psi.policy="+annotation)
+		}
+		return other.run(t, other.args("run", flags, memoryLimit+"\n"+connect)...)
+	}
+	for _, test := range []struct{ runtime, annotation, says string }{
+		{built.runtime, "", "134217728 ConnectionRefusedError"},
+		{built.runtime, "machine-narrow", "33554432 PermissionError"},
+		{built.runtime, "machine-wide", "67108864 ConnectionRefusedError"},
+		{class, "", "67108864 PermissionError"},
+		{class, "machine-narrow", "33554432 PermissionError"},
+	} {
+		if got := run(test.runtime, test.annotation); strings.Join(strings.Fields(got.stdout), " ") != test.says {
+			t.Errorf("%s, annotation %q: exit %d, %q, %q, want %q", filepath.Base(test.runtime), test.annotation, got.code, got.stdout, got.stderr, test.says)
+		}
+	}
+	for annotation, names := range map[string]string{"machine-wide": "127.0.0.1:9", "compute-only": "64MiB → 128MiB"} {
+		if got := run(class, annotation); got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, names) {
+			t.Errorf("%s is wider than the mandatory policy: exit %d, %q, %q: want an error that names %s", annotation, got.code, got.stdout, got.stderr, names)
+		}
 	}
 }
