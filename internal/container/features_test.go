@@ -61,7 +61,7 @@ func TestFeaturesHooks(t *testing.T) {
 	s := plainSpec("true")
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: dir, Source: dir, Type: "bind", Options: []string{"bind"}}) // startContainer's is the container's
 	s.Hooks = &specs.Hooks{
-		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: hook("createContainer"), //nolint:staticcheck // deprecated, and claimed
+		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: hook("createContainer"),
 		StartContainer: hook("startContainer"), Poststart: hook("poststart"), Poststop: hook("poststop"),
 	}
 	c, err := Create(context.Background(), f.options(s))
