@@ -47,9 +47,10 @@ test: setup rootfs lint check-generated ## lint, every test here, and the everyd
 	@go run ./tests/run -beside 'go run -tags $(TAGS) ./tests/vm'
 	@$(MAKE) check-leaks
 
-test-all: setup rootfs lint check-generated ## as test, with every test on the second kernel too (long)
+test-all: setup rootfs lint check-generated ## as test, with every test on the second kernel too, and costs in instructions (long)
 	@go run ./tests/run
 	@go run -tags '$(TAGS)' ./tests/vm -timeout 3h all
+	@go run -tags '$(TAGS)' ./tests/vm -count -run '^TestFileCost$$' internal/enforce
 	@$(MAKE) check-leaks
 
 test-host: setup rootfs ## tests on this machine only; RUN=TestName, SUITE=pkg/policy

@@ -16,6 +16,7 @@
 //   * Whatever cannot be found out is refused.
 
 #include <linux/bpf.h>
+#include <linux/ioctl.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
@@ -105,6 +106,49 @@ int BPF_PROG(psi_bprm_check, struct linux_binprm *bprm)
 {
 	ENTER;
 	return decide_file(&subject, bprm->file, MAY_EXECUTE);
+}
+
+// An ioctl can change a file through a descriptor that was opened to be read: its flags, its version,
+// its project, that it is sealed for good (fs-verity), and what a directory holds (btrfs). The number
+// says whether something is handed over; those below are the ones that lie, and that only ask.
+static __noinline bool ioctl_changes(__u32 number)
+{
+	switch (number & ~(0x3fffU << 16)) { // without the size, which differs for 32-bit callers
+	case _IOC(_IOC_READ, 'f', 19, 0): // FS_IOC_SET_ENCRYPTION_POLICY
+	case _IOC(_IOC_NONE, 'f', 9, 0):  // EXT4_IOC_MIGRATE
+	case _IOC(_IOC_NONE, 'f', 12, 0): // EXT4_IOC_ALLOC_DA_BLKS
+		return true;
+	case _IOC(_IOC_READ | _IOC_WRITE, 'f', 11, 0):	// FS_IOC_FIEMAP
+	case _IOC(_IOC_WRITE, 'f', 21, 0):		// FS_IOC_GET_ENCRYPTION_POLICY
+	case _IOC(_IOC_READ | _IOC_WRITE, 'f', 22, 0):	// FS_IOC_GET_ENCRYPTION_POLICY_EX
+	case _IOC(_IOC_READ | _IOC_WRITE, 'f', 134, 0): // FS_IOC_MEASURE_VERITY
+	case _IOC(_IOC_READ | _IOC_WRITE, 'f', 135, 0): // FS_IOC_READ_VERITY_METADATA
+	case _IOC(_IOC_READ | _IOC_WRITE, 'X', 59, 0):	// FS_IOC_GETFSMAP
+		return false;
+	}
+	return number & _IOC_WRITE << _IOC_DIRSHIFT;
+}
+
+static __always_inline int decide_ioctl(struct file *file, __u32 number)
+{
+	__u16 mode = file->f_inode->i_mode & S_IFMT;
+
+	if ((mode != S_IFREG && mode != S_IFDIR) || !ioctl_changes(number))
+		return 0;
+	ENTER;
+	return decide_entry(&subject, file->f_path.mnt, file->f_path.dentry, MAY_WRITE, EVENT_CHANGE);
+}
+
+SEC("lsm/file_ioctl")
+int BPF_PROG(psi_file_ioctl, struct file *file, unsigned int number)
+{
+	return decide_ioctl(file, number);
+}
+
+SEC("lsm/file_ioctl_compat") // Linux 6.8; before, file_ioctl is asked
+int BPF_PROG(psi_file_ioctl_compat, struct file *file, unsigned int number)
+{
+	return decide_ioctl(file, number);
 }
 
 SEC("lsm/path_truncate")
@@ -206,6 +250,7 @@ NEVER(sb_mount, EVENT_MOUNT)
 NEVER(sb_umount, EVENT_MOUNT)
 NEVER(sb_remount, EVENT_MOUNT)
 NEVER(sb_pivotroot, EVENT_MOUNT)
+NEVER(sb_kern_mount, EVENT_MOUNT) // fsmount()
 NEVER(move_mount, EVENT_MOUNT)
 NEVER(path_chroot, EVENT_MOUNT)
 NEVER(userns_create, EVENT_FORBIDDEN)
@@ -220,6 +265,7 @@ NEVER(inode_setxattr, EVENT_CHANGE) // attributes have no path here, only an ent
 NEVER(inode_removexattr, EVENT_CHANGE)
 NEVER(inode_set_acl, EVENT_CHANGE) // Linux 6.2
 NEVER(inode_remove_acl, EVENT_CHANGE)
+NEVER(inode_file_setattr, EVENT_CHANGE) // Linux 6.17, whose file_setattr() does what FS_IOC_FSSETXATTR does
 
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(psi_ptrace_access_check, struct task_struct *child, unsigned int mode)

@@ -64,9 +64,12 @@ const (
 	LSMProgPsiBpfMap              = "psi_bpf_map"
 	LSMProgPsiBpfProg             = "psi_bpf_prog"
 	LSMProgPsiBprmCheck           = "psi_bprm_check"
+	LSMProgPsiFileIoctl           = "psi_file_ioctl"
+	LSMProgPsiFileIoctlCompat     = "psi_file_ioctl_compat"
 	LSMProgPsiFileMprotect        = "psi_file_mprotect"
 	LSMProgPsiFileOpen            = "psi_file_open"
 	LSMProgPsiFileReceive         = "psi_file_receive"
+	LSMProgPsiInodeFileSetattr    = "psi_inode_file_setattr"
 	LSMProgPsiInodeRemoveAcl      = "psi_inode_remove_acl"
 	LSMProgPsiInodeRemovexattr    = "psi_inode_removexattr"
 	LSMProgPsiInodeSetAcl         = "psi_inode_set_acl"
@@ -90,6 +93,7 @@ const (
 	LSMProgPsiPerfEventOpen       = "psi_perf_event_open"
 	LSMProgPsiPtraceAccessCheck   = "psi_ptrace_access_check"
 	LSMProgPsiPtraceTraceme       = "psi_ptrace_traceme"
+	LSMProgPsiSbKernMount         = "psi_sb_kern_mount"
 	LSMProgPsiSbMount             = "psi_sb_mount"
 	LSMProgPsiSbPivotroot         = "psi_sb_pivotroot"
 	LSMProgPsiSbRemount           = "psi_sb_remount"
@@ -148,9 +152,12 @@ type LSMProgramSpecs struct {
 	PsiBpfMap              *ebpf.ProgramSpec `ebpf:"psi_bpf_map"`
 	PsiBpfProg             *ebpf.ProgramSpec `ebpf:"psi_bpf_prog"`
 	PsiBprmCheck           *ebpf.ProgramSpec `ebpf:"psi_bprm_check"`
+	PsiFileIoctl           *ebpf.ProgramSpec `ebpf:"psi_file_ioctl"`
+	PsiFileIoctlCompat     *ebpf.ProgramSpec `ebpf:"psi_file_ioctl_compat"`
 	PsiFileMprotect        *ebpf.ProgramSpec `ebpf:"psi_file_mprotect"`
 	PsiFileOpen            *ebpf.ProgramSpec `ebpf:"psi_file_open"`
 	PsiFileReceive         *ebpf.ProgramSpec `ebpf:"psi_file_receive"`
+	PsiInodeFileSetattr    *ebpf.ProgramSpec `ebpf:"psi_inode_file_setattr"`
 	PsiInodeRemoveAcl      *ebpf.ProgramSpec `ebpf:"psi_inode_remove_acl"`
 	PsiInodeRemovexattr    *ebpf.ProgramSpec `ebpf:"psi_inode_removexattr"`
 	PsiInodeSetAcl         *ebpf.ProgramSpec `ebpf:"psi_inode_set_acl"`
@@ -174,6 +181,7 @@ type LSMProgramSpecs struct {
 	PsiPerfEventOpen       *ebpf.ProgramSpec `ebpf:"psi_perf_event_open"`
 	PsiPtraceAccessCheck   *ebpf.ProgramSpec `ebpf:"psi_ptrace_access_check"`
 	PsiPtraceTraceme       *ebpf.ProgramSpec `ebpf:"psi_ptrace_traceme"`
+	PsiSbKernMount         *ebpf.ProgramSpec `ebpf:"psi_sb_kern_mount"`
 	PsiSbMount             *ebpf.ProgramSpec `ebpf:"psi_sb_mount"`
 	PsiSbPivotroot         *ebpf.ProgramSpec `ebpf:"psi_sb_pivotroot"`
 	PsiSbRemount           *ebpf.ProgramSpec `ebpf:"psi_sb_remount"`
@@ -266,9 +274,12 @@ type LSMPrograms struct {
 	PsiBpfMap              *ebpf.Program `ebpf:"psi_bpf_map"`
 	PsiBpfProg             *ebpf.Program `ebpf:"psi_bpf_prog"`
 	PsiBprmCheck           *ebpf.Program `ebpf:"psi_bprm_check"`
+	PsiFileIoctl           *ebpf.Program `ebpf:"psi_file_ioctl"`
+	PsiFileIoctlCompat     *ebpf.Program `ebpf:"psi_file_ioctl_compat"`
 	PsiFileMprotect        *ebpf.Program `ebpf:"psi_file_mprotect"`
 	PsiFileOpen            *ebpf.Program `ebpf:"psi_file_open"`
 	PsiFileReceive         *ebpf.Program `ebpf:"psi_file_receive"`
+	PsiInodeFileSetattr    *ebpf.Program `ebpf:"psi_inode_file_setattr"`
 	PsiInodeRemoveAcl      *ebpf.Program `ebpf:"psi_inode_remove_acl"`
 	PsiInodeRemovexattr    *ebpf.Program `ebpf:"psi_inode_removexattr"`
 	PsiInodeSetAcl         *ebpf.Program `ebpf:"psi_inode_set_acl"`
@@ -292,6 +303,7 @@ type LSMPrograms struct {
 	PsiPerfEventOpen       *ebpf.Program `ebpf:"psi_perf_event_open"`
 	PsiPtraceAccessCheck   *ebpf.Program `ebpf:"psi_ptrace_access_check"`
 	PsiPtraceTraceme       *ebpf.Program `ebpf:"psi_ptrace_traceme"`
+	PsiSbKernMount         *ebpf.Program `ebpf:"psi_sb_kern_mount"`
 	PsiSbMount             *ebpf.Program `ebpf:"psi_sb_mount"`
 	PsiSbPivotroot         *ebpf.Program `ebpf:"psi_sb_pivotroot"`
 	PsiSbRemount           *ebpf.Program `ebpf:"psi_sb_remount"`
@@ -310,9 +322,12 @@ func (p *LSMPrograms) Close() error {
 		p.PsiBpfMap,
 		p.PsiBpfProg,
 		p.PsiBprmCheck,
+		p.PsiFileIoctl,
+		p.PsiFileIoctlCompat,
 		p.PsiFileMprotect,
 		p.PsiFileOpen,
 		p.PsiFileReceive,
+		p.PsiInodeFileSetattr,
 		p.PsiInodeRemoveAcl,
 		p.PsiInodeRemovexattr,
 		p.PsiInodeSetAcl,
@@ -336,6 +351,7 @@ func (p *LSMPrograms) Close() error {
 		p.PsiPerfEventOpen,
 		p.PsiPtraceAccessCheck,
 		p.PsiPtraceTraceme,
+		p.PsiSbKernMount,
 		p.PsiSbMount,
 		p.PsiSbPivotroot,
 		p.PsiSbRemount,

@@ -71,6 +71,8 @@ struct guest {
 	__u64 owner;   // of the ring
 	__u64 periods; // known at the last look
 	__u64 last;    // when it was last held back; 0: never
+	__u64 began;   // when the last stretch did
+	__u64 told;    // stretches, whether or not there was room for a record
 };
 
 struct throttle {
@@ -118,6 +120,8 @@ static __always_inline bool look(struct cfs_rq *queue, bool held)
 	__u64 last = __sync_lock_test_and_set(&guest->last, now); // of two processors one begins it
 	if (last && (now < last || now - last <= QUIET))
 		return true;
+	guest->began = now;
+	__sync_fetch_and_add(&guest->told, 1);
 
 	__u64 owner = guest->owner;
 	void *ring = bpf_map_lookup_elem(&rings, &owner);

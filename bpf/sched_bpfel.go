@@ -18,6 +18,8 @@ type SchedGuest struct {
 	Owner   uint64
 	Periods uint64
 	Last    uint64
+	Began   uint64
+	Told    uint64
 }
 
 type SchedThrottle struct {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,13 +47,7 @@ func subjects(t *testing.T, each func(t *testing.T, s *subject, before, after st
 		defer l.Close()
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
-	python, err := filepath.Abs("../../build/rootfs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(python); err != nil {
-		t.Skipf("needs a root with Python (make rootfs): %v", err)
-	}
+	python := pythonRoot(t)
 	policies := func(more string) (before, after string) {
 		return fmt.Sprintf(beforePolicy, ports[0]), fmt.Sprintf(afterPolicy, ports[0], ports[1], more)
 	}
@@ -65,17 +60,21 @@ for host, port in ("127.0.0.1", %d), ("127.0.0.1", %d), ("10.0.0.1", 81):
 print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, ports[0], ports[1])}
 
 	t.Run("own", func(t *testing.T) {
-		s := &subject{line: newLine(t), id: "own", probe: probe}
+		s := &subject{line: newLine(t), id: "own"}
+		dir := hostFiles(t)
+		s.probe = append(slices.Clone(probe[:4]), probe[4]+"\n"+lookAt(dir))
+		s.clean()
 		small(t, s.root)
 		before, after := policies(`, "db.example.org:5432"`)
-		dir := filepath.Join(t.TempDir(), "bundle")
-		entry := write(t, "entry.py", "import time\ntime.sleep(1000)\n")
-		s.ok("bundle", "--policy", write(t, "before.yml", before), "--entry", entry, "--rootfs", python, "-o", dir)
-		s.detached("run", "-d", "-b", dir, s.id)
+		before = strings.Replace(before, "}", fmt.Sprintf(", fs: ['%s/*.csv']}", dir), 1)
+		after = strings.Replace(after, "}", fmt.Sprintf(", fs: ['%[1]s/**/*.txt', {write: '%[1]s/out'}]}", dir), 1)
+		s.runs(before)
+		s.settled()
 		each(t, s, before, after)
 	})
 	t.Run("engine", func(t *testing.T) {
 		s := &subject{line: newLine(t), id: "engine", probe: probe}
+		s.clean()
 		small(t, s.root)
 		before, after := policies("")
 		dir := s.bundle("", func(spec *specs.Spec) {
@@ -85,8 +84,51 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, p
 			spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}
 		})
 		s.detached("run", "-d", "-b", dir, s.id)
+		s.settled()
 		each(t, s, before, after)
 	})
+}
+
+// runs begins a bundle of psi's own that waits.
+func (s *subject) runs(policy string) {
+	s.t.Helper()
+	dir := filepath.Join(s.t.TempDir(), "bundle")
+	entry := write(s.t, "entry.py", "import time\ntime.sleep(1000)\n")
+	s.ok("bundle", "--policy", write(s.t, "before.yml", policy), "--entry", entry, "--rootfs", pythonRoot(s.t), "-o", dir)
+	s.detached("run", "-d", "-b", dir, s.id)
+}
+
+// clean removes, in the end, what is left in the kernel of a container whose attendant was killed.
+func (s *subject) clean() { s.t.Cleanup(func() { s.run("gc") }) }
+
+// settled waits until who attends the container has everything that it opens by itself: the
+// program that tells of throttling comes a moment after the container, where there can be one.
+func (s *subject) settled() {
+	s.t.Helper()
+	pid := s.attendant()
+	eventually(s.t, "all is open that watches it", func() bool {
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		for _, fd := range fds {
+			switch target, _ := os.Readlink(fd); target {
+			case "anon_inode:bpf_link", "anon_inode:bpf-link": // made, or found
+				return true
+			}
+		}
+		return strings.Contains(s.ok("state", s.id), "CPU_THROTTLE is not told")
+	})
+}
+
+// pythonRoot is the root file system that make built.
+func pythonRoot(t *testing.T) string {
+	t.Helper()
+	root, err := filepath.Abs("../../build/rootfs")
+	if err == nil {
+		_, err = os.Stat(filepath.Join(root, "usr/lib/psi/rootfs.json"))
+	}
+	if err != nil {
+		t.Fatalf("it takes a root with Python (make rootfs): %v", err)
+	}
+	return root
 }
 
 func write(t *testing.T, name, text string) string {
@@ -226,6 +268,10 @@ func TestApplyWithoutDescriptors(t *testing.T) {
 			}
 		}
 		t.Logf("failed with up to %d more descriptors: %v", most, seen)
+		// With one more it had all of it.
+		look = s.look()
+		s.applies(after)
+		s.unchanged("the same policy again", look)
 	})
 }
 
@@ -271,8 +317,11 @@ func TestApplyWithoutSpace(t *testing.T) {
 		s.unchanged("without space", look)
 		// Neither has whoever changes it next anything left of it.
 		s.ok("update", "--pids-limit", "25", s.id)
-		if failed := s.apply(before); failed != "" {
+		if failed := s.apply(before) + s.apply(after); failed != "" {
 			t.Error(failed)
+		}
+		if look := s.look(); s.id == "own" && !strings.Contains(look, "db.example.org\n") {
+			t.Errorf("a name that a change brought which failed has no address now:\n%s", look)
 		}
 	})
 }
@@ -318,17 +367,18 @@ func TestApplyToReadOnlyCgroup(t *testing.T) {
 		c := s.load()
 		defer c.Close()
 		for _, controller := range []string{"memory", "cpu", "pids"} {
-			dir, err := c.Cgroup(controller)
-			if err != nil {
-				dir, err = c.Cgroup("")
+			place, err := c.Cgroup(controller)
+			if err != nil { // there is one for all, of which nothing could be read either
+				place, err = c.Cgroup("")
+				place = filepath.Join(place, controller+".max")
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			look := s.look()
 			failed := ""
-			readOnly(t, dir, func() { failed = s.apply(after) })
-			if !strings.Contains(failed, "reloading the limits of container "+s.id) || !strings.Contains(failed, "read-only") {
+			readOnly(t, place, func() { failed = s.apply(after) })
+			if !regexp.MustCompile("reloading the limits of container " + s.id + ": .*(read-only|cross-device)").MatchString(failed) {
 				t.Errorf("%q", failed)
 			}
 			s.unchanged(controller, look)
@@ -339,17 +389,17 @@ func TestApplyToReadOnlyCgroup(t *testing.T) {
 	})
 }
 
-func readOnly(t *testing.T, dir string, do func()) {
+func readOnly(t *testing.T, place string, do func()) {
 	t.Helper()
-	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(place, place, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(place, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	}()
-	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+	if err := unix.Mount("", place, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
 	do()
@@ -358,10 +408,6 @@ func readOnly(t *testing.T, dir string, do func()) {
 // The guest itself is in the way: where the proxy has to listen it does, what is taken away is
 // in use. And somebody has mounted over what has to be written.
 func TestApplyAgainstTheGuest(t *testing.T) {
-	python, err := filepath.Abs("../../build/rootfs")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &subject{line: newLine(t), id: "hostile", probe: []string{"/usr/bin/python3", "-I", "-S", "-c", "print(open('/etc/hosts').read())"}}
 	entry := write(t, "entry.py", `
 import socket, time
@@ -372,7 +418,7 @@ while True: time.sleep(1)
 `)
 	dir := filepath.Join(t.TempDir(), "bundle")
 	policy := "{mem: 128MiB, pids: 30, read_only: false, expose: [8000, 8001]}"
-	s.ok("bundle", "--policy", write(t, "before.yml", policy), "--entry", entry, "--rootfs", python, "-o", dir)
+	s.ok("bundle", "--policy", write(t, "before.yml", policy), "--entry", entry, "--rootfs", pythonRoot(t), "-o", dir)
 	s.detached("run", "-d", "-b", dir, s.id)
 	eventually(t, "the guest is ready", func() bool {
 		return s.run("exec", s.id, "/usr/bin/python3", "-I", "-S", "-c", "open('/tmp/ready')").code == 0
@@ -388,6 +434,103 @@ while True: time.sleep(1)
 	if failed := s.apply(fmt.Sprintf(next, "'db.example.org:1'")); failed != "" {
 		t.Error(failed)
 	}
+}
+
+// Nobody can tell which connections the container has: its network cannot be entered.
+func TestApplyWhereConnectionsAreHidden(t *testing.T) {
+	subjects(t, func(t *testing.T, s *subject, before, after string) {
+		if s.id == "own" {
+			return // its proxy knows them
+		}
+		look := s.look()
+		c := s.load()
+		defer c.Close()
+		namespaces := fmt.Sprintf("/proc/%d/ns", c.InitPID())
+		if err := unix.Mount("tmpfs", namespaces, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		failed := s.apply(after)
+		if err := unix.Unmount(namespaces, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(failed, "reloading the connections of container engine: ") || !strings.Contains(failed, "/ns/net: no such file") {
+			t.Errorf("%q", failed)
+		}
+		s.unchanged("connections", look)
+		if failed := s.apply(after); failed != "" {
+			t.Error(failed)
+		}
+	})
+}
+
+// What comes last cannot be taken back, and fails after all: somebody has lowered a process's
+// limit further than the policy does, just now, and to raise that takes CAP_SYS_RESOURCE. Nobody
+// knows what holds the container then, and it ends.
+func TestApplyThatCannotBeFinished(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_RESOURCE, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	var many []string // so that there is time
+	for i := range 300 {
+		many = append(many, fmt.Sprintf("'10.0.0.1:%d'", 1000+2*i))
+	}
+	s := &subject{line: newLine(t)}
+	s.clean()
+	next := write(t, "policy.yml", fmt.Sprintf("{open_files: 50, tcp: [%s]}", strings.Join(many, ", ")))
+	for i := range 20 {
+		s.id = fmt.Sprintf("late%d", i)
+		s.runs("{open_files: 60}")
+		asking := make(chan result)
+		go func() { asking <- s.run("policy", "apply", s.id, next) }()
+		disturbed := s.disturb()
+		r := <-asking
+		if !disturbed || r.code == 0 { // too early, or too late
+			continue
+		}
+		if !strings.Contains(r.err, "container "+s.id+" was killed, because its new policy could not be put into force: RLIMIT_NOFILE of process") {
+			t.Errorf("exit code %d: %q", r.code, r.err)
+		}
+		eventually(t, "it has ended", func() bool { return strings.Contains(s.ok("state", s.id), `"status": "stopped"`) })
+		return
+	}
+	t.Error("never was it stopped before the end of a change")
+}
+
+// disturb stops who attends the container once that is frozen, and lowers the limit of its first
+// process. It reports whether the policy had not been written down before.
+func (s *subject) disturb() bool {
+	s.t.Helper()
+	c := s.load()
+	defer c.Close()
+	group, err := c.UnifiedCgroup()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	state, attendant := filepath.Join(s.root, s.id, "state.json"), s.attendant()
+	before, _ := os.ReadFile(state)
+	for end := time.Now().Add(10 * time.Second); ; {
+		events, _ := os.ReadFile(filepath.Join(group, "cgroup.events"))
+		if strings.Contains(string(events), "frozen 1") {
+			break
+		}
+		if after, _ := os.ReadFile(state); string(after) != string(before) || time.Now().After(end) {
+			return false
+		}
+	}
+	time.Sleep(time.Millisecond)
+	if err := unix.Kill(attendant, unix.SIGSTOP); err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(attendant, unix.SIGCONT) }()
+	after, _ := os.ReadFile(state)
+	if string(after) != string(before) {
+		return false
+	}
+	if err := unix.Prlimit(c.InitPID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 40, Max: 40}, nil); err != nil {
+		s.t.Fatal(err)
+	}
+	return true
 }
 
 // Who attends the container is killed while it changes the policy, perhaps with the container

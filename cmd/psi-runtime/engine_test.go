@@ -63,7 +63,7 @@ func TestPolicyByFlag(t *testing.T) {
 // The name by which psi-runtime is started is a class of the configuration.
 func TestPolicyByClass(t *testing.T) {
 	c := newLine(t)
-	config := configured(t, "annotations = []\n[class.psi-strict]\npolicy = 'compute-only'\nmandatory = true\n")
+	config := configured(t, "annotations = []\n[class.psi-strict]\npolicy = 'readonly-fs'\nmandatory = true\n")
 	bundle := c.bundle("cat /proc/self/status")
 	start := func(name string, more ...string) result {
 		cmd := c.command(append([]string{"--config", config}, more...)...)

@@ -205,12 +205,13 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	tell := func(e attend.Event) { tellEvent(events, e) }
 	a, err := attend.Start(c, g.record.Policy, attend.Options{
 		Programs: <-g.programs, Files: files.programs, Filter: !g.record.Own, OnEvent: tell,
-		OwnFiles: g.record.OwnFiles, Places: func(policy.Policy) []string { return g.record.Places() },
+		OwnFiles: g.record.OwnFiles, Places: g.record.Places,
 	})
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), events.Close())
 	}
-	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell}
+	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell,
+		hosts: string(attend.RootFiles(g.record.Policy)["/etc/hosts"])}
 	policies, err := control.ServePolicy(c.StateDir(), r.change)
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), a.Close(), events.Close())

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/engine"
+	"github.com/psi-runtime/psi/internal/view"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -26,9 +28,11 @@ import (
 //	limits       the cgroup's, of what the engine has given; written down with the rest
 //	             from here on the container is frozen, if one of the next changes
 //	open_files   raised, in every process
-//	names        /etc/hosts of a bundle of psi's own
-//	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; nothing that is taken
-//	             away may be open
+//	names        /etc/hosts of a bundle of psi's own; what its agent has to know, message and output
+//	files        mounts of such a bundle, which show what the rules match now, and the size of
+//	             its /tmp; nothing that is taken away may be open
+//	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; of an engine's
+//	             container nothing may be open that is taken away
 //	state        what state, exec and update go by
 //
 // Then comes what cannot be taken back and cannot fail but with the kernel: open_files is
@@ -38,7 +42,10 @@ type reloader struct {
 	a        *attend.Attendant
 	tell     func(attend.Event)
 
-	mu sync.Mutex // one at a time
+	mu    sync.Mutex // one at a time; guards the fields below
+	hosts string     // what /etc/hosts of a bundle of psi's own says
+	seen  bool       // shown says what is mounted in such a bundle; else its specification does
+	shown []view.Shown
 }
 
 // change handles a request of `policy apply`.
@@ -100,13 +107,43 @@ type reload struct {
 	old, next *engine.Record
 	still     bool                  // the container stands still already
 	limited   *specs.LinuxResources // the limits that have changed
+	names     string                // what /etc/hosts says from now on
+	view      view.Opened           // what is mounted from now on
 	undo      []func() error
 	end       []func() error // whatever became of it
 	lower     *container.OpenFiles
 	forbidden *attend.Forbidden
+	reserve   []*os.File
 }
 
-func (r *reload) run() (err error) {
+// spared is how many descriptors are kept for taking back, and for killing.
+const spared = 8
+
+// spare makes sure that there will be some, as the first thing that may fail.
+func (r *reload) spare() error {
+	for range spared {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return fmt.Errorf("reserving descriptors: %w", err)
+		}
+		r.reserve = append(r.reserve, f)
+	}
+	return nil
+}
+
+// release is for who needs them now.
+func (r *reload) release() {
+	for _, f := range r.reserve {
+		_ = f.Close()
+	}
+	r.reserve = nil
+}
+
+func (r *reload) run() error {
+	defer r.release()
+	if err := r.spare(); err != nil {
+		return fmt.Errorf("reloading container %s: %w", r.id, err)
+	}
 	defer func() {
 		for _, end := range slices.Backward(r.end) {
 			if endErr := end(); endErr != nil {
@@ -118,8 +155,8 @@ func (r *reload) run() (err error) {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.names},
-		{"rules", r.rules}, {"connections", r.connections}, {"state", r.state},
+		{"limits", r.limits}, {"open files", r.openFiles}, {"names", r.notices},
+		{"files", r.files}, {"rules", r.rules}, {"connections", r.connections}, {"state", r.state},
 	} {
 		if err := part.change(); err != nil {
 			return r.takeBack(fmt.Errorf("reloading the %s of container %s: %w", part.name, r.id, err))
@@ -134,6 +171,7 @@ func (r *reload) run() (err error) {
 // takeBack undoes what was done, newest first. A container of which nobody knows what
 // holds it is killed.
 func (r *reload) takeBack(cause error) error {
+	r.release()
 	var errs []error
 	for _, undo := range slices.Backward(r.undo) {
 		errs = append(errs, undo())
@@ -145,6 +183,7 @@ func (r *reload) takeBack(cause error) error {
 }
 
 func (r *reload) kill(cause error) error {
+	r.release()
 	logrus.Error(cause)
 	return errors.Join(cause, r.c.KillCgroup())
 }
@@ -222,28 +261,6 @@ func (r *reload) openFiles() error {
 	return nil
 }
 
-// names writes those that a bundle of psi's own connects to into its /etc/hosts.
-func (r *reload) names() error {
-	if !r.next.Own {
-		return nil
-	}
-	before, err := r.a.Hosts(r.old.Policy)
-	if err != nil {
-		return err
-	}
-	after, err := r.a.Hosts(r.next.Policy)
-	if err != nil || string(before) == string(after) {
-		return err
-	}
-	change, err := r.c.Apply(container.Change{Files: map[string][]byte{"/etc/hosts": after}})
-	if err != nil {
-		return err
-	}
-	r.end = append(r.end, func() error { change.Keep(); return nil })
-	r.undo = append(r.undo, change.Undo)
-	return nil
-}
-
 // rules puts the tables of programs and proxy into force, and the clocks.
 func (r *reload) rules() error {
 	old, next := r.old.Policy, r.next.Policy
@@ -257,7 +274,7 @@ func (r *reload) rules() error {
 		return err
 	}
 	r.undo = append(r.undo, func() error { return r.a.Update(old) })
-	if !files {
+	if !files || r.next.Own { // whose mounts are gone
 		return nil
 	}
 	open, err := r.c.Opened()
@@ -307,6 +324,7 @@ func (r *reload) commit() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	r.hosts, r.shown = r.names, r.view.Shown
 	r.tell(attend.Event{Time: time.Now(), Type: control.Hotload, Details: map[string]any{
 		"policy_digest": r.next.Policy.Digest(), "former_digest": r.old.Policy.Digest(), "limits": control.LimitsOf(r.next.Policy.Limits()),
 	}})

@@ -57,7 +57,7 @@ func AsksForNames(p policy.Policy) bool {
 
 func hostsFile(names map[string]netip.Addr) []byte {
 	var b strings.Builder
-	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost\n")
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n") // as a root has it
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		fmt.Fprintf(&b, "%s\t%s\n", names[name], name)
 	}
@@ -111,7 +111,9 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	}
 	opts.Net.Budget = opts.Budget
 	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total, opts.Net.Memory = netLimits(p.Limits())
-	n.proxy, err = netproxy.Open(netns, eps, opts.Net)
+	if n.proxy, err = netproxy.Open(netns, eps, opts.Net); err == nil && len(p.Expose()) > 0 {
+		err = n.proxy.Prepare()
+	}
 	return n, err
 }
 

@@ -9,10 +9,9 @@ import (
 
 // throttles is the guest's place among those that are told of being held back.
 type throttles struct {
-	all    *enforce.Throttles // nil where no cgroup holds the guest's cpu limit
-	owned  bool               // all is of this guest alone: closed with it
-	guest  uint64
-	before uint64 // periods in which it was held back before it was attended
+	all   *enforce.Throttles // nil where no cgroup holds the guest's cpu limit
+	owned bool               // all is of this guest alone: closed with it
+	guest uint64
 }
 
 // watchThrottling makes an event of the beginning of each stretch of throttling.
@@ -25,7 +24,7 @@ func (a *Attendant) watchThrottling() error {
 	if err != nil {
 		return fmt.Errorf("watching the guest's throttling: %w", err)
 	}
-	t := throttles{all: a.opts.Throttles, owned: a.opts.Throttles == nil, before: periods}
+	t := throttles{all: a.opts.Throttles, owned: a.opts.Throttles == nil}
 	if t.owned {
 		t.all = enforce.NewThrottles()
 	}
@@ -50,17 +49,13 @@ func (t *throttles) enforced() []Enforcement {
 	return []Enforcement{{"cpu", fmt.Sprintf("cgroup; CPU_THROTTLE is not told: %v", t.all.Err())}}
 }
 
-// closeThrottles tells of a guest that nobody has looked at what the kernel has counted.
+// closeThrottles has the guest told what it has not been told yet.
 func (a *Attendant) closeThrottles() error {
 	t := &a.throttles
 	if t.all == nil {
 		return nil
 	}
-	if t.all.Forget(t.guest) {
-		if periods, err := a.c.Throttled(); err == nil && periods > t.before {
-			a.tellThrottled(time.Now(), periods)
-		}
-	}
+	t.all.Forget(t.guest)
 	if t.owned {
 		return t.all.Close()
 	}

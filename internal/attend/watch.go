@@ -34,8 +34,10 @@ func (k *clocks) begin(ctx context.Context, c Container, l policy.Limits, starte
 	if k.oom, err = c.OOMEvents(ctx); err != nil {
 		return fmt.Errorf("watching the guest's memory events: %w", err)
 	}
-	if used, err := c.CPU(); l.CPUTime > 0 && (err != nil || used == 0) {
-		return noFigure(err)
+	if l.CPUTime > 0 {
+		if used, err := c.CPU(); err != nil || used == 0 {
+			return noFigure(err)
+		}
 	}
 	k.cpuTimer, k.wall = time.NewTimer(0), time.NewTimer(0)
 	return k.set(l, started)

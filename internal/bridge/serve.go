@@ -334,7 +334,7 @@ func (g *guest) announcement() map[string]any {
 		enforced = append(enforced, map[string]string{"rule": "limits", "by": engine + "'s cgroup, rlimits, mount sizes"},
 			map[string]string{"rule": "policy", "by": "psi-runtime, annotation io.psi.policy"})
 		if _, limited := g.policy.Imports(); limited {
-			enforced = append(enforced, map[string]string{"rule": "imports", "by": "agent"})
+			enforced = append(enforced, map[string]string{"rule": "imports", "by": "psi-runtime: masked files of the image"})
 		}
 	}
 	return map[string]any{

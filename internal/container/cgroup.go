@@ -36,8 +36,8 @@ func (e *entry) commonGroups() []string {
 	return common
 }
 
-// enter makes a v1 group, or one of cgroup2 without controllers, and moves a process there.
-func enter(dir string, pid int) error {
+// makeGroup makes a v1 group, or one of cgroup2 without controllers.
+func makeGroup(dir string) error {
 	err := unix.Mkdir(dir, 0o755)
 	if errors.Is(err, unix.ENOENT) {
 		err = os.MkdirAll(dir, 0o755)
@@ -45,7 +45,7 @@ func enter(dir string, pid int) error {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
-	return writeGroup(dir, "cgroup.procs", strconv.Itoa(pid))
+	return nil
 }
 
 // killGroups ends every process in the groups and returns when none is left.

@@ -96,6 +96,9 @@ func create(ctx context.Context, o CreateOptions, begin func(*Container, *Create
 			}
 		}
 	}()
+	if err = c.forkEarly(&o, &undo); err != nil {
+		return nil, err
+	}
 	// Held until the cgroups exist, so that nobody removes their parents; released
 	// before undoing, which removes parents itself.
 	lock, err := c.run.share()
@@ -194,7 +197,7 @@ func plan(o *CreateOptions) (*Container, error) {
 		entry: entry{
 			ID: o.ID, Root: o.Root, Bundle: o.Bundle, Rootfs: spec.Root.Path,
 			Created: time.Now().UTC(), IDs: idRange{Size: size},
-			path: runDir(o.RunDir).journalPath(o.Root, o.ID),
+			path: runDir(o.RunDir).journalPath(o.Root, o.ID), owner: o.Owner,
 		},
 	}
 	switch {
@@ -216,7 +219,9 @@ func (c *Container) claim(o *CreateOptions, undo *undoStack) error {
 	if err := c.entry.claim(); err != nil {
 		return err
 	}
-	undo.add(func() error { return errors.Join(c.entry.undo(c.run), c.run.tidy(c.entry.commonGroups())) })
+	undo.add(func() error {
+		return errors.Join(c.entry.undo(c.run), c.entry.owner.leave(c.run, c.entry.commonGroups()))
+	})
 	if o.Zygote == nil && c.auto {
 		c.entry.Mounts = c.entry.path + ".root"
 	}
@@ -295,11 +300,14 @@ func (c *Container) mountRoot(dir string, o *CreateOptions) error {
 // which are written down before they are made.
 func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 	if o.Zygote != nil {
-		return c.planForked(o)
+		return c.planForked(o, undo)
 	}
 	config, err := newConfig(c.spec, o)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
+	}
+	if _, policy := c.spec.Annotations[AnnotationPolicy]; policy && c.auto {
+		config.Networks = nil // a loopback that is up: whoever attends it does that, if there is an endpoint
 	}
 	hooks := adaptHooks(config, c.spec.Hooks)
 	c.entry.Late = takeLate(config)
@@ -327,6 +335,7 @@ func (c *Container) makeState(o *CreateOptions, undo *undoStack) error {
 		hooks.Annotations = c.Annotations()
 	}
 	c.entry.Cgroups = maps.Clone(state.CgroupPaths) // libcontainer empties its map when it removes them
+	c.entry.owner.use(c.entry.commonGroups())
 	return c.entry.write()
 }
 

@@ -22,8 +22,9 @@ import (
 type forked struct {
 	config *configs.Config
 	groups cgroups.Manager
-	sync   *os.File // to its first process
-	begun  bool     // Start was called
+	sync   *os.File   // to its first process
+	made   chan error // gets one when that is there
+	begun  bool       // Start was called
 }
 
 // errForked is about what only libcontainer's containers can.
@@ -62,7 +63,7 @@ func (c *Container) destroy() error {
 
 // planForked is makeState's twin: it chooses the cgroups, which are written down before they
 // are made.
-func (c *Container) planForked(o *CreateOptions) error {
+func (c *Container) planForked(o *CreateOptions, undo *undoStack) error {
 	config, err := newConfig(c.spec, o)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
@@ -77,8 +78,14 @@ func (c *Container) planForked(o *CreateOptions) error {
 	if err := refuseForeignGroups(paths); err != nil {
 		return &GuestError{ID: c.id, Err: err}
 	}
-	c.forked = &forked{config: config}
+	if c.forked == nil { // the zygote's first guest
+		if err := c.beginFork(o, undo); err != nil {
+			return err
+		}
+	}
+	c.forked.config = config
 	c.entry.Cgroups, c.entry.Shared = maps.Clone(paths), shared
+	c.entry.owner.use(c.entry.commonGroups())
 	if err := c.entry.write(); err != nil {
 		return err
 	}
@@ -86,36 +93,59 @@ func (c *Container) planForked(o *CreateOptions) error {
 	return err
 }
 
-// startForked starts the first process by a zygote: startInit's twin. On return it waits for
-// Start, or is gone.
-func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
-	config := c.forked.config
+// forkEarly is beginFork, if there is a zygote whose children begin where they have to.
+func (c *Container) forkEarly(o *CreateOptions, undo *undoStack) error {
+	if o.Zygote == nil || !o.Zygote.placed() {
+		return nil
+	}
+	return c.beginFork(o, undo)
+}
+
+// beginFork has the zygote make the first process, which waits. What the container owns on the
+// host, its groups and its root are made meanwhile: that takes as long. A crash leaves nothing
+// of the process: it ends with its parent.
+func (c *Container) beginFork(o *CreateOptions, undo *undoStack) error {
 	p, err := newProcess(c.spec.Process)
 	if err != nil {
 		return &GuestError{ID: c.id, Err: err}
 	}
-	words, err := order(o.Filter, p.Rlimits, config.Hostname)
+	words, err := order(o.Filter, p.Rlimits, c.spec.Hostname)
 	if err != nil {
 		return err
 	}
-	root, err := o.Zygote.makeRoot(c, o)
+	ours, theirs, err := seqpacket("sync")
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	assembly := assembly{config: config, id: c.entry.IDs.First, root: root}
-	if err := c.fork(o, words, undo); err != nil {
+	c.forked = &forked{sync: ours, made: make(chan error, 1)}
+	gone := make(chan struct{})
+	undo.add(func() error { <-gone; return c.abort() })
+	go func() {
+		defer close(gone)
+		defer theirs.Close()
+		c.forked.made <- c.fork(o, words, theirs)
+	}()
+	return nil
+}
+
+// startForked completes the first process: startInit's twin. On return it waits for Start, or
+// is gone.
+func (c *Container) startForked(o *CreateOptions, _ *undoStack) error {
+	config := c.forked.config
+	err := c.makeGroups(config)
+	assembly := assembly{config: config, id: c.entry.IDs.First}
+	if err == nil {
+		assembly.root, err = o.Zygote.makeRoot(c, o)
+	}
+	if assembly.root != nil {
+		defer assembly.root.Close()
+	}
+	if err = errors.Join(err, <-c.forked.made); err != nil {
 		return err
 	}
 	if err := errors.Join(c.mapIDs(config), c.joinGroups(config)); err != nil {
 		return err
 	}
-	proc, err := c.receiveProc()
-	if err != nil {
-		return err
-	}
-	defer proc.Close()
-	assembly.proc = proc
 	// The host's side of its policy, while its root is put together around it.
 	attended := make(chan error, 1)
 	go func() {
@@ -124,22 +154,30 @@ func (c *Container) startForked(o *CreateOptions, undo *undoStack) (err error) {
 		}
 		close(attended)
 	}()
-	if err = c.inside(assembly.run); err != nil {
-		err = fmt.Errorf("putting together the root of container %s: %w", c.id, err)
+	if err := errors.Join(c.assemble(assembly), <-attended); err != nil {
+		return err
 	}
-	return errors.Join(err, <-attended)
+	_, err = c.receive('s')
+	return err
 }
 
-// fork has the zygote make the first process.
-func (c *Container) fork(o *CreateOptions, order []byte, undo *undoStack) error {
-	ours, theirs, err := seqpacket("sync")
+// assemble puts the process's root together around it.
+func (c *Container) assemble(a assembly) error {
+	proc, err := c.receiveProc()
 	if err != nil {
 		return err
 	}
-	defer theirs.Close()
-	c.forked.sync = ours
-	undo.add(c.abort)
-	if c.pidfd, err = o.Zygote.fork(order, o.Stdin, o.Stderr, theirs); err != nil {
+	defer proc.Close()
+	a.proc = proc
+	if err := c.inside(a.run); err != nil {
+		return fmt.Errorf("putting together the root of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// fork has the zygote make the first process, which has the other end of sync.
+func (c *Container) fork(o *CreateOptions, order []byte, sync *os.File) (err error) {
+	if c.pidfd, err = o.Zygote.fork(order, o.Stdin, o.Stderr, sync); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	if c.pid, err = pidOf(c.pidfd); err == nil {
@@ -163,19 +201,40 @@ func (c *Container) mapIDs(config *configs.Config) error {
 	return nil
 }
 
-// joinGroups makes the cgroups, moves the process into them and sets the limits.
-func (c *Container) joinGroups(config *configs.Config) error {
+// makeGroups makes the cgroups, and sets their limits. systemd makes none without a process.
+func (c *Container) makeGroups(config *configs.Config) error {
 	limits, err := *config.Cgroups.Resources, error(nil)
-	if cgroups.IsCgroup2UnifiedMode() {
-		err = c.forked.groups.Apply(c.pid)
-	} else {
+	switch {
+	case config.Cgroups.Systemd:
+		return nil
+	case cgroups.IsCgroup2UnifiedMode():
+		err = c.forked.groups.Apply(-1) // nobody
+	default:
 		limits.SkipDevices = true // the zygote's group has them
 		for _, dir := range c.entry.Cgroups {
-			err = errors.Join(err, enter(dir, c.pid))
+			err = errors.Join(err, makeGroup(dir))
 		}
 	}
 	if err == nil {
 		err = c.forked.groups.Set(&limits)
+	}
+	if err != nil {
+		return fmt.Errorf("limiting container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// joinGroups moves the process into them.
+func (c *Container) joinGroups(config *configs.Config) (err error) {
+	if config.Cgroups.Systemd {
+		if err = c.forked.groups.Apply(c.pid); err == nil {
+			err = c.forked.groups.Set(config.Cgroups.Resources)
+		}
+	} else {
+		pid := strconv.Itoa(c.pid)
+		for _, dir := range c.entry.Cgroups {
+			err = errors.Join(err, writeGroup(dir, "cgroup.procs", pid))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("limiting container %s: %w", c.id, err)
@@ -190,12 +249,21 @@ func (c *Container) receiveProc() (*os.File, error) {
 	if err := unix.Send(sync, []byte("m"), unix.MSG_NOSIGNAL); err != nil {
 		return nil, c.didNotFork(err)
 	}
-	var word [1]byte
-	proc, n, err := receiveFD(sync, word[:])
-	if err != nil || n != 1 || word[0] != 'p' || proc == nil {
+	proc, err := c.receive('p')
+	if err == nil && proc == nil {
+		err = c.didNotFork(nil)
+	}
+	return proc, err
+}
+
+// receive takes a word of the process's, and what may come with it.
+func (c *Container) receive(word byte) (*os.File, error) {
+	var is [1]byte
+	file, n, err := receiveFD(int(c.forked.sync.Fd()), is[:])
+	if err != nil || n != 1 || is[0] != word {
 		return nil, c.didNotFork(err)
 	}
-	return proc, nil
+	return file, nil
 }
 
 // didNotFork is about a process that has ended, and said why on its stderr.

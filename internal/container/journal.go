@@ -45,9 +45,10 @@ type entry struct {
 	Detached bool `json:"detached,omitempty"`
 
 	// file is the journal on disk, open and flocked by the process that owns the
-	// container; nil for anybody else. path is its name.
-	file *os.File
-	path string
+	// container; nil for anybody else. path is its name, owner whose it is, if anybody's.
+	file  *os.File
+	path  string
+	owner *Owner
 }
 
 func (e *entry) stateDir() string { return filepath.Join(e.Root, e.ID) }
@@ -77,8 +78,11 @@ func digest(root string) string {
 }
 
 // claim makes the journal and locks it; ErrExist if there is one.
-func (e *entry) claim() error {
-	for {
+func (e *entry) claim() (err error) {
+	if e.file, err = e.owner.journal(e.path); errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("container %s below %s: %w", e.ID, e.Root, ErrExist)
+	}
+	for e.file == nil { // there was none to be had
 		f, err := os.OpenFile(e.path, os.O_CREATE|os.O_EXCL|os.O_APPEND|os.O_WRONLY|unix.O_CLOEXEC, 0o600)
 		if errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("container %s below %s: %w", e.ID, e.Root, ErrExist)
@@ -97,6 +101,7 @@ func (e *entry) claim() error {
 			return errors.Join(fmt.Errorf("locking the journal of container %s: %w", e.ID, err), os.Remove(e.path))
 		}
 	}
+	return nil
 }
 
 // lockFile locks an open file or directory, and tells whether it was deleted before.
@@ -257,7 +262,9 @@ func (e *entry) forget(run runDir) error {
 	if err := e.releaseIDs(run); err != nil {
 		return err
 	}
-	if err := unix.Unlink(e.path); err != nil && err != unix.ENOENT {
+	if e.owner.keep(e.file, e.path) {
+		e.file = nil
+	} else if err := unix.Unlink(e.path); err != nil && err != unix.ENOENT {
 		return &os.PathError{Op: "unlink", Path: e.path, Err: err}
 	}
 	e.release()

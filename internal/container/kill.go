@@ -54,8 +54,15 @@ func (c *Container) Kill(sig unix.Signal, all bool) error {
 }
 
 // KillCgroup ends every process of the container at once and returns when none
-// is left (zombies apart). It is not an error if there was none.
+// is left (zombies apart), or, if a zygote has forked it, when its first one, and so all,
+// cannot live. It is not an error if there was none.
 func (c *Container) KillCgroup() error {
+	if c.forked != nil {
+		if err := c.signalInit(unix.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
+			return err
+		}
+		return nil
+	}
 	if err := killGroups(c.groups()); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
@@ -180,5 +187,5 @@ func (c *Container) forget(destroyed bool) error {
 	if err != nil {
 		return err
 	}
-	return c.run.tidy(c.entry.commonGroups())
+	return c.entry.owner.leave(c.run, c.entry.commonGroups())
 }

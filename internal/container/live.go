@@ -26,7 +26,7 @@ import (
 //
 // The guest decides nothing here. It could have moved directories in what it may write,
 // so every path is resolved without following a link, and what is unmounted is checked
-// to be a mount.
+// to be the mount that is meant.
 
 // ErrBusy means that the guest has something open in what was to be taken from it.
 var ErrBusy = errors.New("the guest has something open there")
@@ -39,9 +39,19 @@ type LiveMount struct {
 	Write  bool // else read-only
 }
 
+// HiddenMount is a mount that is to be taken from a guest: where it was put, and what it shows.
+// It has to be there still, or at the place of another that goes with it: in what it may write a
+// guest moves directories, with what is mounted in them, so that another mount is where this one
+// was, and this one where nobody looks for it.
+type HiddenMount struct {
+	Dest     string
+	Write    bool
+	Dev, Ino uint64
+}
+
 // Change is what to change in a guest's view. Nil and empty parts stay as they are.
 type Change struct {
-	Hide  []string          // places of mounts of earlier views, parents before what is in them
+	Hide  []HiddenMount     // of earlier views, parents before what is in them
 	Show  []LiveMount       // parents before what is in them
 	Files map[string][]byte // in the guest's own root, 0644, in existing directories
 	Tmp   int64             // size of /tmp in bytes; 0 leaves it

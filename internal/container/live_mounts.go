@@ -27,9 +27,19 @@ func (l *live) close() {
 }
 
 func (l *live) apply(change Change, trees, covers []*os.File) error {
-	for _, place := range slices.Backward(change.Hide) {
-		if err := l.hide(place); err != nil {
+	places, err := findHidden(change.Hide)
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(places) {
+		if err := l.hide(m); err != nil {
 			return err
+		}
+	}
+	// Before something is shown above: what is covered cannot be cleared.
+	for _, m := range slices.Backward(change.Hide) {
+		if !slices.ContainsFunc(change.Show, func(next LiveMount) bool { return next.Dest == m.Dest }) {
+			l.clear(m.Dest)
 		}
 	}
 	for i, m := range change.Show {
@@ -52,9 +62,6 @@ func (l *live) apply(change Change, trees, covers []*os.File) error {
 			return err
 		}
 	}
-	for _, place := range slices.Backward(change.Hide) {
-		l.clear(place)
-	}
 	return nil
 }
 
@@ -62,11 +69,14 @@ func (l *live) apply(change Change, trees, covers []*os.File) error {
 // made for it, so that the name is gone too. What is in use, or not empty, or of the root
 // file system's first level, stays; names are not worth an error.
 func (l *live) clear(place string) {
-	if checkMount(place) == nil {
+	if _, err := mountAt(place); err == nil {
 		return // something else is shown there now
 	}
 	for flags := 0; filepath.Dir(place) != "/"; place, flags = filepath.Dir(place), unix.AT_REMOVEDIR {
 		dir, err := l.walk(filepath.Dir(place), false)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return
 		}
@@ -83,21 +93,38 @@ func (l *live) clear(place string) {
 			err = unix.Unlinkat(int(dir.Fd()), name, flags)
 		}
 		dir.Close()
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return
 		}
 	}
 }
 
+// findHidden finds what is to be hidden, all of it and nothing else: which of it is at which of
+// the places does not matter.
+func findHidden(hide []HiddenMount) (found []HostMount, err error) {
+	left := make(map[HiddenMount]int)
+	for _, m := range hide {
+		m.Dest = ""
+		left[m]++
+	}
+	for _, m := range hide {
+		is, err := mountAt(m.Dest)
+		if err != nil {
+			return nil, err
+		}
+		what := HiddenMount{"", is.Write, is.Dev, is.Ino}
+		if left[what] == 0 {
+			return nil, fmt.Errorf("what is mounted at %s is not what was: somebody has moved it", m.Dest)
+		}
+		left[what]--
+		found = append(found, is)
+	}
+	return found, nil
+}
+
 // hide takes one mount away.
-func (l *live) hide(place string) error {
-	if err := checkMount(place); err != nil {
-		return err
-	}
-	info, err := os.Lstat(place)
-	if err != nil {
-		return err
-	}
+func (l *live) hide(m HostMount) error {
+	place := m.Dest
 	spare, err := unix.OpenTree(unix.AT_FDCWD, place, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return &os.PathError{Op: "open_tree", Path: place, Err: err}
@@ -111,26 +138,41 @@ func (l *live) hide(place string) error {
 	}
 	tree := os.NewFile(uintptr(spare), place)
 	l.spares = append(l.spares, tree)
-	l.undo.add(func() error { return l.attachAgain(tree, LiveMount{Dest: place, Dir: info.IsDir()}) })
+	l.undo.add(func() error { return l.attachAgain(tree, LiveMount{Dest: place, Dir: m.Dir}) })
+	if _, err := mountAt(place); err == nil {
+		return fmt.Errorf("something else is mounted at %s, below what was taken away", place)
+	}
 	return nil
 }
 
-// checkMount refuses a place that is no mount any more: the guest may have moved the
-// directory that it was in.
-func checkMount(place string) error {
+// mountAt is what is mounted at a place. It is an error if nothing is: the guest may have moved
+// the directory that it was in.
+func mountAt(place string) (m HostMount, err error) {
 	f, err := openPlace(place)
 	if err != nil {
-		return fmt.Errorf("%s is not where it was mounted: %w", place, err)
+		return m, fmt.Errorf("%s is not where it was mounted: %w", place, err)
 	}
 	defer f.Close()
-	var stat unix.Statx_t
-	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, 0, &stat); err != nil {
-		return &os.PathError{Op: "statx", Path: place, Err: err}
+	var root unix.Statx_t
+	var stat unix.Stat_t
+	var system unix.Statfs_t
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, 0, &root)
+	if err == nil {
+		err = unix.Fstat(int(f.Fd()), &stat)
 	}
-	if stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return fmt.Errorf("%s is no mount any more: the guest has moved what was there", place)
+	if err == nil {
+		err = unix.Fstatfs(int(f.Fd()), &system)
 	}
-	return nil
+	switch {
+	case err != nil:
+		return m, &os.PathError{Op: "stat", Path: place, Err: err}
+	case root.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
+		return m, fmt.Errorf("%s is no mount any more: the guest has moved what was there", place)
+	}
+	return HostMount{
+		Dest: place, Write: system.Flags&unix.ST_RDONLY == 0,
+		Dir: stat.Mode&unix.S_IFMT == unix.S_IFDIR, Dev: stat.Dev, Ino: stat.Ino,
+	}, nil
 }
 
 // openPlace opens a handle on an absolute path, without following links.
@@ -140,7 +182,15 @@ func openPlace(place string) (*os.File, error) {
 
 // show puts a detached tree in its place.
 func (l *live) show(tree *os.File, m LiveMount) error {
-	place, err := l.place(m)
+	place, made, err := l.place(m)
+	if made {
+		l.undo.add(func() error {
+			again := live{Applied: l.Applied}
+			defer again.close()
+			again.clear(m.Dest)
+			return nil
+		})
+	}
 	if err != nil {
 		return err
 	}
@@ -157,7 +207,7 @@ func (l *live) show(tree *os.File, m LiveMount) error {
 func (a *Applied) attachAgain(tree *os.File, m LiveMount) error {
 	again := live{Applied: a}
 	defer again.close()
-	target, err := again.place(m)
+	target, _, err := again.place(m)
 	if err != nil {
 		return err
 	}
@@ -166,18 +216,18 @@ func (a *Applied) attachAgain(tree *os.File, m LiveMount) error {
 }
 
 // place opens a mount point, which it makes if there is none.
-func (l *live) place(m LiveMount) (*os.File, error) {
-	place, err := openPlace(m.Dest)
+func (l *live) place(m LiveMount) (place *os.File, made bool, err error) {
+	place, err = openPlace(m.Dest)
 	if !errors.Is(err, os.ErrNotExist) {
-		return place, err
+		return place, false, err
 	}
 	if err := l.makePlace(m); err != nil {
-		return nil, err
+		return nil, true, err // parts of it, perhaps
 	}
 	if place, err = openPlace(m.Dest); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
+		return nil, true, fmt.Errorf("its place is inside another mount of the guest and does not exist there: %w", err)
 	}
-	return place, err
+	return place, true, err
 }
 
 func moveTree(tree, target *os.File) error {

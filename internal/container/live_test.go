@@ -85,6 +85,22 @@ func (s *shell) change(change Change) (*Applied, error) {
 	return s.c.Apply(change)
 }
 
+// mounted are mounts to take away, as they are now.
+func (s *shell) mounted(places ...string) (mounts []HiddenMount) {
+	s.t.Helper()
+	err := s.c.inside(func() error {
+		for _, place := range places {
+			m, _ := mountAt(place) // of what is none Apply has to say so
+			mounts = append(mounts, HiddenMount{place, m.Write, m.Dev, m.Ino})
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return mounts
+}
+
 // hostDir is a directory of the client's with one file, private to it.
 func hostDir(t *testing.T) (string, *os.File) {
 	t.Helper()
@@ -126,7 +142,7 @@ func TestChangeOfARunningGuest(t *testing.T) {
 	}
 
 	// The same place, writable now.
-	applied, err = s.change(Change{Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/srv/data", Dir: true, Write: true}}})
+	applied, err = s.change(Change{Hide: s.mounted("/srv/data"), Show: []LiveMount{{Source: handle, Dest: "/srv/data", Dir: true, Write: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +152,7 @@ func TestChangeOfARunningGuest(t *testing.T) {
 	if err := unix.Stat(filepath.Join(dir, "b"), &stat); err != nil || stat.Uid != 1234 || stat.Gid != 1234 {
 		t.Errorf("the guest's file belongs to %d:%d, not to the client (%v)", stat.Uid, stat.Gid, err)
 	}
-	applied, err = s.change(Change{Hide: []string{"/srv/data"}})
+	applied, err = s.change(Change{Hide: s.mounted("/srv/data")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +178,7 @@ func TestChangeOfWhatIsOpen(t *testing.T) {
 		"cd /srv/data":        "cd /",
 	} {
 		s.wants(open, "--0")
-		_, err := s.change(Change{Hide: []string{"/srv/data", "/srv/second"}, Files: map[string][]byte{"/etc/hosts": []byte("new\n")}})
+		_, err := s.change(Change{Hide: s.mounted("/srv/data", "/srv/second"), Files: map[string][]byte{"/etc/hosts": []byte("new\n")}})
 		if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "/srv/data") {
 			t.Errorf("%s: %v", open, err)
 		}
@@ -171,7 +187,7 @@ func TestChangeOfWhatIsOpen(t *testing.T) {
 		s.wants("read -r x < /etc/hosts; echo $x", "old--0")
 		s.wants(closed, "--0")
 	}
-	applied, err = s.change(Change{Hide: []string{"/srv/data", "/srv/second"}})
+	applied, err = s.change(Change{Hide: s.mounted("/srv/data", "/srv/second")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,11 +218,11 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 	s.wants("echo full > /tmp/file", "--0")
 	link(t, s.c)
 	for _, change := range []Change{
-		{Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/new", Dir: true}, {Source: handle, Dest: "/proc/self/x", Dir: true}}},
-		{Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/tmp/link/job", Dir: true}}},
-		{Hide: []string{"/srv/data", "/srv/nothing"}},
-		{Hide: []string{"/srv/data", "/etc"}},
-		{Hide: []string{"/srv/data"}, Files: map[string][]byte{"/etc/hosts": nil, "/etc/hosts/x": nil}},
+		{Hide: s.mounted("/srv/data"), Show: []LiveMount{{Source: handle, Dest: "/new", Dir: true}, {Source: handle, Dest: "/proc/self/x", Dir: true}}},
+		{Hide: s.mounted("/srv/data"), Show: []LiveMount{{Source: handle, Dest: "/tmp/link/job", Dir: true}}},
+		{Hide: s.mounted("/srv/data", "/srv/nothing")},
+		{Hide: s.mounted("/srv/data", "/etc")},
+		{Hide: s.mounted("/srv/data"), Files: map[string][]byte{"/etc/hosts": nil, "/etc/hosts/x": nil}},
 	} {
 		if _, err := s.change(change); err == nil {
 			t.Errorf("%+v: no error", change)
@@ -221,7 +237,7 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	applied.Keep()
-	if applied, err = s.change(Change{Hide: []string{"/srv/deep/er/data"}}); err != nil {
+	if applied, err = s.change(Change{Hide: s.mounted("/srv/deep/er/data")}); err != nil {
 		t.Fatal(err)
 	}
 	applied.Keep()
@@ -232,7 +248,7 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 	}
 	applied.Keep()
 	s.wants("read -r x < /tmp/job/in/a; echo $x; echo own > /tmp/job/file", "secret--0")
-	if applied, err = s.change(Change{Hide: []string{"/tmp/job/in"}}); err != nil {
+	if applied, err = s.change(Change{Hide: s.mounted("/tmp/job/in")}); err != nil {
 		t.Fatal(err)
 	}
 	applied.Keep()
@@ -244,7 +260,7 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	applied, err = s.c.Apply(Change{
-		Hide: []string{"/srv/data"}, Show: []LiveMount{{Source: handle, Dest: "/new", Dir: true}},
+		Hide: s.mounted("/srv/data"), Show: []LiveMount{{Source: handle, Dest: "/srv/deep/new", Dir: true}},
 		Files: map[string][]byte{"/etc/hosts": []byte("new\n"), "/etc/more": nil}, Tmp: 2 << 20, ClientUID: 1234, ClientGID: 1234,
 	})
 	if err != nil {
@@ -254,8 +270,68 @@ func TestFailedChangeLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wants("read -r x < /srv/data/a; echo $x", "secret--0")
-	s.wants("[ -e /new/a ]", "--1")
+	s.wants("[ -e /srv/deep ]", "--1")
 	s.wants("[ -e /etc/more ]", "--1")
 	s.wants("read -r x < /etc/hosts; echo $x", "old--0")
 	s.wants("read -r x < /tmp/file; echo $x", "full--0")
+}
+
+// What is taken away must not uncover something else that is mounted there.
+func TestChangeOfWhatIsMountedTwice(t *testing.T) {
+	s := newFixture(t).shell()
+	_, handle := hostDir(t)
+	show := LiveMount{Source: handle, Dest: "/srv/data", Dir: true}
+	for range 2 {
+		applied, err := s.change(Change{Show: []LiveMount{show}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		applied.Keep()
+	}
+	if _, err := s.change(Change{Hide: s.mounted("/srv/data")}); err == nil || !strings.Contains(err.Error(), "something else is mounted at /srv/data") {
+		t.Errorf("%v", err)
+	}
+	s.wants("read -r x < /srv/data/a; echo $x", "secret--0")
+}
+
+// The guest exchanges directories of its /tmp that something is mounted in: what it was to lose is
+// where it was not, and what it may keep in its place.
+func TestChangeOfWhatWasExchanged(t *testing.T) {
+	s := newFixture(t).shell()
+	_, one := hostDir(t)
+	_, two := hostDir(t)
+	applied, err := s.change(Change{Show: []LiveMount{{Source: one, Dest: "/tmp/a/in", Dir: true}, {Source: two, Dest: "/tmp/b/in", Dir: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	applied.Keep()
+	hidden := s.mounted("/tmp/a/in")
+	exchange := func() {
+		t.Helper()
+		err := s.c.inside(func() error {
+			defer setFSIDs(int(s.c.entry.IDs.First))()
+			return unix.Renameat2(unix.AT_FDCWD, "/tmp/a", unix.AT_FDCWD, "/tmp/b", unix.RENAME_EXCHANGE)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	exchange()
+	if _, err := s.change(Change{Hide: hidden}); err == nil || !strings.Contains(err.Error(), "what is mounted at /tmp/a/in is not what was") {
+		t.Errorf("%v", err)
+	}
+	exchange()
+	// Nor is a mount of the same that can be written one that cannot.
+	hidden[0].Write = true
+	if _, err := s.change(Change{Hide: hidden}); err == nil || !strings.Contains(err.Error(), "what is mounted at /tmp/a/in is not what was") {
+		t.Errorf("%v", err)
+	}
+	hidden[0].Write = false
+	applied, err = s.change(Change{Hide: hidden})
+	if err != nil {
+		t.Fatal(err)
+	}
+	applied.Keep()
+	s.wants("[ -e /tmp/a ]", "--1")
+	s.wants("read -r x < /tmp/b/in/a; echo $x", "secret--0")
 }

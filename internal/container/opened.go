@@ -102,19 +102,29 @@ func mappings(pid int) (mapped []OpenedFile, err error) {
 		if !lines.Scan() {
 			return mapped, lines.Err()
 		}
-		// address perms offset device inode path, which may have spaces
+		// address perms offset device inode path
 		fields := strings.Fields(lines.Text())
-		at := strings.Index(lines.Text(), " /")
-		if len(fields) < 6 || at < 0 {
-			continue
+		if len(fields) < 5 || fields[4] == "0" {
+			continue // no file
 		}
-		file := OpenedFile{pid, unescape(lines.Text()[at+1:]), true, strings.HasSuffix(fields[1], "s") && strings.Contains(fields[1], "w")}
-		if !seen[file] {
+		path, err := mappedPath(pid, fields[0])
+		if gone(err) != nil {
+			return nil, err
+		}
+		file := OpenedFile{pid, path, true, strings.HasSuffix(fields[1], "s") && strings.Contains(fields[1], "w")}
+		if strings.HasPrefix(path, "/") && !seen[file] {
 			seen[file] = true
 			mapped = append(mapped, file)
 		}
 	}
 }
 
-// unescape undoes how the kernel writes a line's end in a path.
-func unescape(path string) string { return strings.ReplaceAll(path, `\012`, "\n") }
+// mappedPath is the path of what is mapped at an address. The line that has the address has it
+// too, but writes a line's end in it as four characters, which a name can have as well.
+func mappedPath(pid int, address string) (string, error) {
+	var first, end uint64
+	if _, err := fmt.Sscanf(address, "%x-%x", &first, &end); err != nil {
+		return "", fmt.Errorf("reading the address of a mapping, %q: %w", address, err)
+	}
+	return os.Readlink(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, first, end))
+}

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -147,7 +148,7 @@ func fillRoot(root string, points []MountPoint, files map[string][]byte) error {
 		if err == nil {
 			err = mkdirMode(filepath.Dir(path), 0o755)
 		}
-		if err == nil {
+		if err == nil && !has(path, data) {
 			err = os.WriteFile(path, data, 0o644)
 		}
 		if err != nil {
@@ -155,6 +156,12 @@ func fillRoot(root string, points []MountPoint, files map[string][]byte) error {
 		}
 	}
 	return nil
+}
+
+// has says whether a file is what it is to be: to write it would copy it up first.
+func has(path string, data []byte) bool {
+	was, err := os.ReadFile(path)
+	return err == nil && bytes.Equal(was, data)
 }
 
 func makePoint(root string, p MountPoint) error {

@@ -178,7 +178,9 @@ func (c *Container) Set(s Settings) error {
 	config.Cgroups.SkipDevices = false // Exec refuses a container with it
 	switch {
 	case errors.Is(err, libcontainer.ErrNotRunning):
-		err = errors.Join(c.checkStopped(), err)
+		if runs := c.checkStopped(); runs != nil {
+			err = runs
+		}
 	case err != nil && c.lc.Config().Cgroups == config.Cgroups: // in force, and not written down
 		err = errors.Join(err, c.setBack(before))
 	}

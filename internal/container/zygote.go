@@ -30,12 +30,14 @@ import (
 //
 //	supervisor                         zygote                guest
 //	order, channel, stderr, sync ────► clone3 ─────────────► in new namespaces, waits
+//	makes journal, cgroups, a root
 //	◄──────────────────────── pidfd ──┘
-//	maps ids, joins cgroups, limits
+//	maps ids, joins cgroups
 //	m ─────────────────────────────────────────────────────► takes the ids, cgroup namespace,
 //	◄──────────────────────────────────────────── p, proc ── host name, limits, mounts a /proc
-//	puts its root together (assembly),
+//	puts its root together (assembly),                       begins its session, in memory
 //	whatever else has to be before it lives
+//	◄───────────────────────────────────────────────────── s
 //	g ─────────────────────────────────────────────────────► no capabilities, filter; is an agent
 //	                                                         that waits
 //
@@ -44,11 +46,14 @@ import (
 // caller can write the id maps of its children; and they are the caller's children (CLONE_PARENT),
 // which outlive it. It runs no code of a guest. What guests of one zygote share, SECURITY.md says.
 type Zygote struct {
-	mu      sync.Mutex // guards what follows, and one order at a time
-	control *os.File
-	process *os.Process
-	entry   entry
 	run     runDir
+	process *os.Process
+
+	mu      sync.Mutex // guards control, and one order at a time
+	control *os.File
+
+	place   sync.Mutex // guards what follows
+	entry   entry
 	parents map[string]string // of its guests' cgroups, by controller
 
 	roots sync.Mutex // one root at a time on entry.Mounts
@@ -78,7 +83,7 @@ const zygotePatience = 20 * time.Second
 // namespace, or by Close.
 func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
 	z := &Zygote{run: o.Owner.run, entry: entry{
-		ID: o.ID, Root: o.Owner.dir, Created: time.Now().UTC(), IDs: idRange{Size: 1}, path: o.Owner.run.journalPath(o.Owner.dir, o.ID),
+		ID: o.ID, Root: o.Owner.dir, Created: time.Now().UTC(), IDs: idRange{Size: 1}, path: o.Owner.run.journalPath(o.Owner.dir, o.ID), owner: o.Owner,
 	}}
 	z.entry.Mounts = z.entry.path + ".root"
 	var undo undoStack
@@ -232,7 +237,9 @@ func (z *Zygote) Close() error {
 	z.control = nil
 	_ = z.process.Kill()
 	_, err := z.process.Wait()
-	return errors.Join(err, z.entry.forget(z.run), z.run.tidy(z.entry.commonGroups()))
+	z.place.Lock()
+	defer z.place.Unlock()
+	return errors.Join(err, z.entry.forget(z.run), z.entry.owner.leave(z.run, z.entry.commonGroups()))
 }
 
 // The parts of an order, as zygote.c has them.
@@ -308,13 +315,20 @@ func (z *Zygote) fork(order []byte, channel, stderr, sync *os.File) (*os.File, e
 	return fds, nil
 }
 
+// placed says whether the zygote is where its guests have to begin, which its first one finds out.
+func (z *Zygote) placed() bool {
+	z.place.Lock()
+	defer z.place.Unlock()
+	return z.parents != nil
+}
+
 // groupPaths chooses the cgroups of a guest, by controller, and tells which it shares with
 // others. On v1 a guest is put into those that limit or count it: each costs as much as a
 // namespace. Where there is cgroup2 too it counts the time, and what devices may be used is set
 // for a group that zygotes are in, and whom they fork.
 func (z *Zygote) groupPaths(config *configs.Config, name string) (paths map[string]string, shared []string, err error) {
-	z.mu.Lock()
-	defer z.mu.Unlock()
+	z.place.Lock()
+	defer z.place.Unlock()
 	if z.parents == nil {
 		parents, err := groupParents(config, name)
 		if err != nil {
@@ -369,6 +383,7 @@ func (z *Zygote) shareDevices(config *configs.Config, parents map[string]string)
 	}
 	dir := filepath.Join(parent, "@"+digest(string(rules)))
 	z.entry.Shared = []string{dir}
+	z.entry.owner.use(z.entry.commonGroups())
 	if err := z.entry.write(); err != nil {
 		return err
 	}

@@ -25,6 +25,9 @@ func (t *Throttles) ProgramID() ebpf.ProgramID {
 	return info.Program
 }
 
+// LoseRecords takes away what the program writes its records to.
+func (t *Throttles) LoseRecords() error { return t.program.maps.Rings.Delete(t.owner) }
+
 // Abandon is what is left of a process that was killed: its guests are still in the maps.
 func (t *Throttles) Abandon() {
 	t.mu.Lock()

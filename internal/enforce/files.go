@@ -150,14 +150,20 @@ func (p *FilePrograms) load() (err error) {
 	return nil
 }
 
-// dropNewHooks removes the programs of hooks that this kernel does not have yet,
-// where older ones have the same effect: on Linux 6.1 an ACL is an xattr.
+// newHooks are not in every kernel that is supported. Where one is missing another has
+// its effect, or there is no such call: before Linux 6.2 an ACL is an xattr, before 6.8
+// the ioctls of 32-bit programs are those of all, before 6.17 there is no file_setattr.
+func newHooks() []string {
+	return []string{"inode_set_acl", "inode_remove_acl", "file_ioctl_compat", "inode_file_setattr"}
+}
+
+// dropNewHooks removes the programs of hooks that this kernel does not have.
 func dropNewHooks(spec *ebpf.CollectionSpec) error {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return filesUnsupported("the kernel's type information", "run a kernel with CONFIG_DEBUG_INFO_BTF", err)
 	}
-	for _, hook := range []string{"inode_set_acl", "inode_remove_acl"} {
+	for _, hook := range newHooks() {
 		var function *btf.Func
 		if err := kernel.TypeByName("bpf_lsm_"+hook, &function); errors.Is(err, btf.ErrNotFound) {
 			delete(spec.Programs, "psi_"+hook)

@@ -1,6 +1,7 @@
 package enforce_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -49,7 +50,27 @@ func fileOp(req request) (error, bool) {
 		return unix.Mkfifo(path, 0o600), true
 	case "setxattr":
 		return unix.Setxattr(path, "user.psi", []byte("x"), 0), true
-	case "mount", "umount", "remount", "pivot_root", "move_mount", "chroot":
+	case "removexattr":
+		return unix.Removexattr(path, "user.psi"), true
+	case "set-flags", "set-attributes", "ioctl":
+		return ioctlOp(req.Op, path), true
+	case "protect":
+		return protect(path), true
+	case "mkdir":
+		return unix.Mkdir(path, 0o755), true
+	case "rmdir":
+		return unix.Rmdir(path), true
+	case "symlink":
+		return unix.Symlink("x", path), true
+	case "unlink":
+		return unix.Unlink(path), true
+	case "truncate":
+		return unix.Truncate(path, 1), true
+	case "chmod":
+		return unix.Chmod(path, 0o600), true
+	case "chown":
+		return unix.Chown(path, 1, 1), true
+	case "mount", "umount", "remount", "pivot_root", "move_mount", "chroot", "fsmount":
 		return mountOp(req.Op, path), true
 	case "new-mount-namespace": // and open there
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
@@ -105,6 +126,20 @@ func run(path string) error {
 	return err
 }
 
+// protect makes what was mapped to be read executable.
+func protect(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open: %w", syscall.ECANCELED)
+	}
+	defer unix.Close(fd)
+	page, err := unix.Mmap(fd, 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", syscall.ECANCELED)
+	}
+	return errors.Join(unix.Mprotect(page, unix.PROT_READ|unix.PROT_EXEC), unix.Munmap(page))
+}
+
 func executeMemfd() error {
 	fd, err := unix.MemfdCreate("x", 0)
 	if err != nil {
@@ -136,6 +171,8 @@ func mountOp(op, path string) error {
 			return err
 		}
 		return unix.Chroot(path)
+	case "fsmount":
+		return fsmount()
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -143,6 +180,19 @@ func mountOp(op, path string) error {
 	}
 	defer unix.Close(tree)
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// fsmount makes a file system that is mounted nowhere yet.
+func fsmount() error {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen: %w", syscall.ECANCELED)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("fsconfig: %w", err)
+	}
+	return closed(unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0))
 }
 
 // inHost opens a path in the mount namespace of the machine's first process.

@@ -56,7 +56,7 @@ func startFileGuest(t *testing.T, p *enforce.FilePrograms) *fileGuest {
 	t.Helper()
 	base := publicTemp(t)
 	g := &fileGuest{cgroup: newCgroup(t), own: base + "/own", host: base + "/host"}
-	for path, mode := range map[string]os.FileMode{"own": 0, "host": 0, "host/a.csv": 0o644, "host/a.txt": 0o755, "host/sub/b.csv": 0o644} {
+	for path, mode := range map[string]os.FileMode{"own": 0, "host": 0, "host/a.csv": 0o644, "host/a.txt": 0o755, "host/sub/b.csv": 0o644, "host/empty": 0} {
 		full := filepath.Join(base, path)
 		err := os.MkdirAll(filepath.Dir(full), 0o755)
 		if err == nil && mode == 0 {
@@ -139,8 +139,12 @@ func TestFileHooks(t *testing.T) {
 		{"open", g.host + "/a.csv", ok}, {"open", g.host + "/a.txt", no}, {"open", g.host + "/sub/b.csv", no}, {"open", g.host, ok}, {"open", g.host + "/sub", no},
 		{"create", g.host + "/new.csv", ok}, {"create", g.host + "/new.txt", no}, {"open", "/etc/passwd", ok}, {"create", "/etc/psi-test", no}, {"create", g.own + "/x", ok},
 		{"execute", g.host + "/a.txt", no}, {"execute", "/bin/true", ok}, {"execute-memfd", "", no},
+		{"protect", g.host + "/a.csv", no}, {"protect", "/bin/true", ok},
+		{"mkdir", g.host + "/dir", no}, {"mkdir", g.host + "/dir.csv", ok}, {"rmdir", g.host + "/empty", no}, {"rmdir", g.host + "/dir.csv", ok},
+		{"symlink", g.host + "/link", no}, {"symlink", g.host + "/link.csv", ok}, {"unlink", g.host + "/a.txt", no}, {"unlink", g.host + "/link.csv", ok},
+		{"truncate", g.host + "/a.txt", no}, {"chmod", g.host + "/a.txt", no}, {"chown", g.host + "/a.txt", no}, {"removexattr", g.host + "/a.csv", never},
 		{"mknod", g.own + "/null", never}, {"mkfifo", g.own + "/fifo", ok}, {"mkfifo", g.host + "/fifo.csv", no}, {"setxattr", g.own + "/x", never},
-		{"mount", g.own, never}, {"umount", "/dev", never}, {"remount", g.own, never}, {"pivot_root", g.own, never}, {"move_mount", g.own, never}, {"chroot", g.own, never},
+		{"mount", g.own, never}, {"umount", "/dev", never}, {"remount", g.own, never}, {"pivot_root", g.own, never}, {"move_mount", g.own, never}, {"chroot", g.own, never}, {"fsmount", "", never},
 		{"new-mount-namespace", "/etc/passwd", no}, {"host-mount-namespace", "/etc/passwd", no}, {"open", "/proc/1/root/etc/passwd", no},
 		{"link", "/etc/passwd\n" + g.host + "/link.csv", no}, {"link", g.host + "/a.txt\n" + g.host + "/link.csv", no}, {"link", g.host + "/a.csv\n" + g.own + "/link", ok},
 		{"open-in-clone", g.host + "/a.txt", no}, {"open-in-clone", g.host + "/a.csv", no}, {"open-by-handle", g.host + "/a.txt", no}, {"open-by-handle", g.host + "/a.csv", ok},
@@ -179,10 +183,13 @@ func TestFileHooksControl(t *testing.T) {
 	forget(t, g, elsewhere)
 	listen(t, "unix", g.host+"/socket.csv")
 	for _, try := range []struct{ op, path string }{
-		{"open", g.host + "/a.txt"}, {"create", g.host + "/new.txt"}, {"execute", "/bin/true"}, {"execute-memfd", ""}, {"mkfifo", g.host + "/fifo.csv"}, {"chroot", g.own},
+		{"open", g.host + "/a.txt"}, {"create", g.host + "/new.txt"}, {"execute", "/bin/true"}, {"execute-memfd", ""}, {"mkfifo", g.host + "/fifo.csv"}, {"chroot", g.own}, {"fsmount", ""},
 		{"open-in-clone", g.host + "/a.txt"}, {"open-by-handle", g.host + "/a.txt"}, {"link", g.host + "/a.txt\n" + g.host + "/link.csv"}, {"write-parent", ""},
 		{"mknod", g.own + "/null"}, {"new-mount-namespace", "/etc/passwd"}, {"host-mount-namespace", "/etc/passwd"}, {"user-namespace", ""}, {"traceme", ""}, {"perf", ""},
 		{"socket", "17 3 0"}, {"socket", "16 3 0"}, {"socket", "2 3 1"}, {"listen", ""}, {"unix-connect", g.host + "/socket.csv"},
+		{"protect", g.host + "/a.csv"}, {"mkdir", g.host + "/dir"}, {"rmdir", g.host + "/empty"}, {"symlink", g.host + "/link"},
+		{"truncate", g.host + "/a.txt"}, {"chmod", g.host + "/a.txt"}, {"chown", g.host + "/a.txt"}, {"unlink", g.host + "/a.txt"},
+		{"setxattr", g.host + "/a.csv"}, {"removexattr", g.host + "/a.csv"},
 	} {
 		g.ask(try.op, try.path, 0)
 	}

@@ -7,6 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +21,9 @@ import (
 
 	"github.com/psi-runtime/psi/bpf"
 )
+
+// quiet is QUIET of sched.bpf.c: what is closer together is one stretch.
+const quiet = uint64(800 * time.Millisecond)
 
 // settle is how long the program is not loaded after the first guest came: to load it takes
 // 40 ms of a processor, as long as to start a guest, and a short script has ended by then. It
@@ -33,7 +40,7 @@ type Throttles struct {
 	running sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
-	guests  map[uint64]throttled
+	guests  map[uint64]*throttled
 	begun   bool
 	program *throttleProgram // nil until it is loaded
 	err     error            // why it is not
@@ -42,8 +49,9 @@ type Throttles struct {
 // throttled is one guest.
 type throttled struct {
 	dir     string
-	periods uint64
+	periods uint64 // that are known, and nobody's news
 	told    func(time.Time, uint64)
+	heard   uint64 // stretches that the program has told of
 }
 
 // throttleProgram is what a process holds of the program.
@@ -57,7 +65,7 @@ type throttleProgram struct {
 // NewThrottles returns one for the guests of this process. It costs nothing before the
 // first.
 func NewThrottles() *Throttles {
-	return &Throttles{owner: rand.Uint64(), ended: make(chan struct{}), guests: make(map[uint64]throttled)}
+	return &Throttles{owner: rand.Uint64(), ended: make(chan struct{}), guests: make(map[uint64]*throttled)}
 }
 
 // Watch has told called from now on when a guest begins to be held back: once for each
@@ -72,7 +80,7 @@ func (t *Throttles) Watch(dir string, periods uint64, told func(time.Time, uint6
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	g := throttled{dir, periods, told}
+	g := &throttled{dir: dir, periods: periods, told: told}
 	t.guests[st.Ino] = g
 	if !t.begun {
 		t.begun = true
@@ -84,17 +92,67 @@ func (t *Throttles) Watch(dir string, periods uint64, told func(time.Time, uint6
 	return st.Ino, t.add(st.Ino, g)
 }
 
-// Forget returns when the guest is told nothing more. It says whether the guest has lived
-// for less than the program takes to come: then it was told nothing at all.
-func (t *Throttles) Forget(guest uint64) (missed bool) {
+// Forget has the guest told what it has not been told yet, and nothing more once it has
+// returned. The cgroup must still be there.
+func (t *Throttles) Forget(guest uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	g, there := t.guests[guest]
+	if !there {
+		return
+	}
 	delete(t.guests, guest)
 	if t.program == nil {
-		return t.err == nil
+		if t.err == nil {
+			g.catchUp()
+		}
+		return
 	}
-	_ = t.program.maps.Guests.Delete(guest) // it is not there if it could not be added
-	return false
+	var seen bpf.SchedGuest
+	if t.program.maps.Guests.LookupAndDelete(guest, &seen) != nil {
+		return // it could not be added, which has been said
+	}
+	for range seen.Told - g.heard { // their records are in the ring, or there was no room for them
+		g.told(wallTime(seen.Began), seen.Periods)
+	}
+	if g.periods = seen.Periods; seen.Last == 0 || monotonic()-seen.Last > quiet {
+		g.catchUp() // held back on its way to sleep, and nobody has looked since
+	}
+}
+
+// catchUp tells of what the kernel has counted beyond what is known, and reports whether
+// there was anything.
+func (g *throttled) catchUp() bool {
+	counted, err := countedPeriods(g.dir)
+	if err != nil || counted <= g.periods {
+		return false // err: the cgroup has gone
+	}
+	g.periods = counted
+	g.told(time.Now(), counted)
+	return true
+}
+
+// countedPeriods is the number of periods in which the kernel has seen the group held back.
+func countedPeriods(dir string) (uint64, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "cpu.stat"))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "nr_throttled "); ok {
+			return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+		}
+	}
+	return 0, nil // a group without a limit, on v2
+}
+
+// monotonic is the clock of the program.
+func monotonic() uint64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0
+	}
+	return uint64(now.Nano())
 }
 
 // Err says why nothing is told on this host, if that is so.
@@ -157,13 +215,18 @@ func (t *Throttles) run() {
 	t.read(p.reader)
 }
 
-// add has the program look at a guest. The caller holds the lock.
-func (t *Throttles) add(guest uint64, g throttled) error {
-	guests := t.program.maps.Guests
-	err := guests.Put(guest, bpf.SchedGuest{Owner: t.owner, Periods: g.periods})
+// add has the program look at a guest, which is told first what was counted before there
+// was anybody to look: it may be asleep by now. The caller holds the lock.
+func (t *Throttles) add(guest uint64, g *throttled) error {
+	guests, entry := t.program.maps.Guests, bpf.SchedGuest{Owner: t.owner}
+	if g.catchUp() {
+		entry.Last = monotonic() // what follows at once is of the same stretch
+	}
+	entry.Periods = g.periods
+	err := guests.Put(guest, entry)
 	if errors.Is(err, unix.E2BIG) {
 		if err = t.program.forgetGone(g.dir); err == nil {
-			err = guests.Put(guest, bpf.SchedGuest{Owner: t.owner, Periods: g.periods})
+			err = guests.Put(guest, entry)
 		}
 	}
 	if err != nil {
@@ -182,6 +245,7 @@ func (t *Throttles) read(reader *ringbuf.Reader) {
 		}
 		t.mu.Lock()
 		if g, there := t.guests[e.Cgroup]; there {
+			g.heard++
 			g.told(wallTime(e.Time), e.Periods)
 		}
 		t.mu.Unlock()

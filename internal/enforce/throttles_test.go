@@ -150,27 +150,94 @@ func TestThrottling(t *testing.T) {
 	h.mu.Unlock()
 }
 
-// What the kernel counted before the program could look is told with the first look, and a
-// guest that has been forgotten is nobody's.
+// stop has the child not run until the returned function is called: it cannot even go to
+// sleep, which the program would see.
+func stop(t *testing.T, c *child) (resume func()) {
+	t.Helper()
+	pid := c.cmd.Process.Pid
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the child stands still", func() bool {
+		data, err := os.ReadFile("/proc/" + itoa(pid) + "/stat")
+		return err == nil && strings.Contains(string(data), ") T ")
+	})
+	time.Sleep(quiet / 4) // the period of what it has done has ended
+	resume = sync.OnceFunc(func() { _ = unix.Kill(pid, unix.SIGCONT) })
+	t.Cleanup(resume)
+	return resume
+}
+
+// What the kernel counted before the program could look is told when it can, to a guest
+// that has not run since; once. One that has been forgotten is nobody's.
 func TestThrottlingBeforeTheProgram(t *testing.T) {
 	c := startChild(t, newCgroup(t))
 	dir := cpuGroup(t, c)
 	h := heard{stat: dir + "/cpu.stat"}
 	h.compute(c)
+	resume := stop(t, c)
 	all := newThrottles(t)
 	guest, err := all.Watch(dir, 0, h.add)
 	if err != nil {
 		t.Fatal(err)
 	}
 	running(t, all)
-	c.do(request{Op: "compute", For: time.Millisecond})
 	await(t, "it is told", func() bool { return len(h.list()) == 1 })
-	all.Forget(guest)
+	resume()
+	h.compute(c) // the same stretch
+	if times := h.list(); len(times) != 1 {
+		t.Errorf("what goes on was told again: %v", times)
+	}
 	time.Sleep(quiet)
+	all.Forget(guest)
 	h.compute(c)
 	time.Sleep(quiet / 4)
 	if times := h.list(); len(times) != 1 {
 		t.Errorf("a guest that was forgotten was told of: %v", times)
+	}
+}
+
+// What nobody has been told when a guest is forgotten is told then, once: what the kernel
+// counted before there was a program, and what the program said and nobody has heard.
+func TestThrottlingIsToldInTheEnd(t *testing.T) {
+	c := startChild(t, newCgroup(t))
+	dir := cpuGroup(t, c)
+	early := heard{stat: dir + "/cpu.stat"}
+	early.compute(c)
+	resume := stop(t, c)
+	all := newThrottles(t)
+	guest, err := all.Watch(dir, 0, early.add)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all.Forget(guest)
+	all.Forget(guest)
+	if times := early.list(); len(times) != 1 {
+		t.Errorf("before there was a program: %v", times)
+	}
+
+	late := heard{stat: dir + "/cpu.stat"}
+	if guest, err = all.Watch(dir, late.counted(), late.add); err != nil {
+		t.Fatal(err)
+	}
+	running(t, all)
+	if err := all.LoseRecords(); err != nil {
+		t.Fatal(err)
+	}
+	resume()
+	late.compute(c)
+	before := time.Now()
+	if times := late.list(); len(times) != 0 {
+		t.Fatalf("nothing was lost: %v", times)
+	}
+	all.Forget(guest)
+	all.Forget(guest)
+	if times := late.list(); len(times) != 1 || times[0].After(before) {
+		t.Errorf("after its record was lost: %v, and it is %v", times, before)
+	}
+	time.Sleep(quiet)
+	if times := append(early.list(), late.list()...); len(times) != 2 {
+		t.Errorf("told again: %v", times)
 	}
 }
 

@@ -18,8 +18,8 @@
 //	                part of one is a Landlock domain; deny masks the path
 //	seccomp: python CPython's list of system calls, stacked by psi-init
 //	tmp             the size of a tmpfs at /tmp
-//	imports message output
-//	                the agent of a psi image; nobody on the host
+//	imports         files of a psi image that the list hides are masked; an error for others
+//	message output  the agent of a psi image; nobody on the host
 //
 // The image's own files are the container's own, whatever the fs rules say. So that the
 // rules cannot be got around, such a container has no_new_privs, only capabilities and

@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/psi-runtime/psi/internal/confine"
+	"github.com/psi-runtime/psi/pkg/modules"
 )
 
 // Look finds out what Narrow has to know of the host for a bundle.
@@ -54,7 +55,9 @@ func Look(spec *specs.Spec, bundle string, rules Rules) (Host, error) {
 			root = filepath.Join(bundle, root)
 		}
 		h.List = func(dir string) ([]string, error) { return list(root, dir) }
+		h.Hidden = func(imports []string) ([]string, error) { return hidden(root, imports) }
 	}
+	h.Doors = doors
 	return h, nil
 }
 
@@ -138,4 +141,69 @@ func list(root, dir string) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// hidden names the files of the image that an import list hides. A link needs no hiding:
+// what it leads to is.
+func hidden(root string, imports []string) ([]string, error) {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	graph, err := modules.Read(r.FS())
+	if err != nil {
+		return nil, err
+	}
+	all, err := graph.Closure(imports).Hidden(r.FS())
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, name := range all {
+		info, err := r.Lstat(name)
+		if err != nil {
+			return nil, err
+		}
+		if info.IsDir() || info.Mode().IsRegular() {
+			names = append(names, name)
+		}
+	}
+	return names, atMost(names, "files of the image to hide")
+}
+
+// doors names the sockets and FIFOs below a directory of the host. No link is followed:
+// in the container it leads elsewhere.
+func doors(dir string) (names []string, err error) {
+	seen := 0
+	err = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it has gone meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if seen++; seen > mostNames {
+			return fmt.Errorf("%s has more than %d files, too many to look for them", dir, mostNames)
+		}
+		if entry.Type()&(fs.ModeSocket|fs.ModeNamedPipe) != 0 {
+			names = append(names, strings.TrimPrefix(name, filepath.Clean(dir)))
+		}
+		return nil
+	})
+	return names, errors.Join(err, atMost(names, "sockets and FIFOs in "+dir))
+}
+
+// mostNames is how many files of a volume are looked at, and mostMasks how many are masked,
+// each of which is a mount.
+const (
+	mostNames = 1 << 20
+	mostMasks = 1 << 12
+)
+
+func atMost(names []string, what string) error {
+	if len(names) > mostMasks {
+		return fmt.Errorf("%d %s: more than %d", len(names), what, mostMasks)
+	}
+	return nil
 }

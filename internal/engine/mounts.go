@@ -180,6 +180,9 @@ func (n *narrowing) volumes(at []int) error {
 		if err != nil {
 			return err
 		}
+		if err := n.doors(m); err != nil {
+			return err
+		}
 		n.out.Files.Volumes = append(n.out.Files.Volumes, Volume{m.Destination, path.Clean(m.Source), slices.Contains(m.Options, "ro")})
 		if p.rules != nil {
 			parts = append(parts, p)
@@ -200,6 +203,30 @@ func (n *narrowing) source(m *specs.Mount) error {
 	if err := policy.CheckDir(path.Clean(m.Source)); err != nil {
 		return fmt.Errorf("the mount of %s at %s: %w", m.Source, m.Destination, err)
 	}
+	return nil
+}
+
+// doors keeps the container from the sockets and FIFOs in a directory, which lead to
+// whoever is at their other end: no rule of a policy opens one. LSM programs refuse them
+// all; elsewhere those that there are when the container is made are masked.
+func (n *narrowing) doors(m *specs.Mount) error {
+	if n.host.Kinds[m.Source] != Directory {
+		return nil
+	}
+	rule := "sockets and FIFOs in " + m.Destination
+	if n.host.Files() == nil {
+		n.out.Files.Needed = true
+		n.holds(rule, lsm)
+		return nil
+	}
+	names, err := n.host.Doors(m.Source)
+	if err != nil {
+		return n.misses(rule, fmt.Errorf("without BPF-LSM those that there are have to be masked: %w", err))
+	}
+	for _, name := range names {
+		n.mask(path.Join(m.Destination, name))
+	}
+	n.holds(rule, "masked paths: %d; nobody holds those that the host makes later", len(names))
 	return nil
 }
 

@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/psi-runtime/psi/internal/confine"
+	"github.com/psi-runtime/psi/pkg/modules"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -92,6 +94,12 @@ type Host struct {
 	Files func() error
 	// List names the files and directories (no links) in a directory of the image.
 	List func(dir string) ([]string, error)
+	// Hidden names the files of the image that an import list hides. The error wraps
+	// [modules.ErrNoGraph] if the image does not say which modules its files are.
+	Hidden func(imports []string) ([]string, error)
+	// Doors names the sockets and FIFOs in a directory of the host and below it, relative
+	// to it: they lead out of a container. The error says why they cannot be told.
+	Doors func(dir string) ([]string, error)
 	// EngineMounts are directories of the host whose files need no rule.
 	EngineMounts []string
 }
@@ -167,8 +175,21 @@ func (n *narrowing) agent() error {
 	const by = "the agent of a psi image, not the host"
 	n.holds("message: "+size(l.Message), by)
 	n.holds("output: "+size(l.Output), by)
-	if modules, limited := n.policy.Imports(); limited {
-		n.holds(fmt.Sprintf("imports: %v", modules), by)
+	allowed, limited := n.policy.Imports()
+	if !limited {
+		return nil
 	}
+	rule := fmt.Sprintf("imports: %v", allowed)
+	hidden, err := n.host.Hidden(allowed)
+	if errors.Is(err, modules.ErrNoGraph) {
+		return n.misses(rule, fmt.Errorf("only an image that `psi-runtime rootfs` has made tells which files its modules are (%s): use one, or leave imports out", modules.File))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", rule, err)
+	}
+	for _, name := range hidden {
+		n.mask("/" + name)
+	}
+	n.holds(rule, "masked files of the image: %d", len(hidden))
 	return nil
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"math"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/psi-runtime/psi/pkg/modules"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -59,6 +61,10 @@ func testHost() Host {
 		Landlock:      6,
 		Files:         func() error { return errors.New("no BPF-LSM") },
 		List:          func(string) ([]string, error) { return []string{"usr", "etc", "srv"}, nil },
+		Hidden: func(imports []string) ([]string, error) {
+			return []string{"usr/lib/hidden-by-" + strings.Join(imports, "+")}, nil
+		},
+		Doors: func(dir string) ([]string, error) { return []string{"/run/" + path.Base(dir) + ".sock"}, nil },
 	}
 }
 
@@ -204,7 +210,14 @@ func TestRefused(t *testing.T) {
 func TestDegraded(t *testing.T) {
 	host := testHost()
 	host.Network, host.Landlock = errors.New("no eBPF"), 0
-	p := parse(t, `{allow_degraded: true, tcp: ["db.example:1"], fs: [{read: "/srv/data/*.csv"}, {read: /more/part}, {deny: "/**/x"}]}`)
+	host.Hidden = func([]string) ([]string, error) { return nil, modules.ErrNoGraph }
+	host.Doors = func(dir string) ([]string, error) {
+		if dir == "/more" {
+			return nil, errors.New("too many files")
+		}
+		return nil, nil
+	}
+	p := parse(t, `{allow_degraded: true, imports: [math], tcp: ["db.example:1"], fs: [{read: "/srv/data/*.csv"}, {read: /more/part}, {deny: "/**/x"}]}`)
 	host.Kinds["/more"] = Directory
 	n, err := Narrow(engineSpec(volume("/srv/data", "/srv/data"), volume("/more", "/more")), p, host)
 	if err != nil {
@@ -216,12 +229,53 @@ func TestDegraded(t *testing.T) {
 			missing = append(missing, e.Rule)
 		}
 	}
-	want := []string{"tcp: db.example:1", "tcp", "fs: deny /**/x", "fs: read /srv/data/*.csv", "fs: read /more/part"}
+	want := []string{"tcp: db.example:1", "tcp", "fs: deny /**/x", "fs: read /srv/data/*.csv", "sockets and FIFOs in /more", "fs: read /more/part", "imports: [math]"}
 	if !slices.Equal(missing, want) {
 		t.Errorf("missing: %q", missing)
 	}
 	// The mounts are narrowed as far as they can be.
 	if m := mountAt(t, n.Spec, "/srv/data"); !slices.Contains(m.Options, "ro") {
 		t.Errorf("%v", m.Options)
+	}
+}
+
+// An import list is held by the files of the image, if it says which they are; otherwise
+// it is an error.
+func TestImports(t *testing.T) {
+	n := narrow(t, engineSpec(), parse(t, "imports: [math, json]"))
+	if !slices.Contains(n.Spec.Linux.MaskedPaths, "/usr/lib/hidden-by-json+math") {
+		t.Errorf("masked: %q", n.Spec.Linux.MaskedPaths)
+	}
+	if !slices.Contains(n.Enforced, Enforcement{Rule: "imports: [json math]", By: "masked files of the image: 1"}) {
+		t.Errorf("%v", n.Enforced)
+	}
+	host := testHost()
+	for want, err := range map[string]error{"psi-runtime rootfs": modules.ErrNoGraph, "broken": errors.New("broken")} {
+		host.Hidden = func([]string) ([]string, error) { return nil, err }
+		if _, err := Narrow(engineSpec(), parse(t, "imports: []"), host); err == nil || !strings.Contains(err.Error(), "imports: []") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if _, err := Narrow(engineSpec(), parse(t, "mem: 64MiB"), host); err != nil {
+		t.Errorf("without a list: %v", err)
+	}
+}
+
+// Sockets and FIFOs in a volume lead out of a container, and no rule is about them.
+func TestDoors(t *testing.T) {
+	bundle := engineSpec(volume("/srv/data", "/data"), volume("/srv/data/a.csv", "/a.csv"))
+	p := parse(t, "fs: [{write: /srv/data}, {read: /data}, {read: /a.csv}]")
+	n := narrow(t, bundle, p)
+	if !slices.Contains(n.Spec.Linux.MaskedPaths, "/data/run/data.sock") || slices.ContainsFunc(n.Enforced, func(e Enforcement) bool { return e.Missing }) {
+		t.Errorf("masked: %q, %v", n.Spec.Linux.MaskedPaths, n.Enforced)
+	}
+	host := testHost()
+	host.Doors = func(string) ([]string, error) { return nil, errors.New("too many files") }
+	if _, err := Narrow(bundle, p, host); err == nil || !strings.Contains(err.Error(), "sockets and FIFOs in /data") || !strings.Contains(err.Error(), "too many files") {
+		t.Errorf("%v", err)
+	}
+	host.Files = func() error { return nil }
+	if n, err := Narrow(bundle, p, host); err != nil || !slices.Contains(n.Enforced, Enforcement{Rule: "sockets and FIFOs in /data", By: lsm}) {
+		t.Errorf("with LSM programs: %v, %v", n.Enforced, err)
 	}
 }

@@ -23,7 +23,7 @@ func (r *Record) TakesAway(next *Record, path string, has Access) bool {
 }
 
 func (r *Record) permits(path string) Access {
-	access := policy.DecideGuest(r.OwnFiles(r.Policy), r.Policy.FS(), r.Places(), path)
+	access := policy.DecideGuest(r.OwnFiles(r.Policy), r.Policy.FS(), r.Places(r.Policy), path)
 	own := access&policy.Own != 0
 	return Access{own || access&(policy.MayRead|policy.MayExecute) != 0, own || access&policy.MayWrite != 0}
 }

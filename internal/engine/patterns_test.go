@@ -45,7 +45,7 @@ func TestPatternsAreForPrograms(t *testing.T) {
 		}
 		var rules []string
 		for _, e := range n.Enforced {
-			if e.By == lsm {
+			if e.By == lsm && strings.HasPrefix(e.Rule, "fs:") {
 				rules = append(rules, e.Rule)
 			}
 		}

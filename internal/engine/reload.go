@@ -24,10 +24,10 @@ func cannot(rule, why string, args ...any) error {
 	return fmt.Errorf("%s: it cannot change in a running container: %s, or make a new container", rule, fmt.Sprintf(why, args...))
 }
 
-// fixed are the keys of a policy that cannot change while a container runs, and why.
-func fixed() map[string]string {
+// fixed are the keys of a policy that cannot change to next while a container runs, and why.
+func (r *Record) fixed(next policy.Policy) map[string]string {
 	const agent = "its agent was told when it began"
-	return map[string]string{
+	why := map[string]string{
 		"allow_degraded": "what the host cannot hold was settled when it was made",
 		"read_only":      "its root was mounted when it was made",
 		"tmp":            "its /tmp was mounted when it was made",
@@ -35,6 +35,14 @@ func fixed() map[string]string {
 		"imports":        agent, "message": agent, "output": agent,
 		"preload": "its interpreter has begun", "isolation": "its interpreter has begun",
 	}
+	if r.Own {
+		delete(why, "message")
+		delete(why, "output")
+	}
+	if r.Own && r.Policy.Limits().Tmp > 0 && next.Limits().Tmp > 0 { // one that cannot be written stays so
+		delete(why, "tmp")
+	}
+	return why
 }
 
 // Reload is the record of a container that runs once next is in force: a pure decision,
@@ -45,18 +53,18 @@ func (r *Record) Reload(next policy.Policy, source string, by Holds) (*Record, e
 	if err := within(next, source, r.Made.Bounds); err != nil {
 		return nil, err
 	}
-	if err := checkFixed(r.Policy, next); err != nil {
+	if err := r.checkFixed(next); err != nil {
 		return nil, err
 	}
 	out := *r
 	out.Policy = next
+	if r.Own {
+		return r.reloadOwn(&out, by)
+	}
 	n := &narrowing{policy: next, host: Host{Network: by.Network}, running: true}
 	files := !slices.Equal(r.Policy.FS(), next.FS())
 	if files && !by.Files {
 		return nil, cannot("fs", "without BPF-LSM it is held by mounts and Landlock, which were made with the container: keep its rules")
-	}
-	if r.Own {
-		return r.reloadOwn(&out, files, by)
 	}
 	if err := n.network(); err != nil {
 		return nil, err
@@ -90,13 +98,13 @@ func kept(report []Enforcement, files bool) []Enforcement {
 }
 
 // checkFixed names every key that differs and may not.
-func checkFixed(old, next policy.Policy) error {
-	before, after, err := keys(old, next)
+func (r *Record) checkFixed(next policy.Policy) error {
+	before, after, err := keys(r.Policy, next)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	why := fixed()
+	why := r.fixed(next)
 	for _, key := range slices.Sorted(maps.Keys(why)) {
 		if !bytes.Equal(before[key], after[key]) {
 			errs = append(errs, fmt.Errorf("%s cannot change in a running container, from %s to %s: %s", key, value(before[key]), value(after[key]), why[key]))
@@ -125,9 +133,9 @@ func value(text json.RawMessage) string {
 	return string(text)
 }
 
-// reloadOwn is Reload for a bundle of psi's own, which has its mounts, filter and network
-// from the policy that it was made with.
-func (r *Record) reloadOwn(out *Record, files bool, by Holds) (*Record, error) {
+// reloadOwn is Reload for a bundle of psi's own, which has its filter and network from the
+// policy that it was made with, and its mounts from the one in force.
+func (r *Record) reloadOwn(out *Record, by Holds) (*Record, error) {
 	made, next := r.Made.Policy, out.Policy
 	wildcards := func(p policy.Policy) bool {
 		return slices.ContainsFunc(p.Endpoints(), func(e policy.Endpoint) bool { return e.IsWildcard() && !e.Deny })
@@ -140,32 +148,29 @@ func (r *Record) reloadOwn(out *Record, files bool, by Holds) (*Record, error) {
 	case wildcards(next) && !wildcards(made):
 		return nil, cannot("tcp", "it has no name server for wildcards in its /etc/resolv.conf, which was written before it started: allow the names themselves")
 	}
-	if files {
-		if err := noMoreFiles(made, next, "its mounts show"); err != nil {
-			return nil, err
-		}
-	}
 	out.Enforced = Own(next, by.Network)
-	if by.Files && !slices.Equal(made.FS(), next.FS()) {
-		for i, e := range out.Enforced {
-			if strings.HasPrefix(e.Rule, "fs:") {
-				out.Enforced[i].By = lsm
-			}
+	shown := "mounts, made when the policy came"
+	if by.Files {
+		shown += ", and " + lsm
+	}
+	for i, e := range out.Enforced {
+		if strings.HasPrefix(e.Rule, "fs:") {
+			out.Enforced[i].By = shown
 		}
 	}
 	return out, nil
 }
 
 // noMoreFiles refuses a policy that opens files which the one that the container was made
-// with does not: nothing shows them.
-func noMoreFiles(made, next policy.Policy, what string) error {
+// with does not: its Landlock domain is for life.
+func noMoreFiles(made, next policy.Policy) error {
 	more, err := policy.Compare(made, next)
 	if err != nil {
 		return fmt.Errorf("comparing with the policy that the container was made with: %w", err)
 	}
 	for _, d := range more {
 		if d.Key == "fs" {
-			return cannot(d.String(), "%s what the policy that it was made with allows: allow no more", what)
+			return cannot(d.String(), "its Landlock domain opens what the policy that it was made with allows: allow no more")
 		}
 	}
 	return nil
@@ -175,7 +180,7 @@ func noMoreFiles(made, next policy.Policy, what string) error {
 func (r *Record) checkFiles(next policy.Policy) error {
 	made := r.Made.Policy
 	if r.Confine.Domain != nil {
-		if err := noMoreFiles(made, next, "its Landlock domain opens"); err != nil {
+		if err := noMoreFiles(made, next); err != nil {
 			return err
 		}
 	}
@@ -224,10 +229,11 @@ func (r *Record) holder(rule policy.FSRule) string {
 	return lsm
 }
 
-// Places are where files of the host are in the container, as long as it lives.
-func (r *Record) Places() []string {
+// Places are where files of the host are in the container under a policy: in one that an
+// engine made where its volumes are, as long as it lives.
+func (r *Record) Places(p policy.Policy) []string {
 	if r.Own {
-		return policy.Places(r.Made.Policy.FS())
+		return policy.Places(p.FS())
 	}
 	return r.Files.Places()
 }

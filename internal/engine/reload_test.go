@@ -108,7 +108,7 @@ func TestReloadOfWhatIsFixed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `from nothing to ["math"]`) || !strings.Contains(err.Error(), "tmp cannot change in a running container, from 67108864 to 1048576") || strings.Contains(err.Error(), "mem") {
 		t.Errorf("%v", err)
 	}
-	keys := fixed()
+	keys := r.fixed(parse(t, "{}"))
 	all, _, err := keysOf(t)
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +255,7 @@ func TestTakesAway(t *testing.T) {
 	}
 }
 
-// A bundle of psi's own has its filter and mounts from the policy that it was made with.
+// A bundle of psi's own has its filter from the policy that it was made with.
 func TestReloadOfOwn(t *testing.T) {
 	own := func(document string) *Record {
 		p := parse(t, document)
@@ -269,23 +269,42 @@ func TestReloadOfOwn(t *testing.T) {
 		"another port":     {"expose: [8000]", "expose: [8001]", ""},
 		"wildcards":        {"{}", "tcp: ['*.example.org:80']", "tcp: it cannot change"},
 		"fewer files":      {"fs: [/srv/a, /srv/b]", "fs: [/srv/b]", ""},
-		"other files":      {"fs: [/srv/a]", "fs: [/srv/b]", "fs: read /srv/b"},
-		"writing":          {"fs: [/srv/a]", "fs: [{write: /srv/a}]", "fs: write /srv/a"},
+		"other files":      {"fs: [/srv/a]", "fs: [/srv/b]", ""},
+		"writing":          {"fs: [/srv/a]", "fs: [{write: /srv/a}]", ""},
+		"longer":           {"message: 1MiB", "{message: 2MiB, output: 2MiB}", ""},
+		"more in /tmp":     {"tmp: 1MiB", "tmp: 2MiB", ""},
+		"a /tmp at last":   {"tmp: 0", "tmp: 2MiB", "tmp cannot change"},
+		"no /tmp any more": {"tmp: 1MiB", "tmp: 0", "tmp cannot change"},
 		"modules":          {"imports: [math]", "imports: [json]", "imports cannot change"},
 		"denied beside it": {"fs: [/srv/a]", "fs: [/srv/a, {deny: /srv/a/x}]", ""},
 	} {
-		r := own(tc.before)
-		next, err := r.Reload(parse(t, tc.after), "test", Holds{Files: true})
-		if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if err == nil {
-			if _, err := next.Reload(r.Policy, "test", Holds{Files: true}); err != nil {
+		for _, holds := range []Holds{{}, {Files: true}} {
+			r := own(tc.before)
+			next, err := r.Reload(parse(t, tc.after), "test", holds)
+			if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err != nil {
+				continue
+			}
+			if _, err := next.Reload(r.Policy, "test", holds); err != nil {
 				t.Errorf("%s, and back: %v", name, err)
 			}
-			if fmt.Sprint(next.Places()) != fmt.Sprint(r.Places()) {
-				t.Errorf("%s: its mounts are %v, not %v", name, r.Places(), next.Places())
+			for _, rule := range next.Policy.FS() {
+				if held := by(next)[text(rule)]; strings.Contains(held, lsm) != holds.Files || !strings.HasPrefix(held, "mounts") {
+					t.Errorf("%s: %q is said to hold %s", name, held, text(rule))
+				}
 			}
 		}
+	}
+	// Where files of the host are in it is what the policy says, and not the one that it was made with.
+	r := own("fs: [/srv/a]")
+	if places := r.Places(parse(t, "fs: [/srv/b/*.csv]")); fmt.Sprint(places) != "[/srv/b]" {
+		t.Errorf("%v", places)
+	}
+	// What a machine's settings require holds for files, too.
+	r.Made.Bounds = []Bound{{"the mandatory policy strict", parse(t, "fs: [/srv/a]")}}
+	if _, err := r.Reload(parse(t, "fs: [/srv/b]"), "wide.yml", Holds{}); err == nil || !strings.Contains(err.Error(), "the mandatory policy strict does not") {
+		t.Errorf("%v", err)
 	}
 }

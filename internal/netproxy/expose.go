@@ -24,7 +24,8 @@ var (
 // kernel closes it when either end does. The guest sees a peer at its own loopback that
 // is not itself: it cannot connect there.
 //
-// Whether the port is one that the guest may listen at is the caller's to know.
+// Whether the port is one that the guest may listen at is the caller's to know. The namespace
+// has to be prepared ([Proxy.Prepare]).
 func (p *Proxy) Connect(ctx context.Context, port uint16) (*os.File, error) {
 	leave, err := p.enterConnect()
 	if err != nil {

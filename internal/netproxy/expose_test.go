@@ -56,10 +56,20 @@ func hostConn(t *testing.T, p *Proxy, port uint16) net.Conn {
 	return c
 }
 
+// openPrepared is open for a guest that listens and has no endpoints.
+func openPrepared(t *testing.T, netns *os.File, opts Options) *Proxy {
+	t.Helper()
+	p := open(t, netns, opts)
+	if err := p.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func TestConnectReachesTheGuest(t *testing.T) {
 	watchLeaks(t)
 	netns := newNetns(t)
-	p := open(t, netns, Options{})
+	p := openPrepared(t, netns, Options{})
 	for _, addr := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"} {
 		l := guestListen(t, netns, addr)
 		served := make(chan net.Addr, 1)
@@ -90,7 +100,7 @@ func TestConnectReachesTheGuest(t *testing.T) {
 // The port is one of the guest's namespace: the host has nothing there.
 func TestConnectIsNotTheHostsOwnPort(t *testing.T) {
 	watchLeaks(t)
-	p := open(t, newNetns(t), Options{})
+	p := openPrepared(t, newNetns(t), Options{})
 	addr := server(t, "127.0.0.1:0", echo)
 	if f, err := p.Connect(within(t, 5*time.Second), addrPort(addr).Port()); !errors.Is(err, ErrNotListening) {
 		t.Errorf("connecting to a port at which only the host listens: %v, %v", f, err)
@@ -102,7 +112,7 @@ func TestConnectIsNotTheHostsOwnPort(t *testing.T) {
 func TestConnectDoesNotMeetItself(t *testing.T) {
 	watchLeaks(t)
 	netns := newNetns(t)
-	p := open(t, netns, Options{})
+	p := openPrepared(t, netns, Options{})
 	err := inside(netns, func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40000"), 0)
 	})
@@ -120,7 +130,7 @@ func TestConnectDoesNotMeetItself(t *testing.T) {
 func TestConnectToAFullBacklog(t *testing.T) {
 	watchLeaks(t)
 	netns := newNetns(t)
-	p := open(t, netns, Options{})
+	p := openPrepared(t, netns, Options{})
 	l := guestListen(t, netns, "127.0.0.1:0")
 	raw, err := l.SyscallConn()
 	if err != nil {
@@ -154,7 +164,7 @@ func TestConnectToAFullBacklog(t *testing.T) {
 func TestConnectEndsWithTheProxy(t *testing.T) {
 	watchLeaks(t)
 	netns := newNetns(t)
-	p := open(t, netns, Options{MaxConns: 4})
+	p := openPrepared(t, netns, Options{MaxConns: 4})
 	l := guestListen(t, netns, "127.0.0.1:0")
 	raw, err := l.SyscallConn()
 	if err != nil {

@@ -100,7 +100,17 @@ func plainCongestion() error {
 }
 
 func setTCP(name, value string) error {
-	return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0)
+	// Not by os.WriteFile, which would first make a file to wait for.
+	path := "/proc/sys/net/ipv4/" + name
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, []byte(value))
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 // isLocalAnyway reports whether loopback already has the block's addresses.
@@ -138,6 +148,12 @@ func listen(ipv6 bool, port uint16) (listener, error) {
 // hasIPv6 reports whether the namespace of this thread has IPv6: the kernel may
 // have none, or the administrator may have disabled it.
 func hasIPv6() bool {
-	disabled, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
-	return err == nil && string(disabled) == "0\n"
+	fd, err := unix.Open("/proc/sys/net/ipv6/conf/lo/disable_ipv6", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var disabled [2]byte
+	n, err := unix.Read(fd, disabled[:])
+	return err == nil && string(disabled[:n]) == "0\n"
 }

@@ -24,7 +24,6 @@ import (
 type Proxy struct {
 	opts   Options
 	netns  *os.File
-	ipv6   bool // the guest's namespace has it
 	pipes  pipePool
 	ctx    context.Context // of every connection; ends with Close
 	cancel context.CancelFunc
@@ -32,6 +31,8 @@ type Proxy struct {
 
 	// change is held while what exists in the namespace changes.
 	change    sync.Mutex
+	prepared  bool
+	ipv6      bool // the guest's namespace has it; known once it is prepared
 	listeners map[socket]listener
 	routes    map[netip.Prefix]bool
 	steering  io.Closer
@@ -122,8 +123,8 @@ func (p *Proxy) judge(protocol endpoint.Protocol, dest netip.AddrPort) (name str
 }
 
 // Open makes the endpoints exist in the network namespace netns, which must have
-// nothing but a loopback, and serves them until Close. It brings the loopback up
-// even if there are none. netns remains the caller's. The caller needs
+// nothing but a loopback, and serves them until Close. If there are none the namespace is
+// left as it is: see [Proxy.Prepare]. netns remains the caller's. The caller needs
 // CAP_SYS_ADMIN and CAP_NET_ADMIN over the namespace. On an error nothing serves.
 func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -142,7 +143,26 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	}
 	p.SetLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total, p.opts.Memory)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	err = inside(p.netns, func() error {
+	if err := p.Update(eps); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// Prepare brings the namespace's loopback up and sets what its sockets are like. The first
+// endpoint does so too; a guest that listens ([Proxy.Connect]) needs it without one.
+func (p *Proxy) Prepare() error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	return p.prepare()
+}
+
+// prepare is Prepare for who holds change.
+func (p *Proxy) prepare() error {
+	if p.prepared {
+		return nil
+	}
+	err := inside(p.netns, func() error {
 		namespace, err := openRoutes()
 		if err != nil {
 			return err
@@ -151,13 +171,8 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		p.ipv6 = hasIPv6()
 		return errors.Join(namespace.loopbackUp(), boundBuffers(), plainCongestion())
 	})
-	if err == nil {
-		err = p.Update(eps)
-	}
-	if err != nil {
-		return nil, errors.Join(err, p.Close())
-	}
-	return p, nil
+	p.prepared = err == nil
+	return err
 }
 
 // Hosts returns the address at which the guest finds each name, as [Names] does,
@@ -187,11 +202,14 @@ func (p *Proxy) HostsWith(eps []policy.Endpoint) (map[string]netip.Addr, error) 
 // Unserved returns the IPv6 endpoints that the guest cannot reach because its
 // network namespace has no IPv6.
 func (p *Proxy) Unserved() []policy.Endpoint {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.ipv6 {
+	p.change.Lock()
+	ipv6 := p.ipv6
+	p.change.Unlock()
+	if ipv6 {
 		return nil
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var eps []policy.Endpoint
 	for _, ep := range p.rules.eps {
 		if block, ok := ep.Prefix(); ok && block.Addr().Is6() {
@@ -217,6 +235,11 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 	r, err := newRules(eps, taken)
 	if err != nil {
 		return err
+	}
+	if len(eps) > 0 {
+		if err := p.prepare(); err != nil {
+			return err
+		}
 	}
 	plan := p.plan(r.list)
 	namespace, err := p.extend(plan)

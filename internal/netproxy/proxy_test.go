@@ -216,7 +216,7 @@ func TestOpenFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	if _, err := Open(null, nil, Options{}); !errors.Is(err, unix.EINVAL) {
+	if _, err := Open(null, []policy.Endpoint{{Host: "10.0.0.1", Port: 80}}, Options{}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("not a namespace: %v", err)
 	}
 	if _, err := Open(netns, []policy.Endpoint{{Host: "10.0.0.1"}}, Options{}); err == nil {
@@ -227,9 +227,14 @@ func TestOpenFails(t *testing.T) {
 func TestNoEndpoints(t *testing.T) {
 	watchLeaks(t)
 	netns := newNetns(t)
-	open(t, netns, Options{})
-	if _, err := guestDial(netns, "127.0.0.1:80"); !errors.Is(err, unix.ECONNREFUSED) { // lo is up
-		t.Errorf("loopback: %v, want ECONNREFUSED", err)
+	p := open(t, netns, Options{})
+	for _, want := range []error{unix.ENETUNREACH, unix.ECONNREFUSED} { // then lo is up
+		if _, err := guestDial(netns, "127.0.0.1:80"); !errors.Is(err, want) {
+			t.Errorf("loopback: %v, want %v", err, want)
+		}
+		if err := p.Prepare(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, addr := range []string{"8.8.8.8:53", "[2606:4700::1]:53"} {
 		if _, err := guestDial(netns, addr); !errors.Is(err, unix.ENETUNREACH) {

@@ -148,11 +148,15 @@ func (s *Supervisor) create(g *guest, plan blankPlan, stdio *os.File, undo *undo
 	zygote, done := s.zygote(g)
 	defer done()
 	err = s.createWith(zygote, g, plan, stdio)
+	if zygote != nil && !s.isClosing() {
+		s.zygotes.tried(g.kind, zygote, err)
+	}
 	if err != nil && zygote != nil && !s.isClosing() {
 		// Whatever it was: libcontainer is asked, and if it cannot either, its error is told.
-		s.opts.Log.WithError(err).Warn("forking a guest")
-		s.zygotes.broken(g.kind, zygote)
-		err = s.createWith(nil, g, plan, stdio)
+		s.opts.Log.WithError(err).WithField("message", g.lastWords()).Warn("forking a guest")
+		if err = unsay(g.stderr); err == nil {
+			err = s.createWith(nil, g, plan, stdio)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("creating the guest: %w", err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/view"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -54,12 +56,12 @@ type guest struct {
 	name      string     // which the client gave it; "" before
 	started   time.Time
 	policy    policy.Policy
-	digest    string   // of policy, once the guest is a client's
-	view      []string // notes on how the files are shown
-	shown     []shown  // what is mounted in it; guarded by reloading
-	hosts     string   // what its /etc/hosts says; the same
-	asked     string   // why the supervisor ended it: control.CauseClosed, control.CauseSupervisor or ""
-	message   string   // goes with asked
+	digest    string       // of policy, once the guest is a client's
+	view      []string     // notes on how the files are shown
+	shown     []view.Shown // what is mounted in it; guarded by reloading
+	hosts     string       // what its /etc/hosts says; the same
+	asked     string       // why the supervisor ended it: control.CauseClosed, control.CauseSupervisor or ""
+	message   string       // goes with asked
 	announced bool
 	held      []any  // pushed messages of a guest that its client does not know yet
 	untold    uint64 // denials whose events the client's queue had no room for
@@ -334,6 +336,15 @@ func wordsOn(stderr *os.File) string {
 	n, _ := stderr.ReadAt(buf, 0)
 	text := strings.ToValidUTF8(string(bytes.TrimRight(buf[:n], "\x00\n ")), "\uFFFD")
 	return clip(text, maxMessage)
+}
+
+// unsay makes a guest's stderr as it was at first.
+func unsay(stderr *os.File) error {
+	_, err := stderr.WriteAt(make([]byte, maxStderr), 0)
+	if err == nil {
+		_, err = stderr.Seek(0, io.SeekStart)
+	}
+	return err
 }
 
 // clip shortens a text to at most n bytes without cutting a character.

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/view"
 )
 
 // soPeerPIDFD asks for a descriptor of the process at the other end (Linux 6.5).
@@ -23,6 +25,11 @@ type peer struct {
 
 // root says whether the peer may do on this machine whatever the supervisor may.
 func (p peer) root() bool { return p.uid == 0 }
+
+// identity is whose rights decide about files.
+func (p peer) identity() view.Identity {
+	return view.Identity{UID: p.uid, GID: p.gid, Groups: p.groups}
+}
 
 func (p peer) String() string { return fmt.Sprintf("uid %d", p.uid) }
 

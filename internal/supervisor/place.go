@@ -54,3 +54,31 @@ func unmountPlace(owner string) error {
 	}
 	return nil
 }
+
+// placeMount mounts what file refers to at place, which it makes, and cuts it off
+// from mounts that appear below it on the host later.
+func placeMount(place string, file *os.File) error {
+	var stat unix.Stat_t
+	err := unix.Fstat(int(file.Fd()), &stat)
+	if err == nil && stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = os.Mkdir(place, 0o700)
+	} else if err == nil {
+		err = os.WriteFile(place, nil, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("making a place for the mount of %s: %w", file.Name(), err)
+	}
+	tree, err := unix.OpenTree(int(file.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return &os.PathError{Op: "open_tree", Path: file.Name(), Err: err}
+	}
+	defer unix.Close(tree)
+	private := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, private); err != nil {
+		return &os.PathError{Op: "mount_setattr", Path: file.Name(), Err: err}
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "move_mount", Path: file.Name(), Err: err}
+	}
+	return nil
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/view"
 	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
@@ -37,7 +38,7 @@ type reloading struct {
 	g         *guest
 	old, next policy.Policy
 	digest    string // of next
-	view      openedView
+	view      view.Opened
 	hosts     string // what /etc/hosts says from now on
 	layer     layer  // of the guest from now on
 	frozen    bool
@@ -314,9 +315,9 @@ func (r *reloading) commit(news news) {
 	}
 	g.mu.Lock()
 	details := news.details(g.digest, r.digest, r.next.Limits())
-	g.policy, g.digest, g.view = r.next, r.digest, r.view.notes
+	g.policy, g.digest, g.view = r.next, r.digest, r.view.Notes
 	g.mu.Unlock()
-	g.shown, g.hosts, g.layer = r.view.shown, r.hosts, r.layer
+	g.shown, g.hosts, g.layer = r.view.Shown, r.hosts, r.layer
 	g.event(attend.Event{Time: time.Now(), Type: control.Hotload, Details: details})
 }
 

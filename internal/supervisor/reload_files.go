@@ -3,11 +3,12 @@ package supervisor
 import (
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/view"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -17,11 +18,11 @@ import (
 func (r *reloading) files() error {
 	g := r.g
 	var err error
-	if r.view, err = openView(r.next, g.client.peer, g.s.plan); err != nil {
+	if r.view, err = view.Open(r.next, g.client.peer.identity(), g.s.plan); err != nil {
 		return err
 	}
-	r.end = append(r.end, r.view.close)
-	change := changeView(g.shown, r.view)
+	r.end = append(r.end, r.view.Close)
+	change := r.view.From(g.shown)
 	if before, after := r.old.Limits().Tmp, r.next.Limits().Tmp; before != after {
 		change.Tmp = after
 	}
@@ -37,7 +38,7 @@ func (r *reloading) files() error {
 // fresh is files, and what else is written into the root, for a guest that has done nothing
 // yet and so needs no freezing.
 func (r *reloading) fresh() error {
-	change := changeView(nil, r.view)
+	change := r.view.From(nil)
 	change.Files = attend.RootFiles(r.next)
 	r.hosts = string(change.Files["/etc/hosts"])
 	for name, data := range attend.RootFiles(r.old) {
@@ -70,41 +71,13 @@ func (r *reloading) change(change container.Change) error {
 	return nil
 }
 
-// changeView is the way from one view to another. A mount that stays is moved out of the
-// way and back when one above it goes or comes: it would keep that one busy, or be
-// covered by it.
-func changeView(old []shown, next openedView) (change container.Change) {
-	before, after := make(map[shown]bool), make(map[shown]bool)
-	changed := make(map[string]bool) // places where something goes or comes
-	for _, m := range old {
-		before[m] = true
+// plan finds out what a policy's file rules show: whole directories where the kernel
+// decides about each path in them.
+func (s *Supervisor) plan(p policy.Policy) (bundle.View, error) {
+	if s.files != nil {
+		return bundle.PlanLive(p)
 	}
-	for _, m := range next.shown {
-		after[m] = true
-		changed[m.Dest] = changed[m.Dest] || !before[m]
-	}
-	for _, m := range old {
-		changed[m.Dest] = changed[m.Dest] || !after[m]
-	}
-	affected := func(m shown) bool {
-		for place := m.Dest; place != "/"; place = path.Dir(place) {
-			if changed[place] {
-				return true
-			}
-		}
-		return false
-	}
-	for _, m := range old {
-		if affected(m) {
-			change.Hide = append(change.Hide, m.Dest)
-		}
-	}
-	for i, m := range next.shown {
-		if affected(m) {
-			change.Show = append(change.Show, container.LiveMount{Source: next.files[i], Dest: m.Dest, Dir: m.Dir, Write: m.Write})
-		}
-	}
-	return change
+	return bundle.PlanView(p)
 }
 
 // sameImports says whether two policies have the same list, or both none.

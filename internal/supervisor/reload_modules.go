@@ -23,7 +23,7 @@ func (r *reloading) modules(files map[string][]byte) error {
 		covered = append(covered, filepath.Join(dir, "x"))
 	}
 	dirs := outermost(covered...)
-	for _, m := range slices.Concat(g.shown, r.view.shown) {
+	for _, m := range slices.Concat(g.shown, r.view.Shown) {
 		for _, dir := range dirs {
 			if strings.HasPrefix(m.Dest, "/"+dir+"/") {
 				return fmt.Errorf("%w: imports of a running guest cannot change while %s is shown among its modules: spawn a new guest for it", errPolicy, m.Dest)

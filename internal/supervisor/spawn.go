@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/view"
 	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/channel"
 	"github.com/psi-runtime/psi/pkg/policy"
@@ -36,16 +37,16 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	}
 
 	// view: the host's files, opened as the client
-	view, err := openView(want.policy, c.peer, s.plan)
+	opened, err := view.Open(want.policy, c.peer.identity(), s.plan)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer view.close()
+	defer opened.Close()
 
 	defer s.pool.refill()
 
 	// blank: a guest whose agent waits to be told
-	g, err := s.pool.take(kind{root, want.blank, want.blankDigest}, c.peer, len(view.shown) > 0)
+	g, err := s.pool.take(kind{root, want.blank, want.blankDigest}, c.peer, len(opened.Shown) > 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -60,7 +61,7 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	if err = s.enter(g, c, r); err != nil {
 		return nil, nil, err
 	}
-	if err = g.specialise(want, view); err != nil {
+	if err = g.specialise(want, opened); err != nil {
 		return nil, nil, err
 	}
 	return g, g.channel, s.adopt(g)
@@ -119,11 +120,11 @@ func (s *Supervisor) adopt(g *guest) error {
 // specialise puts a policy into force in a guest that has done nothing yet: the same changes
 // as those of a reload, and those that only such a guest can take. After an error the guest
 // is of no use.
-func (g *guest) specialise(want understood, view openedView) error {
+func (g *guest) specialise(want understood, opened view.Opened) error {
 	p := want.policy
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
-	r := &reloading{g: g, old: g.currentPolicy(), next: p, view: view, layer: g.layer}
+	r := &reloading{g: g, old: g.currentPolicy(), next: p, view: opened, layer: g.layer}
 	defer func() {
 		for _, end := range r.end {
 			end()
@@ -134,17 +135,18 @@ func (g *guest) specialise(want understood, view openedView) error {
 		name   string
 		change func() error
 	}{
-		{"limits", r.limits}, {"files", r.fresh}, {"endpoints", func() error { return g.attendant.Begin(p) }},
+		// First: the agent takes it in meanwhile. It runs nothing before it is asked to.
 		{"agent", func() error { return g.configure(p) }},
+		{"limits", r.limits}, {"files", r.fresh}, {"endpoints", func() error { return g.attendant.Begin(p) }},
 	} {
 		if err := part.change(); err != nil {
 			return fmt.Errorf("giving the guest its %s: %w", part.name, err)
 		}
 	}
 	g.mu.Lock()
-	g.policy, g.digest, g.view = p, want.digest, view.notes
+	g.policy, g.digest, g.view = p, want.digest, opened.Notes
 	g.mu.Unlock()
-	g.shown, g.hosts = view.shown, r.hosts
+	g.shown, g.hosts = opened.Shown, r.hosts
 	return nil
 }
 

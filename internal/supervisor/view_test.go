@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/psi-runtime/psi/internal/control"
-	"github.com/psi-runtime/psi/pkg/bundle"
 )
 
 // hostDir makes a directory on the host that everybody may walk through.
@@ -163,30 +162,6 @@ func TestSwappedPath(t *testing.T) {
 		c.must(t, map[string]any{"op": "kill", "guest": g.id})
 	}
 	t.Logf("%d of %d spawns got the client's own directory", given, tries)
-}
-
-// What PlanView resolved must not be resolved again.
-func TestOpenSourceFollowsNoLink(t *testing.T) {
-	dir := hostDir(t)
-	put(t, dir+"/real", "/", 0, 0o755)
-	put(t, dir+"/real/file", "x", 0, 0o644)
-	if err := os.Symlink("real", dir+"/link"); err != nil {
-		t.Fatal(err)
-	}
-	for source, want := range map[string]bool{"/real": true, "/link": false, "/real/file": true, "/link/file": false} {
-		file, err := openSource(bundle.ViewMount{Source: dir + source, Dir: !strings.HasSuffix(source, "file")}, peer{})
-		if (err == nil) != want {
-			t.Errorf("%s: %v", source, err)
-		}
-		closeFile(file)
-	}
-	// A file where a directory was, and the other way round.
-	for source, isDir := range map[string]bool{"/real": false, "/real/file": true} {
-		if file, err := openSource(bundle.ViewMount{Source: dir + source, Dir: isDir}, peer{}); err == nil {
-			t.Errorf("%s was opened as something else", source)
-			closeFile(file)
-		}
-	}
 }
 
 // No private mount of a view is visible anywhere once the guest runs.

@@ -34,6 +34,7 @@ type zygote struct {
 	stderr            *os.File  // what it had to say
 	wanted            time.Time // last
 	guests            int
+	worked            bool // it has made one
 	using             sync.WaitGroup
 }
 
@@ -102,15 +103,25 @@ func (z *zygotes) forgetOldest(but *zygote) (oldest *zygote) {
 	return oldest
 }
 
-// broken takes a zygote that does not answer any more out of use.
-func (z *zygotes) broken(k kind, which *container.Zygote) {
+// tried notes that a zygote has made a guest, or could not: then it is taken out of use, and
+// if it never could, what it loads cannot be forked, and no other one is tried.
+func (z *zygotes) tried(k kind, which *container.Zygote, err error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	key := zygoteKind(k).key()
-	if one := z.made[key]; one != nil && one.Zygote == which {
-		delete(z.made, key)
-		z.making.Go(func() { z.end(one) })
+	one := z.made[key]
+	if one == nil || one.Zygote != which {
+		return
 	}
+	if err == nil {
+		one.worked = true
+		return
+	}
+	delete(z.made, key)
+	if !one.worked {
+		z.made[key] = &zygote{wanted: one.wanted}
+	}
+	z.making.Go(func() { z.end(one) })
 }
 
 // end ends a zygote when nobody uses it any more. Its guests go on.

@@ -144,6 +144,21 @@ func TestCompileLimits(t *testing.T) {
 	}
 }
 
+// Zygotes take over the default configuration before anybody is told it: the agent has a copy.
+func TestAgentKnowsDefaults(t *testing.T) {
+	config, err := AgentConfig(policy.Defaults())
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("../../rootfs/agent/agent.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "_COMMON = b'" + string(config) + "'\n"; !strings.Contains(string(source), want) {
+		t.Errorf("rootfs/agent/agent.py has not %s", want)
+	}
+}
+
 // Nothing that Compile returns is shared with the next result.
 func TestCompileFresh(t *testing.T) {
 	first := compile(t, policy.Defaults(), anyView(), Entry{})

@@ -12,6 +12,8 @@ from __future__ import annotations
 import posix
 import sys
 
+# What most guests are told (a default policy's CONFIG): a zygote has taken it over already.
+_COMMON = b'{"imports":null,"message":67108864,"output":16777216,"threads":1}'
 _HOME = __file__.rpartition("/")[0] + "/"
 if __package__ != "_psi":
     _package = type(sys)("_psi")
@@ -58,16 +60,25 @@ def main() -> None:
             session.configure = lambda payload: _take_configuration(session, payload)
         if waits and is_zygote():
             rehearse(lambda: prepare(config, _HOME), _take_configuration)
-            connected = serve(session)
+            _take_configuration(session, _COMMON)
+            session.configure = lambda payload: _take_another(session, payload)
+            connected, live = serve(session)
+            if connected:
+                start(session, connected)
+                _warm_up()
+                live()
+            else:
+                live()
+                start(session, connected)
         else:
             install(session)
-            connected = False
-        start(session, connected)
-        if waits:
-            _warm_up(session)
-        else:
-            _limit_imports(config, session.reloaded)
+            start(session, False)
+            if not waits:
+                _limit_imports(config, session.reloaded)
+                session.reloaded.look()  # a reload may have been faster
         say_ready(session)
+        if waits and not session.channel.available():
+            session.channel.watch()  # nobody waits for this
         session.serve()
 
 
@@ -79,10 +90,9 @@ def _configuration(text: bytes) -> dict[str, Any]:
     return {"imports": None, "message": 64 << 20, "output": 16 << 20, "threads": 1, "preload": [], **config}
 
 
-def _warm_up(session: Session) -> None:
-    """Does once, while nobody waits, what costs more the first time: pages that are
-    copied when they are written, above all."""
-    session.channel.watch()
+def _warm_up() -> None:
+    """Does once, while the guest's root is put together, what costs more the first time:
+    pages that are copied when they are written, above all."""
     space: dict[str, Any] = {}
     exec(compile("def f(x):\n    return [x]\nx = f(0)", "<start>", "exec", 0, True), space)
     sent = encode(space["x"], limit=100)
@@ -115,6 +125,14 @@ def _take_configuration(session: Session, payload: Payload) -> None:
         sys.modules["os"].environ._data.update(posix.environ)
     _limit_imports(config, session.reloaded)
     session.reloaded.look_again()
+
+
+def _take_another(session: Session, payload: Payload) -> None:
+    """The same, in a guest whose zygote has taken over what most are told."""
+    if bytes(payload) == _COMMON:  # type: ignore[arg-type]
+        session.reloaded.look_again()
+    else:
+        _take_configuration(session, payload)
 
 
 def _add_site_packages() -> None:

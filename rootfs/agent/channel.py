@@ -77,6 +77,10 @@ class Channel(Writer):
         super().connect(reader, writer)
         self._watcher.fd = reader
 
+    def available(self) -> bool:
+        """Whether something has arrived that nobody has read."""
+        return self._end.available()
+
     def watch(self) -> None:
         """Begins to look out for what arrives, which else begins with the first frame."""
         self._watcher.start()

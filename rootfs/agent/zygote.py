@@ -22,8 +22,8 @@ import sys
 
 from . import frames
 from .ends import SOCKETS
-from .start import install
-from .streams import HIGH, move_high
+from .start import install, say_ready
+from .streams import HIGH, Pipes, move_high
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def is_zygote() -> bool:
         return False
 
 
-def serve(session: Session) -> bool:
+def serve(session: Session) -> tuple[bool, Callable[[], None]]:
     """Makes guests, and returns in each of them; the zygote itself never does.
 
-    The result is whether the session is connected.
+    The result is whether the session is connected, and what has to be called before anything that the
+    guest does, opens a file or starts a thread: until then the supervisor puts its root together.
     """
     import _imp
 
@@ -72,7 +73,7 @@ def serve(session: Session) -> bool:
         session.channel.forget()
     if "numpy.random" in sys.modules:  # Python's own random sees to itself
         sys.modules["numpy.random"].seed()
-    return connected
+    return connected, module.live
 
 
 def _connect(session: Session) -> int:
@@ -96,11 +97,15 @@ def rehearse(prepare: Callable[[], Session], configure: Callable[[Session, Paylo
     if "_posixsubprocess" in sys.builtin_module_names:  # else a guest's policy may hide its file
         import _posixsubprocess  # noqa: F401
     main = sys.modules["__main__"]
+    streams = posix.dup(1), posix.dup(2)
     try:
         for _ in range(_REHEARSALS):
             _once(prepare(), configure)
     finally:
         sys.modules["__main__"] = main
+        for number, stream in enumerate(streams, 1):
+            posix.dup2(stream, number)
+            posix.close(stream)
 
 
 def _once(session: Session, configure: Callable[[Session, Payload], None]) -> None:
@@ -111,10 +116,12 @@ def _once(session: Session, configure: Callable[[Session, Payload], None]) -> No
     session.channel.connect(fd, fd)
     session.channel.leave_unwatched()
     session.orphans.begin()
+    session.pipes = Pipes(session.output)
     session.configure = lambda payload: configure(session, payload)
     session.main.__dict__["post"] = session.post
-    session.channel.send(frames.READY, 0, _CONFIG)
+    say_ready(session)
     host.send(frames.HEADER.pack(len(_CONFIG), frames.CONFIG, 0, 0, 0) + _CONFIG)
     host.send(frames.HEADER.pack(len(_SOURCE), frames.EXEC, 0, 0, 1) + _SOURCE)
     session.serve_one()
+    session.pipes.abandon()
     host.close()

@@ -32,16 +32,17 @@ var allowed = map[string][]string{
 	"internal/confine":      {},
 	"internal/confine/gen":  {"internal/confine", "pkg/bundle"},
 	"internal/container":    {"internal/confine", "pkg/policy"},
-	"internal/engine":       {"internal/confine", "pkg/bundle", "pkg/policy"},
+	"internal/engine":       {"internal/confine", "pkg/bundle", "pkg/modules", "pkg/policy"},
 	"internal/attend":       {"internal/endpoint", "internal/enforce", "internal/netproxy", "pkg/policy"},
 	"internal/control":      {"pkg/policy"},
+	"internal/view":         {"internal/container", "internal/control", "pkg/bundle", "pkg/policy"},
 	"internal/bridge":       {"internal/container", "internal/control", "pkg/bundle", "pkg/channel", "pkg/policy"},
-	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "pkg/bundle",
+	"internal/supervisor": {"internal/attend", "internal/container", "internal/control", "internal/enforce", "internal/view", "pkg/bundle",
 		"pkg/channel", "pkg/policy"},
 	"cmd/psi-shim": {"internal/bridge", "internal/container", "internal/supervisor", "pkg/policy"},
 	"examples/go":  {"pkg/psi"},
 	"cmd/psi-runtime": {"internal/attend", "internal/confine", "internal/container", "internal/control", "internal/endpoint", "internal/enforce",
-		"internal/engine", "internal/install", "pkg/bundle", "pkg/policy", "rootfs"},
+		"internal/engine", "internal/install", "internal/view", "pkg/bundle", "pkg/policy", "rootfs"},
 }
 
 func TestImportsPointDown(t *testing.T) {

@@ -3,11 +3,13 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +19,7 @@ import (
 type machine struct {
 	Kernel, Initrd, Disk string
 	Console, Results     string // files that the two serial ports are written to
+	Reports              string // directory for the files that tests wrote for people
 	MemoryMiB            int
 	// Count: one processor whose clock is the number of instructions that it has executed, a
 	// nanosecond each, so that time in the machine is a measure that other work does not touch.
@@ -25,6 +28,10 @@ type machine struct {
 
 // exitLine is the guest's last word; without it the run has failed.
 const exitLine = "PSI-VM-EXIT "
+
+// reportLine begins a line with a file for people, which a test wrote to build/reports in the
+// guest: its name and, in base64, what is in it.
+const reportLine = "PSI-VM-REPORT "
 
 // boot runs the machine, shows what the guest writes to its second serial port as it comes, and
 // returns the exit code in its last line.
@@ -53,7 +60,7 @@ func boot(ctx context.Context, m machine) (int, error) {
 		return 1, fmt.Errorf("starting qemu-system-x86_64 (package qemu-system-x86): %w", err)
 	}
 	code := make(chan int, 1)
-	go func() { code <- follow(io.TeeReader(reader, results), os.Stdout) }()
+	go func() { code <- follow(io.TeeReader(reader, results), os.Stdout, m.Reports) }()
 	waitErr := cmd.Wait()
 	writer.Close()
 	got := <-code
@@ -67,15 +74,21 @@ func boot(ctx context.Context, m machine) (int, error) {
 	return got, nil
 }
 
-// follow copies lines to out until the exit line, whose code it returns; -1 without one.
-func follow(in io.Reader, out io.Writer) int {
+// follow copies lines to out until the exit line, whose code it returns; -1 without one. Files that
+// are sent go to reports; one that cannot be written makes it 1.
+func follow(in io.Reader, out io.Writer, reports string) int {
 	code := -1
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadString('\n')
 		if text := strings.TrimRight(line, "\r\n"); strings.HasPrefix(text, exitLine) {
 			if n, convErr := strconv.Atoi(strings.TrimPrefix(text, exitLine)); convErr == nil {
-				code = n
+				code = max(code, n)
+			}
+		} else if strings.HasPrefix(text, reportLine) {
+			if err := writeReport(reports, strings.TrimPrefix(text, reportLine)); err != nil {
+				fmt.Fprintln(out, "vm:", err)
+				code = 1
 			}
 		} else if line != "" {
 			fmt.Fprintln(out, text)
@@ -84,4 +97,17 @@ func follow(in io.Reader, out io.Writer) int {
 			return code
 		}
 	}
+}
+
+// writeReport makes the file of a line "NAME BASE64".
+func writeReport(dir, line string) error {
+	name, encoded, _ := strings.Cut(line, " ")
+	data, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		return fmt.Errorf("receiving report %s: %w", name, err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, filepath.Base(name)), data, 0o644)
 }

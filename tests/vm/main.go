@@ -93,6 +93,7 @@ func run(ctx context.Context, o options) (int, error) {
 	return boot(ctx, machine{
 		Kernel: kernel.Image, Initrd: initrd, Disk: image, MemoryMiB: o.Memory, Count: o.Count,
 		Console: filepath.Join(work, "console.log"), Results: filepath.Join(work, "results.log"),
+		Reports: "build/reports",
 	})
 }
 

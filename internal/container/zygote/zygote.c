@@ -4,7 +4,7 @@
 // comment (zygote.go) draws who says what to whom; the steps of a child are in the function child().
 //
 // The supervisor loads it into the zygote only; no guest's root has it. A guest inherits its code, which
-// is of no use to it: everything it does, the guest's seccomp filter forbids, and serve() works once.
+// is of no use to it: everything it does, the guest's seccomp filter forbids, and each function works once.
 //
 // There is no C library in it, and of Python only what the stable ABI has since 3.9, so one binary serves
 // every CPython. What it reads was written by the supervisor. It fails closed: a child that cannot do a
@@ -29,10 +29,11 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 
 #define NAMESPACES (CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
 
-enum { CONTROL = 3, SYNC = 3 }; // the zygote's descriptor; a child's, until it is done
+enum { CONTROL = 3, SYNC = 3, WORDS = 4 }; // the zygote's descriptor; a child's, until it is done
 
 #define TIMER_SLACK 50000 // nanoseconds: the kernel's default
 
@@ -59,7 +60,7 @@ struct message {
 	long size;
 };
 
-static int disarmed;
+static enum { ZYGOTE, CHILD, GUEST } state;
 
 static long raw(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -107,6 +108,8 @@ static void __attribute__((noreturn)) leave(int code)
 		call(__NR_exit_group, code);
 }
 
+static int words = 2; // where a child says why it ends
+
 // must ends a child that cannot do what it has to.
 static long must(long result, const char *what)
 {
@@ -124,7 +127,7 @@ static long must(long result, const char *what)
 	for (long scale = 1000; scale; scale /= 10)
 		text[at++] = digits[error / scale % 10];
 	text[at++] = '\n';
-	call(__NR_write, 2, text, at);
+	call(__NR_write, words, text, at);
 	leave(125);
 }
 
@@ -207,10 +210,10 @@ static void drop_capabilities(void)
 }
 
 // child is what a guest does before it is one. It begins as a copy of the zygote in namespaces of its own,
-// and ends with nothing that a guest does not have.
+// and ends as a process whose root the supervisor puts together. Until it becomes a guest it runs code of the
+// agent's, which is in its memory, and reads nothing.
 static void child(struct message *m, void *robust, size_t robust_size)
 {
-	struct sock_fprog program = {.len = m->order.filter / sizeof(struct sock_filter), .filter = (void *)m->filter};
 	int proc;
 
 	// Its own descriptors, and no other.
@@ -219,6 +222,7 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	must(call(__NR_dup3, m->fds[0], 1, 0), "taking stdout");
 	must(m->fds[2] == SYNC ? -EINVAL : call(__NR_dup3, m->fds[2], SYNC, O_CLOEXEC), "taking the sync socket");
 	must(call(__NR_close_range, SYNC + 1, ~0U, 0), "closing the zygote's descriptors");
+	words = must(call(__NR_dup3, 2, WORDS, O_CLOEXEC), "keeping stderr"); // its agent puts a pipe there
 	call(__NR_set_robust_list, robust, robust_size); // which the kernel does not copy
 
 	hear('m'); // the ids are mapped, and the cgroups are joined
@@ -237,7 +241,18 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	proc = mount_proc();
 	must(say(SYNC, "p", 1, proc), "handing proc over");
 	call(__NR_close, proc);
+}
 
+// become makes the child a guest: with its root, and nothing that a guest does not have.
+static void become(struct message *m)
+{
+	struct sock_fprog program = {.len = m->order.filter / sizeof(struct sock_filter), .filter = (void *)m->filter};
+
+	// What a preloaded module has begun after the fork would keep all that is given up here. The kernel
+	// says no to a process that has threads, or shares its memory.
+	must(call(__NR_unshare, CLONE_VM), "being the only thread");
+	must(call(__NR_wait4, -1, 0, WNOHANG | __WALL) == -ECHILD ? 0 : -EBUSY, "having no child");
+	must(say(SYNC, "s", 1, -1), "telling of the session");
 	hear('g'); // the guest's root is ours
 	must(call(__NR_chdir, "/"), "going to the root");
 	call(__NR_umask, 022);
@@ -248,20 +263,7 @@ static void child(struct message *m, void *robust, size_t robust_size)
 	call(__NR_close, SYNC);
 	if (program.len)
 		must(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program), "putting the filter on");
-}
-
-// move_channel moves a guest's channel to the descriptor at which its agent expects it; its result is false
-// if the guest may not have so many.
-static int move_channel(int reader)
-{
-	int null;
-
-	if (reader < 0 || call(__NR_dup3, 0, reader, O_CLOEXEC) < 0)
-		return 0;
-	null = must(call(__NR_openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), "opening /dev/null");
-	must(call(__NR_dup3, null, 0, 0), "closing stdin");
-	call(__NR_close, null);
-	return 1;
+	call(__NR_close, WORDS);
 }
 
 // make clones one guest. It returns twice: 0 in the child.
@@ -297,16 +299,22 @@ static long make(struct message *m)
 	return 1;
 }
 
+static struct message m; // the order that was taken last
+static int connected;	 // the child's channel is where its agent expects it
+
+static PyObject *used(void)
+{
+	PyErr_SetString(PyExc_RuntimeError, "this is a guest");
+	return NULL;
+}
+
 static PyObject *serve(PyObject *self, PyObject *number)
 {
-	static struct message m;
 	long reader = PyLong_AsLong(number);
 
 	(void)self;
-	if (disarmed) {
-		PyErr_SetString(PyExc_RuntimeError, "this is a guest");
-		return NULL;
-	}
+	if (state != ZYGOTE)
+		return used();
 	// Here once, so that no guest is the first: what they take is found by the dynamic linker and lies in
 	// memory that they share. In a process of one thread it changes nothing.
 	PyOS_BeforeFork();
@@ -319,14 +327,32 @@ static PyObject *serve(PyObject *self, PyObject *number)
 		if (make(&m) == 0)
 			break;
 	}
-	disarmed = 1;
+	state = CHILD;
+	connected = reader >= 0 && call(__NR_dup3, 0, reader, O_CLOEXEC) >= 0; // unless it may not have so many
+	return PyBool_FromLong(connected);
+}
+
+static PyObject *live(PyObject *self, PyObject *none)
+{
+	(void)self;
+	(void)none;
+	if (state != CHILD)
+		return used();
+	state = GUEST;
+	become(&m);
+	if (connected) { // else its agent does it
+		int null = must(call(__NR_openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), "opening /dev/null");
+		must(call(__NR_dup3, null, 0, 0), "closing stdin");
+		call(__NR_close, null);
+	}
 	// No more than came: each page that is written, here or in the zygote, is one that they no longer share.
 	memset(&m, 0, sizeof(m.order) + m.order.filter);
-	return PyBool_FromLong(move_channel(reader));
+	Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-	{"serve", serve, METH_O, "Makes guests for the supervisor, and returns in each of them whether their channel is at the descriptor given."},
+	{"serve", serve, METH_O, "Makes children for the supervisor, and returns in each of them whether its channel is at the descriptor given."},
+	{"live", live, METH_NOARGS, "Waits until such a child's root is there, and makes it a guest."},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -42,9 +42,21 @@ func timeToEnd(t *testing.T, source string, stuck bool) time.Duration {
 	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if stuck { // it may wait to say its last words; a second signal ends that
-		time.Sleep(10 * time.Millisecond)
-		g.cmd.Process.Signal(syscall.SIGTERM)
+	if stuck { // it may wait to say its last words; a second signal ends that, if the first has arrived
+		again := time.NewTicker(10 * time.Millisecond)
+		defer again.Stop()
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			for {
+				select {
+				case <-ended:
+					return
+				case <-again.C:
+					_ = g.cmd.Process.Signal(syscall.SIGTERM)
+				}
+			}
+		}()
 	}
 	g.exits(0)
 	return time.Since(begin)

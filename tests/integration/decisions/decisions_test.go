@@ -3,18 +3,16 @@ package decisions
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"net"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
-	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/leakcheck"
 )
@@ -29,24 +27,44 @@ type table struct {
 	Links    map[string]string
 	Deep     string
 	Cases    []question
+	Network  struct {
+		TCP    []any `yaml:"tcp"`
+		Expose []int
+		Cases  []question
+	}
 }
 
 // question is one row.
 type question struct {
-	Do      string `json:"do"`
-	Path    string `json:"path"`
-	To      string `json:"to"`
-	LSM     string `json:"-" yaml:"lsm"`
-	Mounts  string `json:"-"`
-	Because string `json:"-"`
+	Do      string   `json:"do"`
+	Path    string   `json:"path"`
+	To      string   `json:"to"`
+	LSM     string   `json:"-" yaml:"lsm"`
+	Mounts  string   `json:"-"`
+	By      deciders `json:"-"`
+	Because string   `json:"-"`
 }
 
-// reply is what drive.py says.
-type reply struct {
-	Answers  []string
-	Enforced []struct{ Rule, By string }
-	Refused  []string // paths of DENIED events: below base without it, percent-encoded
-	Untold   int      // denials without an event
+// deciders are who refuses: one for both columns, or one for each.
+type deciders struct{ LSM, Mounts string }
+
+func (d *deciders) UnmarshalYAML(node *yaml.Node) error {
+	if node.Kind == yaml.ScalarNode {
+		d.LSM, d.Mounts = node.Value, node.Value
+		return nil
+	}
+	var each struct{ LSM, Mounts string }
+	err := node.Decode(&each)
+	*d = each
+	return err
+}
+
+// column is what a row says of the mechanism that holds file rules: the answer, and who gives it.
+func (q question) column(mechanism string) (answer, by string) {
+	if mechanism == byLSM {
+		return q.LSM, q.By.LSM
+	}
+	return q.Mounts, q.By.Mounts
 }
 
 func TestDecisions(t *testing.T) {
@@ -55,86 +73,55 @@ func TestDecisions(t *testing.T) {
 	}
 	leakcheck.Check(t)
 	asked := readTable(t)
-	base := landscape(t, asked)
-	got := ask(t, asked, base)
-	mechanism := "mounts"
-	for _, e := range got.Enforced {
-		if e.Rule == "fs" && strings.Contains(e.By, "BPF-LSM") {
-			mechanism = "BPF-LSM"
-		}
-		t.Logf("%s: %s", e.Rule, e.By)
+	base, ports := landscape(t, asked), listenAt(t)
+	files := ask(t, base, asked.filesPolicy(base), asked.fileQuestions(base, ports))
+	mechanism := byMounts
+	if files.heldBy(byLSM) {
+		mechanism = byLSM
 	}
-	if os.Getenv("PSI_TEST_VM") != "" && mechanism != "BPF-LSM" {
+	if os.Getenv("PSI_TEST_VM") != "" && mechanism != byLSM {
 		t.Error("the second kernel has BPF-LSM, and the guest says it is held by mounts alone")
 	}
-	byKernel := 0
-	for i, q := range asked.Cases {
-		want := q.Mounts
-		if mechanism == "BPF-LSM" {
-			want = q.LSM
-		}
+	network := ask(t, base, asked.networkPolicy(ports), asked.networkQuestions(ports))
+	out := newReport(t, mechanism)
+	compare(t, out, mechanism, "Files", asked.Cases, files)
+	compare(t, out, mechanism, "Network", asked.Network.Cases, network)
+	out.write(t)
+}
+
+// compare holds what was seen against the table.
+func compare(t *testing.T, out *report, mechanism, title string, rows []question, got reply) {
+	t.Helper()
+	out.section(title, got)
+	for i, q := range rows {
+		want, wantBy := q.column(mechanism)
 		name := strings.TrimSpace(q.Do + " " + q.Path + " " + q.To)
-		decided := got.decidedBy(q, got.Answers[i])
-		if decided == "BPF-LSM" {
-			byKernel++
-		}
-		t.Logf("%-9s %-60.60s %s", decided, name, got.Answers[i])
-		if got.Answers[i] != want {
-			t.Errorf("%s: %s says %s, want %s", mechanism, name, got.Answers[i], want)
+		answer, by := got.Seen[i].Answer, got.decidedBy(i, q.Do)
+		out.row(name, answer, by)
+		if answer != want || by != wantBy {
+			t.Errorf("%s: %s says %s by %q, want %s by %q", mechanism, name, answer, by, want, wantBy)
 		}
 	}
-	if mechanism == "BPF-LSM" && byKernel < 20 {
-		t.Errorf("of %d cases, %d were told as refused by the programs, and %d denials untold", len(asked.Cases), byKernel, got.Untold)
+	if got.Untold > 0 {
+		t.Errorf("%s: %d denials were not told, and could be those of rows", title, got.Untold)
 	}
 }
 
-// decidedBy is what said no, as far as the guest's errors and the kernel's events show it.
-func (r reply) decidedBy(q question, answer string) string {
-	told := func(name string) bool {
-		raw, err := url.PathUnescape(name)
-		return err == nil && name != "" && slices.ContainsFunc(r.Refused, func(refused string) bool {
-			path, err := url.PathUnescape(refused)
-			// A file without a name is told of as #NUMBER.
-			return err == nil && (path == filepath.Clean(raw) || q.Do == "tmpfile" && strings.HasPrefix(path, raw+"/#"))
-		})
-	}
-	within := q.Path // a name in a directory that was opened before
-	if slices.Contains([]string{"dirfd-read", "dirfd-create", "proc-cwd-read"}, q.Do) {
-		within = filepath.Join(q.Path, q.To)
-	}
-	switch answer {
-	case "ok":
-		return "allowed"
-	case "EPERM":
-		switch q.Do {
-		case "map-execute":
-			return "mounts"
-		case "setxattr":
-			return "BPF-LSM"
-		}
-		return "seccomp"
-	case "EACCES":
-		// No mount is asked, and there is no path to be told: a memfd, a socket of the host's.
-		if slices.Contains([]string{"execute-memfd", "pair-connect", "pair-send"}, q.Do) {
-			return "BPF-LSM"
-		}
-		if told(within) || told(q.To) {
-			return "BPF-LSM"
-		}
-	case "ENAMETOOLONG":
-		return "kernel"
-	}
-	return "mounts" // hidden, read-only, or without execution
-}
-
-// TestTable checks that the two columns agree, or say why they do not.
+// TestTable checks that the two columns agree, or say why they do not, and that each refusal says
+// by whom.
 func TestTable(t *testing.T) {
-	for _, q := range readTable(t).Cases {
+	asked := readTable(t)
+	for _, q := range append(asked.Cases, asked.Network.Cases...) {
 		if (q.LSM == "ok") != (q.Mounts == "ok") && q.Because == "" {
 			t.Errorf("%s %s: the mechanisms decide differently, and nobody says why", q.Do, q.Path)
 		}
 		if (q.LSM == "ok") == (q.Mounts == "ok") && q.Because != "" {
 			t.Errorf("%s %s: a difference is explained, and there is none", q.Do, q.Path)
+		}
+		for _, mechanism := range []string{byLSM, byMounts} {
+			if answer, by := q.column(mechanism); (answer == "ok") != (by == "") || by == byNobody {
+				t.Errorf("%s %s: %s is %s by %q", q.Do, q.Path, mechanism, answer, by)
+			}
 		}
 	}
 }
@@ -149,118 +136,78 @@ func readTable(t *testing.T) table {
 	if err := yaml.Unmarshal(data, &out); err != nil {
 		t.Fatal(err)
 	}
-	if len(out.Cases) < 50 {
-		t.Fatalf("%d cases", len(out.Cases))
+	if len(out.Cases) < 50 || len(out.Network.Cases) < 20 {
+		t.Fatalf("%d cases of files, %d of the network", len(out.Cases), len(out.Network.Cases))
 	}
 	return out
 }
 
-// landscape makes what the table names.
-func landscape(t *testing.T, asked table) string {
-	t.Helper()
-	base, err := os.MkdirTemp("/srv", "psi-decisions-") // not /tmp: the guest has its own
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(base) })
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(os.Chmod(base, 0o755))
-	at := func(name string) string {
-		raw, err := url.PathUnescape(name)
-		must(err)
-		path := filepath.Join(base, raw)
-		must(os.MkdirAll(filepath.Dir(path), 0o755))
-		return path
-	}
-	for _, name := range asked.Files {
-		must(os.WriteFile(at(name), make([]byte, 4096), 0o755))
-	}
-	for _, name := range asked.FIFOs {
-		must(unix.Mkfifo(at(name), 0o666))
-	}
-	for _, name := range asked.Sockets {
-		l, err := net.ListenPacket("unixgram", at(name))
-		must(errors.Join(err, os.Chmod(at(name), 0o666)))
-		t.Cleanup(func() { l.Close() })
-	}
-	for name, target := range asked.Symlinks {
-		must(os.Symlink(target, at(name)))
-	}
-	for name, target := range asked.Links {
-		must(os.Link(at(target), at(name)))
-	}
-	makeDeep(t, at(asked.Deep))
-	return base
+// port puts the host's ports in the place of :+0 to :+9.
+func port(text string, first int) string {
+	return plus.ReplaceAllStringFunc(text, func(offset string) string { return strconv.Itoa(first + int(offset[1]-'0')) })
 }
 
-// makeDeep makes a file with a path of 4,095 bytes, step by step: no call takes a longer one.
-func makeDeep(t *testing.T, dir string) {
-	t.Helper()
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range deepNames(dir) {
-		dir += "/" + name
-		if len(dir) == 4095 {
-			if err := os.WriteFile(dir, []byte("x"), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			return
-		}
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
+var plus = regexp.MustCompile(`\+[0-9]`)
 
-// deepNames are the components that fill a path up to 4,095 bytes.
-func deepNames(dir string) []string {
-	var names []string
-	for left := 4095 - len(dir); left > 0; {
-		n := min(left-1, 240)
-		if left-1-n == 1 { // a slash alone would remain
-			n--
-		}
-		names = append(names, strings.Repeat("d", n))
-		left -= n + 1
-	}
-	return names
-}
-
-// ask runs the guest.
-func ask(t *testing.T, asked table, base string) reply {
-	t.Helper()
+func (asked table) filesPolicy(base string) map[string]any {
 	var rules []any
 	for _, rule := range asked.Policy {
 		for mode, pattern := range rule {
 			rules = append(rules, map[string]string{mode: strings.ReplaceAll(pattern, "${base}", base)})
 		}
 	}
+	return map[string]any{"fs": rules}
+}
+
+func (asked table) fileQuestions(base string, ports int) []question {
 	deep := asked.Deep + "/" + strings.Join(deepNames(filepath.Join(base, asked.Deep)), "/")
-	cases := make([]question, len(asked.Cases))
-	for i, q := range asked.Cases {
-		switch q.Path {
+	rows := slices.Clone(asked.Cases)
+	for i := range rows {
+		switch rows[i].Path {
 		case "DEEP":
-			q.Path = deep
+			rows[i].Path = deep
 		case "DEEPER":
-			q.Path = deep + "d"
+			rows[i].Path = deep + "d"
+		default:
+			rows[i].Path = port(rows[i].Path, ports)
 		}
-		cases[i] = q
 	}
+	return rows
+}
+
+func (asked table) networkPolicy(ports int) map[string]any {
+	tcp := make([]any, len(asked.Network.TCP))
+	for i, entry := range asked.Network.TCP {
+		switch entry := entry.(type) {
+		case string:
+			tcp[i] = port(entry, ports)
+		case map[string]any:
+			tcp[i] = map[string]any{"deny": port(entry["deny"].(string), ports)}
+		}
+	}
+	return map[string]any{"tcp": tcp, "expose": asked.Network.Expose}
+}
+
+func (asked table) networkQuestions(ports int) []question {
+	rows := slices.Clone(asked.Network.Cases)
+	for i := range rows {
+		rows[i].Path = port(rows[i].Path, ports)
+	}
+	return rows
+}
+
+// ask has a guest of the policy answer.
+func ask(t *testing.T, base string, document map[string]any, rows []question) reply {
+	t.Helper()
 	policy := filepath.Join(t.TempDir(), "policy.json")
-	data, err := json.Marshal(map[string]any{"fs": rules})
+	data, err := json.Marshal(document)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(policy, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	job, err := json.Marshal(map[string]any{"base": base, "policy": policy, "cases": cases})
+	job, err := json.Marshal(map[string]any{"base": base, "policy": policy, "cases": rows})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,8 +222,8 @@ func ask(t *testing.T, asked table, base string) reply {
 	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, stdout.String(), stderr.String())
 	}
-	if len(got.Answers) != len(cases) {
-		t.Fatalf("%d answers to %d questions", len(got.Answers), len(cases))
+	if len(got.Seen) != len(rows) {
+		t.Fatalf("%d answers to %d questions", len(got.Seen), len(rows))
 	}
 	return got
 }

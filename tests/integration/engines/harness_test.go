@@ -140,7 +140,7 @@ func python(script string) []string {
 
 // connect tries an endpoint that is not there: without a policy the kernel's network says so, with one
 // the policy does.
-const connect = "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 9), timeout=5)\nexcept OSError as error:\n    print(type(error).__name__)"
+const connect = "import _socket\ntry:\n    _socket.socket().connect(('127.0.0.1', 9))\nexcept OSError as error:\n    print(type(error).__name__)"
 
 // memoryLimit prints the container's own limit.
 const memoryLimit = `

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -41,7 +43,27 @@ func runSteps() int {
 		}
 		fmt.Printf("vm %-40s %6.1f s of %d s  %s\n", s.Name, time.Since(start).Seconds(), s.Seconds, verdict)
 	}
+	if err := sendReports("/src/build/reports"); err != nil {
+		fmt.Println("guest:", err)
+		return 1
+	}
 	return code
+}
+
+// sendReports writes the files of a directory as lines that tests/vm makes files of again.
+func sendReports(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("sending a report: %w", err)
+		}
+		fmt.Printf("PSI-VM-REPORT %s %s\n", filepath.Base(file), base64.StdEncoding.EncodeToString(data))
+	}
+	return nil
 }
 
 // runStep runs one command in a process group of its own and ends the whole group at its time limit.

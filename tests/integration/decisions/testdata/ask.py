@@ -1,4 +1,4 @@
-"""Runs in a guest: answers the questions of cases.yml."""
+"""Runs in a guest: answers the questions of cases.yml, and looks at what may have decided them."""
 import ctypes
 import errno
 import mmap
@@ -99,6 +99,23 @@ def execute_memfd():
     finally:
         os.close(fd)
 
+def map_execute_memfd():
+    fd = os.memfd_create("x", 0)
+    try:
+        os.truncate(fd, 4096)
+        mmap.mmap(fd, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+    finally:
+        os.close(fd)
+
+def write_own_code():
+    """A byte of a function is written, as it was."""
+    address = ctypes.cast(libc().getppid, ctypes.c_void_p).value
+    fd = os.open("/proc/self/mem", os.O_RDWR)
+    try:
+        os.pwrite(fd, os.pread(fd, 1, address), address)
+    finally:
+        os.close(fd)
+
 def deleted_reopen(path):
     fd = os.open(path, os.O_CREAT | os.O_RDWR)
     os.unlink(path)
@@ -149,6 +166,29 @@ def by_pair(how):
             how(a, path)
     return ask
 
+def address(text):
+    """The family and the address that stand for "127.0.0.1:80" or "[::1]:80"."""
+    host, _, port = text.decode().rpartition(":")
+    if host.startswith("["):
+        return socket.AF_INET6, (host[1:-1], int(port))
+    return socket.AF_INET, (host, int(port))
+
+def inet(kind, *steps):
+    def ask(text):
+        family, at = address(text)
+        with socket.socket(family, kind) as s:
+            for step in steps:
+                step(s, at)
+    return ask
+
+def made(*arguments):
+    def ask(_):
+        checked(libc().socket(*arguments))
+    return ask
+
+def listen(s, _):
+    s.listen(1)
+
 ASK = {
     "read": read,
     "list": os.listdir,
@@ -184,17 +224,69 @@ ASK = {
     "pair-send": by_pair(lambda s, path: s.sendto(b"x", path)),
     "memfd": lambda path: memfd(),
     "execute-memfd": lambda path: execute_memfd(),
+    "map-execute-memfd": lambda path: map_execute_memfd(),
+    "map-execute-memory": lambda path: mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC).close(),
+    "write-own-code": lambda path: write_own_code(),
     "deleted-reopen": deleted_reopen,
     "mount": lambda path: checked(libc().mount(b"none", path, b"tmpfs", 0, None)),
     "chroot": os.chroot,
     "appears": read,
+    "tcp": inet(socket.SOCK_STREAM, socket.socket.connect),
+    "fast-open": inet(socket.SOCK_STREAM, lambda s, at: s.sendto(b"x", 0x20000000, at)),
+    "udp": inet(socket.SOCK_DGRAM, lambda s, at: s.sendto(b"x", at)),
+    "bind": inet(socket.SOCK_STREAM, socket.socket.bind),
+    "bind-listen": inet(socket.SOCK_STREAM, socket.socket.bind, listen),
+    "listen": inet(socket.SOCK_STREAM, listen),
+    "socket-unix": made(1, 1, 0), "socket-netlink": made(16, 3, 0), "socket-packet": made(17, 3, 0), "socket-vsock": made(40, 1, 0),
+    "socket-raw": made(2, 3, 1), "socket-ping": made(2, 2, 1), "socket-mptcp": made(2, 1, 262), "socket-sctp": made(2, 1, 132),
 }
 
-def ask(do, *paths):
+# The call that a row ends with, with arguments that the filter lets pass or refuses as it does those of the
+# row, and that the kernel itself refuses before it asks anybody: an EPERM is the filter's.
+def stranger(domain, kind, protocol=0):
+    return lambda: libc().socket(domain, kind | 1 << 30, protocol)
+
+FILTER = {
+    "symlink": lambda: libc().symlink(None, None),
+    "setxattr": lambda: libc().setxattr(None, None, None, 0, 0),
+    "mkfifo": lambda: libc().mknod(None, 0o010666, 0),
+    "mknod": lambda: libc().mknod(None, 0o020600, 0),
+    "mount": lambda: libc().mount(None, None, None, 0, None),
+    "chroot": lambda: libc().chroot(None),
+    "map-execute": lambda: libc().syscall(9, 0, 4096, 5, 2, -1, 0),
+    "connect": stranger(1, 1), "send": stranger(1, 2), "socket-unix": stranger(1, 1), "socket-netlink": stranger(16, 3),
+    "socket-packet": stranger(17, 3), "socket-vsock": stranger(40, 1), "socket-raw": stranger(2, 3, 1), "socket-ping": stranger(2, 2, 1),
+    "socket-mptcp": stranger(2, 1, 262), "socket-sctp": stranger(2, 1, 132), "udp": stranger(2, 2),
+    "socketpair": lambda: libc().socketpair(1, 1 | 1 << 30, 0, None),
+    "datagram-pair": lambda: libc().socketpair(1, 2 | 1 << 30, 0, None),
+    "tcp": lambda: libc().connect(-1, None, 0), "pair-connect": lambda: libc().connect(-1, None, 0),
+    "fast-open": lambda: libc().sendto(-1, None, 0, 0x20000000, None, 0), "pair-send": lambda: libc().sendto(-1, None, 0, 0, None, 0),
+    "bind": lambda: libc().bind(-1, None, 0), "bind-listen": lambda: libc().bind(-1, None, 0), "listen": lambda: libc().listen(-1, 1),
+}
+
+def filtered(do):
+    return do in FILTER and FILTER[do]() < 0 and ctypes.get_errno() == errno.EPERM
+
+def mounted(path):
+    """The flags of the mount that a path is in, as far as it exists here."""
+    while True:
+        try:
+            flags = os.statvfs(path).f_flag
+            return {"readonly": bool(flags & os.ST_RDONLY), "noexec": bool(flags & os.ST_NOEXEC)}
+        except OSError:
+            path = os.path.dirname(path)
+
+def ask(number, do, told, lying):
+    """The answer, and what is seen of who gave it. The kernel's events carry the number."""
+    # What there is before: some rows remove it.
+    seen = {"filtered": filtered(do), "here": [os.path.exists(path) for path in lying], "mounts": [mounted(name) for path in lying for name in (path, os.path.dirname(path))]}
+    libc().prctl(15, b"row-%d" % number, 0, 0, 0)
     try:
-        ASK[do](*paths)
-        return "ok"
+        ASK[do](*told)
+        seen["answer"] = "ok"
     except OSError as error:
-        return errno.errorcode.get(error.errno, str(error.errno))
+        seen["answer"] = errno.errorcode.get(error.errno, str(error.errno))
     except Exception as error:
-        return repr(error)
+        seen["answer"] = repr(error)
+    libc().prctl(15, b"between-rows", 0, 0, 0)
+    return seen

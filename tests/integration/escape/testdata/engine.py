@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import stat
 import struct
 import sys
 
@@ -114,6 +115,14 @@ def descriptors():
     return held or "none"
 
 
+def volume_fifo():
+    fd = os.open("/srv/volume/public/fifo", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        return None if stat.S_ISFIFO(os.fstat(fd).st_mode) else "masked"
+    finally:
+        os.close(fd)
+
+
 ATTEMPTS = {
     "allowed": connect(socket.AF_INET, ("127.0.0.2", 9200)),
     "other-port": connect(socket.AF_INET, ("127.0.0.2", 9201)),
@@ -158,6 +167,8 @@ ATTEMPTS = {
     "volume-write": write("/srv/volume/public/new", "x"),
     "volume-dotdot": lambda: open("/srv/volume/public/../secret").close(),
     "volume-proc": lambda: open("/proc/self/root/srv/volume/secret").close(),
+    "volume-socket": connect(socket.AF_UNIX, "/srv/volume/public/socket"),
+    "volume-fifo": volume_fifo,
     "denied-file": lambda: None if open("/etc/passwd").read(1) else "masked",
 }
 

@@ -3,6 +3,7 @@ an attempt and what came of it: "open", or how it was stopped."""
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import shutil
@@ -90,6 +91,16 @@ def by_io_uring():
     return "a ring"
 
 
+def by_ioctl(name, get, number):
+    """The owner of a file changes its flags or attributes through a descriptor to read it."""
+    def action():
+        with open(at(name), "rb") as f:
+            argument = bytearray(fcntl.ioctl(f, get, bytes(28)))
+            argument[0] ^= 0xC0  # what dumps and access times leave alone, in either of the two
+            fcntl.ioctl(f, number, bytes(argument))
+    return action
+
+
 def by_swap():
     """A name that may be written is exchanged with one that may not."""
     with open(at("out/mine.txt"), "w"):
@@ -107,5 +118,6 @@ for name, action in {
     "dotdot": read(at("out/../secret")), "proc-root": read("/proc/self/root" + at("secret")), "proc-cwd": lambda: (os.chdir(volume), read("/proc/self/cwd/secret")()) and None,
     "directory": by_directory, "o-path": by_o_path, "link": by_link, "symbolic-link": by_symbolic_link, "link-in-volume": read(at("link.csv")), "exec": by_exec, "mapping": by_mapping,
     "socket": by_socket, "swap": by_swap, "image": read("/etc/passwd"), "image-rename": lambda: os.rename("/etc/passwd", "/etc/open"), "io-uring": by_io_uring,
+    "flags": by_ioctl("a.csv", 0x80086601, 0x40086602), "attributes": by_ioctl("a.csv", 0x801C581F, 0x401C5820), "own-flags": by_ioctl("out/newer.txt", 0x80086601, 0x40086602),
 }.items():
     attempt(name, action)

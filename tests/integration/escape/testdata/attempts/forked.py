@@ -51,7 +51,7 @@ def rearmed():
     relro = max((start + size + 4095) & ~4095 for kind, _, start, size in headers(begin) if kind == 0x6474E552)
     for kind, flags, start, size in headers(begin):
         for at in range(max(start, relro), start + size, 4) if kind == 1 and flags & 2 else ():
-            if u(at, 4) == 1:  # the sign that it has served
+            if u(at, 4) in (1, 2):  # the signs that it has served
                 ctypes.c_int.from_address(at).value = 0
     definition = ctypes.PYFUNCTYPE(ctypes.c_void_p)(entry(begin))()
     make = ctypes.pythonapi.PyModule_FromDefAndSpec2

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/view"
+	"github.com/psi-runtime/psi/pkg/bundle"
+)
+
+// notices writes what a bundle of psi's own reads: the names that it connects to, into its
+// /etc/hosts, and what its agent has to know.
+func (r *reload) notices() error {
+	if !r.next.Own {
+		return nil
+	}
+	hosts, err := r.a.Hosts(r.next.Policy)
+	if err != nil {
+		return err
+	}
+	files := make(map[string][]byte)
+	// What it says now, not what the old policy would have it say: the proxy remembers the
+	// names of a change that was taken back, too.
+	if r.names = string(hosts); r.names != r.hosts {
+		files["/etc/hosts"] = hosts
+	}
+	if before, after := r.old.Policy.Limits(), r.next.Policy.Limits(); before.Message != after.Message || before.Output != after.Output {
+		if files[bundle.ReloadedFile], err = bundle.AgentConfig(r.next.Policy); err != nil {
+			return err
+		}
+		if err := r.freeze(); err != nil {
+			return err
+		}
+		r.end = append(r.end, func() error { _ = r.c.Kill(unix.SIGWINCH, false); return nil }) // or it looks later
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	return r.apply(container.Change{Files: files})
+}
+
+// files shows a bundle of psi's own what the policy shows of the host as it is now: so the same
+// policy once more is how files that came to match a glob since are shown.
+func (r *reload) files() (err error) {
+	if !r.next.Own {
+		return nil
+	}
+	if !r.seen {
+		if err := r.freeze(); err != nil { // or it moves one while the next is looked at
+			return err
+		}
+		if r.shown, err = view.Made(r.c); err != nil {
+			return err
+		}
+		r.seen = true
+	}
+	if r.view, err = view.Open(r.next.Policy, view.Identity{}, bundle.PlanView); err != nil {
+		return err
+	}
+	defer r.view.Close()
+	change := r.view.From(r.shown)
+	if before, after := r.old.Policy.Limits().Tmp, r.next.Policy.Limits().Tmp; before != after {
+		change.Tmp = after
+	}
+	if len(change.Hide)+len(change.Show) == 0 && change.Tmp == 0 {
+		return nil
+	}
+	if err := r.freeze(); err != nil {
+		return err
+	}
+	return r.apply(change)
+}
+
+// apply makes a change of what the container sees.
+func (r *reload) apply(change container.Change) error {
+	applied, err := r.c.Apply(change)
+	if errors.Is(err, container.ErrBusy) {
+		return fmt.Errorf("%w: %w: have it close that, or end the container", control.ErrPolicy, err)
+	}
+	if err != nil {
+		return err
+	}
+	r.end = append(r.end, func() error { applied.Keep(); return nil })
+	r.undo = append(r.undo, applied.Undo)
+	return nil
+}
