@@ -123,14 +123,19 @@ func (c *Container) Delete(force bool) error {
 			return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.id, status)
 		}
 	}
-	if err := c.endAll(); err != nil {
-		return err
+	ended := c.allEnded()
+	if !ended {
+		if err := c.endAll(); err != nil {
+			return err
+		}
 	}
 	// The attendant ends with the container, and takes with it what it put into the kernel.
 	if err := c.entry.stopAttendant(); err != nil {
 		return fmt.Errorf("container %s: ending its attendant: %w", c.id, err)
 	}
-	c.vacate()
+	if ended && !c.config().Cgroups.Systemd { // to which they belong
+		c.vacate()
+	}
 	destroyErr := c.destroy()
 	if c.process != nil {
 		_, _ = c.Wait() // reap it
@@ -142,9 +147,6 @@ func (c *Container) Delete(force bool) error {
 // of exec may have come into them and not yet into the pid namespace, with which it would have
 // ended. It is killed; what cannot be done destroy says.
 func (c *Container) vacate() {
-	if c.config().Cgroups.Systemd {
-		return // to which they belong
-	}
 	for _, dir := range c.groups() {
 		if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
 			_ = c.KillCgroup()
@@ -153,12 +155,22 @@ func (c *Container) vacate() {
 	}
 }
 
-// endAll kills every process and waits until the first one has ended. When the
-// first process of a pid namespace has ended, the kernel has killed the others.
-func (c *Container) endAll() error {
-	if c.ended(0) && c.privatePIDs() && !c.config().Cgroups.Systemd {
-		return nil
+// allEnded reports whether nobody has to be killed: when the first process of a pid namespace
+// has ended, the kernel has killed the others. The groups of a paused container libcontainer
+// thaws first, and systemd's are not ours to remove.
+func (c *Container) allEnded() bool {
+	if !c.ended(0) || !c.privatePIDs() || c.config().Cgroups.Systemd && c.process == nil {
+		return false
 	}
+	if c.forked != nil {
+		return true
+	}
+	status, err := c.lc.Status()
+	return err == nil && status == libcontainer.Stopped
+}
+
+// endAll kills every process and waits until the first one has ended.
+func (c *Container) endAll() error {
 	err := c.KillCgroup()
 	if err != nil || !c.ended(0) {
 		// Not in its cgroups (rootless), or not yet dead.

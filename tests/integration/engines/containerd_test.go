@@ -147,13 +147,13 @@ func TestContainerd(t *testing.T) {
 }
 
 // TestContainerdMetrics is apart because containerd has other names for the figures, and reads other
-// files, with pure cgroup v2: it runs on the second kernel too.
+// files, with pure cgroup v2: it runs on the second kernel too, and what engines do most with it.
 func TestContainerdMetrics(t *testing.T) {
 	watched(t)
 	t.Cleanup(func() { removeGroups("/default") })
 	ctr := newContainerd(t).ctr()
 	ctr.must(t, "image", "import", "--snapshotter", "native", archive(t, built.busybox))
-	ctr.must(t, "run", "-d", "--snapshotter", "native", "--runc-binary", built.runtime, "--memory-limit", "104857600", busyboxImage, "m", "/bin/sh", "-c", "sleep 1000 & wait")
+	ctr.must(t, "run", "-d", "--snapshotter", "native", "--runc-binary", built.runtime, "--memory-limit", "104857600", "--annotation", "io.psi.policy=mem: 1GiB", busyboxImage, "m", "/bin/sh", "-c", "sleep 1000 & wait")
 	metrics := map[string]string{}
 	waitFor(t, "two processes in the figures", func() bool {
 		for _, line := range strings.Split(ctr.must(t, "tasks", "metrics", "m"), "\n") {
@@ -170,6 +170,12 @@ func TestContainerdMetrics(t *testing.T) {
 	if bytes, err := strconv.Atoi(usage); limit != "104857600" || err != nil || bytes <= 0 || bytes > 104857600 {
 		t.Errorf("tasks metrics says %v", metrics)
 	}
+	ctr.run(t, "tasks", "exec", "--exec-id", "e", "m", "/bin/sh", "-c", "echo inside; nc 127.0.0.1 9 2>&1; exit 3").expect(t, 3, "not permitted")
+	ctr.must(t, "tasks", "pause", "m")
+	if got := strings.TrimSpace(ctr.must(t, "tasks", "ls")); !strings.HasSuffix(got, "PAUSED") {
+		t.Errorf("after pause, tasks ls says %q", got)
+	}
+	ctr.must(t, "tasks", "resume", "m")
 	ctr.must(t, "tasks", "kill", "--all", "--signal", "SIGKILL", "m")
 	waitFor(t, "the task to stop", func() bool { return strings.HasSuffix(strings.TrimSpace(ctr.must(t, "tasks", "ls")), "STOPPED") })
 	ctr.run(t, "tasks", "delete", "m").expect(t, 0, "")
