@@ -238,6 +238,12 @@ class Channel:
         except (WaitExpired, ChannelClosed):
             pass
 
+    def settle_limit(self) -> None:
+        """Have a limit that was set hold for what is sent from now on: nobody may be reading."""
+        with self._lock:
+            if self._leader is None and not self.ended:
+                self._reader.take_changes(self._sock)
+
     def tail(self, stream: int) -> bytes:
         """The last bytes of STDOUT or STDERR that have been read."""
         with self._lock:

@@ -146,7 +146,8 @@ class FrameReader:
         """Another limit for a message, in bytes. Any thread may call this."""
         self._changes.append(value_limit + VALUE_SLACK)
 
-    def _take_changes(self, sock: socket.socket) -> None:
+    def take_changes(self, sock: socket.socket) -> None:
+        """Begin to hold the guest to the limits that were set; for who could read now."""
         changes = len(self._changes)
         now, former, under_way = self._limits
         for limit in self._changes[:changes]:
@@ -175,7 +176,7 @@ class FrameReader:
         Raises BlockingIOError, ProtocolError, or the OSError of a connection that was reset.
         """
         if self._changes:
-            self._take_changes(sock)
+            self.take_changes(sock)
         buffer, held, got, frames, _, _, _, _ = self._state
         if not frames and got:  # the call before was interrupted, or stopped at a bad frame
             self._cut()

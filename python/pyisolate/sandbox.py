@@ -241,6 +241,7 @@ class Sandbox(Handle):
         """The request with these fields has put another policy into force."""
         self._fs = fs_rules(fields)
         self.policy_file = policy_file(fields)
+        self._channel.settle_limit()
 
     def discard(self) -> Pending:
         """Nobody wants this guest: have it killed, without waiting."""
