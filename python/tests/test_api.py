@@ -192,7 +192,7 @@ class ExecutingCode(GuestTest):
         sandbox = self.spawn()
         sandbox.exec("post(lambda: 1)")
         with self.assertRaisesRegex(TypeError, "function cannot cross"):
-            sandbox.recv(timeout=5)
+            sandbox.recv(timeout=60)
         self.assert_works(sandbox)
 
 
