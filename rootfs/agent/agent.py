@@ -58,6 +58,7 @@ def main() -> None:
         session = prepare(config, _HOME)
         if waits:
             session.configure = lambda payload: _take_configuration(session, payload)
+        warm = False
         if waits and is_zygote():
             rehearse(lambda: prepare(config, _HOME), _take_configuration)
             _take_configuration(session, _COMMON)
@@ -66,6 +67,7 @@ def main() -> None:
             if connected:
                 start(session, connected)
                 _warm_up()
+                warm = True
                 live()
             else:
                 live()
@@ -77,8 +79,10 @@ def main() -> None:
                 _limit_imports(config, session.reloaded)
                 session.reloaded.look()  # a reload may have been faster
         say_ready(session)
-        if waits and not session.channel.available():
-            session.channel.watch()  # nobody waits for this
+        if waits and not session.channel.available():  # nobody waits for this
+            session.channel.watch()
+            if not warm:
+                _warm_up()
         session.serve()
 
 
@@ -91,8 +95,8 @@ def _configuration(text: bytes) -> dict[str, Any]:
 
 
 def _warm_up() -> None:
-    """Does once, while the guest's root is put together, what costs more the first time:
-    pages that are copied when they are written, above all."""
+    """Does once, while the guest's root is put together or it waits for somebody, what costs
+    more the first time: pages that are copied when they are written, above all."""
     space: dict[str, Any] = {}
     exec(compile("def f(x):\n    return [x]\nx = f(0)", "<start>", "exec", 0, True), space)
     sent = encode(space["x"], limit=100)
