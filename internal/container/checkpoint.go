@@ -97,7 +97,7 @@ func (c *Container) restoreInit(o *CreateOptions, options *libcontainer.CriuOpts
 		return &GuestError{ID: c.id, Err: err}
 	}
 	p.Init = true
-	setLevel(p, o.LogLevel)
+	setLevel(p, o.LogLevel, false)
 	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return err
 	}

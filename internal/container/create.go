@@ -79,7 +79,11 @@ func Create(ctx context.Context, o CreateOptions) (*Container, error) {
 	if o.Zygote != nil {
 		return create(ctx, o, (*Container).startForked)
 	}
-	return create(ctx, o, (*Container).startInit)
+	c, err := create(ctx, o, (*Container).startInit)
+	if err == nil {
+		c.keepFilter()
+	}
+	return c, err
 }
 
 // create does it; begin starts, or restores, the first process.
@@ -346,7 +350,8 @@ func (c *Container) startInit(o *CreateOptions, undo *undoStack) error {
 		return &GuestError{ID: c.id, Err: err}
 	}
 	p.Init = true
-	setLevel(p, o.LogLevel)
+	config := c.lc.Config()
+	setLevel(p, o.LogLevel, mayKnowFilters(&config))
 	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return err
 	}

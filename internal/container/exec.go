@@ -73,7 +73,7 @@ func (c *Container) Exec(o ProcessOptions) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	setLevel(p, o.LogLevel)
+	setLevel(p, o.LogLevel, false)
 	if err := c.setIO(p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return nil, err
 	}

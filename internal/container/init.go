@@ -46,6 +46,7 @@ func MaybeInit() {
 	// garbage costs more than the garbage.
 	debug.SetGCPercent(-1)
 	makeRoom()
+	knowFilters()
 	libcontainer.Init()
 }
 

@@ -37,9 +37,12 @@ import (
 
 const levelVariable = "_LIBCONTAINER_LOGLEVEL"
 
-// setLevel gives the process its log level, and the sign if it needs room.
-func setLevel(p *libcontainer.Process, level logrus.Level) {
+// setLevel gives the process its log level, and the signs for what it does first.
+func setLevel(p *libcontainer.Process, level logrus.Level, filters bool) {
 	p.LogLevel = strconv.Itoa(int(level))
+	if filters {
+		p.LogLevel = filtersSign + p.LogLevel
+	}
 	if slices.ContainsFunc(p.Rlimits, func(l configs.Rlimit) bool { return l.Type == unix.RLIMIT_AS }) {
 		p.LogLevel = "+" + p.LogLevel
 	}

@@ -14,6 +14,9 @@ import (
 
 const runDir = "/run/psi"
 
+// kept is what stays in it when everybody has gone: seccomp filters for the next.
+const kept = runDir + "/filters"
+
 // foreign is what belongs to living processes that are not below this one: the
 // names of their files below /run/psi, and the ids of their containers.
 type foreign struct {
@@ -87,7 +90,7 @@ func runFiles(others foreign) (map[string]string, error) {
 		if err != nil {
 			return err
 		}
-		if others.owns(path) {
+		if path == kept || others.owns(path) {
 			if d.IsDir() {
 				return fs.SkipDir
 			}
