@@ -115,7 +115,6 @@ func TestMatcherAgrees(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	const access = uint16(policy.MayRead | policy.MayWrite | policy.Denied | policy.MayExecute | policy.Own)
 	rounds, pairs := 150, 0
 	if runtime.NumCPU() < 4 && os.Getenv("PSI_TEST_VM") != "" {
 		rounds = 30
@@ -129,17 +128,57 @@ func TestMatcherAgrees(t *testing.T) {
 		table := m.install(a)
 		for range 100 {
 			path := randomPath(r)
-			want := policy.DecideGuest(ownRules, rules, policy.Places(rules), path)
-			got := m.verdict(table, path)
-			if got&access != uint16(want) || a.Decide(path) != want {
-				t.Fatalf("%v: %q: kernel %#x, automaton %v, reference %v", rules, path, got, a.Decide(path), want)
-			}
-			checkDirectory(t, rules, path, got, r)
+			checkDirectory(t, rules, path, m.agrees(a, table, rules, path), r)
 			pairs++
 		}
 		m.remove(table)
 	}
 	t.Logf("%d pairs of rules and path", pairs)
+}
+
+// agrees returns the kernel's verdict on a path, which must be the automaton's and the reference's.
+func (m *matcher) agrees(a *policy.Automaton, table pathTable, rules []policy.FSRule, path string) uint16 {
+	m.t.Helper()
+	const access = uint16(policy.MayRead | policy.MayWrite | policy.Denied | policy.MayExecute | policy.Own)
+	want := policy.DecideGuest(ownRules, rules, policy.Places(rules), path)
+	got := m.verdict(table, path)
+	if got&access != uint16(want) || a.Decide(path) != want {
+		m.t.Fatalf("%v: %q: kernel %#x, automaton %v, reference %v", rules, path, got, a.Decide(path), want)
+	}
+	return got
+}
+
+// FuzzMatcher looks for rules and paths on which the kernel's program, the automaton
+// and the reference do not agree. Each line is a rule: r, w or d and its pattern.
+func FuzzMatcher(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"r/srv/*.csv\nd/srv/**/.git", "/srv/a/.git"}, {"w/a/**/[!x]?\nr/a/b", "/a/b/c/yz"}, {"r/srv/[a-c\xff]*\nd/tmp/\xc3?", "/tmp/\xc3\xa9"},
+		{"w/**/a/**/b", "/srv/a/b/a/c/b"}, {"r/srv/a (deleted)", "/srv/a (deleted)/b"}, {"d/a\nw/a/b*c", "/a/bxc"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	m := newMatcher(f)
+	modes := map[byte]policy.FSMode{'r': policy.Read, 'w': policy.Write, 'd': policy.Deny}
+	f.Fuzz(func(t *testing.T, text, path string) {
+		var rules []policy.FSRule
+		for line := range strings.Lines(text) {
+			if line = strings.TrimSuffix(line, "\n"); line == "" || modes[line[0]] == "" || len(rules) == 8 {
+				return
+			}
+			rules = append(rules, policy.FSRule{Mode: modes[line[0]], Pattern: line[1:]})
+		}
+		if !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.Contains(path, "\x00") || path != "/" && strings.HasSuffix(path, "/") || len(path) > 4095 {
+			return // the kernel hands out no such path
+		}
+		a, err := policy.CompileGuest(ownRules, rules, policy.Places(rules))
+		if err != nil {
+			return
+		}
+		m := matcher{t, m.objects, m.tables}
+		table := m.install(a)
+		defer m.remove(table)
+		m.agrees(a, table, rules, path)
+	})
 }
 
 func (m *matcher) remove(table pathTable) {
