@@ -176,7 +176,7 @@ def alive(count: int, work: Path) -> List[Row]:
         for stage in sorted({1, min(100, count), count}):
             sandboxes += spawn_many(stage - len(sandboxes), path)
             reloads[stage] = []
-            for number in range(5):
+            for number in range(5 if stage == count else 20):
                 path.write_text(texts[(number + 1) % 2])
                 reloads[stage].append(timed(lambda: psi.policy.refresh(path)) * 1e3)
         answered = sum(each.call("abs", -1) for each in sandboxes)

@@ -54,6 +54,7 @@ type client struct {
 
 	writing sync.Mutex // held by who writes; taken while mu is held only if unwritten is 0
 	failed  error      // of writing, which guards it
+	frames  []byte     // of what is sent together; writing guards it
 
 	mu        sync.Mutex // guards the fields below, and sending on out against closing it
 	out       chan message

@@ -123,7 +123,7 @@ func (c *client) write() {
 
 // writeAll sends messages and releases writing.
 func (c *client) writeAll(messages ...message) {
-	var frames []byte
+	frames := c.frames[:0]
 	flush := func() {
 		if len(frames) > 0 && c.failed == nil {
 			_, c.failed = c.conn.Write(frames)
@@ -141,6 +141,9 @@ func (c *client) writeAll(messages ...message) {
 		}
 	}
 	flush()
+	if c.frames = frames; cap(frames) > 2*maxTogether {
+		c.frames = nil
+	}
 	if c.failed != nil && before == nil {
 		go c.drop(c.failed)
 	}
