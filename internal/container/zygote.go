@@ -3,19 +3,15 @@ package container
 import (
 	_ "embed"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -313,91 +309,6 @@ func (z *Zygote) fork(order []byte, channel, stderr, sync *os.File) (*os.File, e
 		return nil, fmt.Errorf("forking a guest: %w", unix.Errno(binary.NativeEndian.Uint32(failed[:])))
 	}
 	return fds, nil
-}
-
-// placed says whether the zygote is where its guests have to begin, which its first one finds out.
-func (z *Zygote) placed() bool {
-	z.place.Lock()
-	defer z.place.Unlock()
-	return z.parents != nil
-}
-
-// groupPaths chooses the cgroups of a guest, by controller, and tells which it shares with
-// others. On v1 a guest is put into those that limit or count it: each costs as much as a
-// namespace. Where there is cgroup2 too it counts the time, and what devices may be used is set
-// for a group that zygotes are in, and whom they fork.
-func (z *Zygote) groupPaths(config *configs.Config, name string) (paths map[string]string, shared []string, err error) {
-	z.place.Lock()
-	defer z.place.Unlock()
-	if z.parents == nil {
-		parents, err := groupParents(config, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := z.shareDevices(config, parents); err != nil {
-			return nil, nil, err
-		}
-		z.parents = parents
-	}
-	paths = make(map[string]string, len(z.parents))
-	for controller, parent := range z.parents {
-		paths[controller] = filepath.Join(parent, name)
-	}
-	return paths, z.entry.Shared, nil
-}
-
-// groupParents are the directories in which the cgroups of guests are made.
-func groupParents(config *configs.Config, name string) (map[string]string, error) {
-	groups, err := manager.New(config.Cgroups)
-	if err != nil {
-		return nil, err
-	}
-	all := groups.GetPaths()
-	wanted := []string{"", "memory", "cpu", "pids", "devices"}
-	if all[""] == "" {
-		wanted = append(wanted, "cpuacct")
-	}
-	parents := make(map[string]string)
-	for controller, dir := range all {
-		if filepath.Base(dir) != name {
-			return nil, fmt.Errorf("cgroup %s is not named %s", dir, name)
-		}
-		if slices.Contains(wanted, controller) {
-			parents[controller] = filepath.Dir(dir)
-		}
-	}
-	return parents, nil
-}
-
-// shareDevices moves the zygote into a v1 group with the device rules of its guests, and takes
-// the controller out of parents. No container has an id with an @ in it.
-func (z *Zygote) shareDevices(config *configs.Config, parents map[string]string) error {
-	parent := parents["devices"]
-	if parent == "" {
-		return nil
-	}
-	delete(parents, "devices")
-	rules, err := json.Marshal(config.Cgroups.Devices)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Join(parent, "@"+digest(string(rules)))
-	z.entry.Shared = []string{dir}
-	z.entry.owner.use(z.entry.commonGroups())
-	if err := z.entry.write(); err != nil {
-		return err
-	}
-	group, err := manager.NewWithPaths(config.Cgroups, map[string]string{"devices": dir})
-	if err == nil {
-		err = group.Apply(z.process.Pid)
-	}
-	if err == nil {
-		err = group.Set(&cgroups.Resources{Devices: config.Cgroups.Devices})
-	}
-	if err != nil {
-		return fmt.Errorf("limiting the devices of a zygote: %w", err)
-	}
-	return nil
 }
 
 // CompileFilter makes the program of a specification's seccomp filter; nil if it has none.
