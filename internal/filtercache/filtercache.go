@@ -45,8 +45,9 @@ import (
 )
 
 const (
-	most    = 8       // files that are kept, the newest
-	maxSize = 1 << 20 // bytes of one; the kernel takes programs of 32 KiB
+	most     = 8       // files that are kept, the newest
+	maxRules = 2048    // of a filter that is worth keeping: engines' have 400
+	maxSize  = 1 << 20 // bytes of a file, which that many rules do not reach
 	magic   = "psi filter 1\n"
 )
 
@@ -119,8 +120,11 @@ func encode(log, program []byte) []byte {
 	return append(append(data, log...), program...)
 }
 
-// Save compiles filter and keeps it in dir, unless it is there.
+// Save compiles filter and keeps it in dir, unless it is there or too large.
 func Save(dir string, filter *configs.Seccomp) error {
+	if len(filter.Syscalls) > maxRules {
+		return nil
+	}
 	name, err := nameOf(filter)
 	if err != nil {
 		return err

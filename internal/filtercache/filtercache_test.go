@@ -181,6 +181,27 @@ func TestTheOldestGo(t *testing.T) {
 	}
 }
 
+// What a bundle asks for does not fill the run directory.
+func TestHugeFiltersAreNotKept(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "filters")
+	filter := &configs.Seccomp{DefaultAction: configs.Allow}
+	for n := range uint64(maxRules) {
+		call := &configs.Syscall{Name: "getpid", Action: configs.Errno}
+		for index := range uint(6) {
+			call.Args = append(call.Args, &configs.Arg{Index: index, Value: n, Op: configs.EqualTo})
+		}
+		filter.Syscalls = append(filter.Syscalls, call)
+	}
+	if size := maxRules * (20 + 6*24); size > maxSize-1<<18 {
+		t.Errorf("calls of %d bytes do not fit", size)
+	}
+	filter.Syscalls = append(filter.Syscalls, filter.Syscalls[0])
+	mustSave(t, dir, filter)
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("kept: %v", err)
+	}
+}
+
 // What is damaged, or not its owner's alone, is not used; nothing is loaded for it but libseccomp's own.
 func TestFilesOfOthers(t *testing.T) {
 	filter := randomFilter(rand.New(rand.NewPCG(5, 6)))
