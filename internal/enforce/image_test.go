@@ -6,16 +6,33 @@ import (
 	"os"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/psi-runtime/psi/bpf"
 )
 
-// TestImage compares the image with the object file that it was made of.
+// TestImage compares the images with the object files that they were made of.
 func TestImage(t *testing.T) {
-	image := bpf.NetImage()
-	spec, err := bpf.LoadNet()
+	net, err := bpf.LoadNet()
 	if err != nil {
 		t.Fatal(err)
 	}
+	pairs, err := bpf.LoadPairs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	compareImage(t, bpf.NetImage(), net)
+	compareImage(t, bpf.PairsImage(), pairs)
+	// The pairs' maps are those of the others.
+	for name, m := range pairs.Maps {
+		if want := net.Maps[name]; want == nil || m.Type != want.Type || m.KeySize != want.KeySize || m.ValueSize != want.ValueSize {
+			t.Errorf("map %s: %+v, the network programs have %+v", name, m, want)
+		}
+	}
+}
+
+func compareImage(t *testing.T, image *bpf.Image, spec *ebpf.CollectionSpec) {
+	t.Helper()
 	if len(image.Maps) != len(spec.Maps) || len(image.Programs) != len(spec.Programs) {
 		t.Fatalf("%d maps and %d programs, the object file has %d and %d", len(image.Maps), len(image.Programs), len(spec.Maps), len(spec.Programs))
 	}
@@ -60,7 +77,7 @@ func TestLoadImage(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: CAP_BPF")
 	}
-	c, err := loadImage(bpf.NetImage())
+	c, err := loadImage(bpf.NetImage(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +103,7 @@ func TestLoadImage(t *testing.T) {
 	image := *bpf.NetImage()
 	image.Programs = append([]bpf.ProgramImage{}, image.Programs...)
 	image.Programs[0].Instructions = image.Programs[0].Instructions[1:]
-	if c, err := loadImage(&image); err == nil {
+	if c, err := loadImage(&image, nil); err == nil {
 		c.Close()
 		t.Error("the verifier took half of a program")
 	}

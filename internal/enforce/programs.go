@@ -19,8 +19,9 @@ type Programs struct {
 	objects bpf.NetObjects
 	hooks   []hook
 
-	loadPairs sync.Once
+	pairsOnce sync.Once
 	pairs     []hook // see HoldPairs; none before Linux 6.7
+	pairsErr  error  // why there are none
 
 	denials denials
 	eraser  sync.WaitGroup
@@ -71,7 +72,7 @@ func Load() (*Programs, error) {
 // loadNet loads the image. If the kernel refuses anything, the library that reads the object
 // file tries too: it finds out why.
 func loadNet(to *bpf.NetObjects) error {
-	collection, err := loadImage(bpf.NetImage())
+	collection, err := loadImage(bpf.NetImage(), nil)
 	if err == nil {
 		defer collection.Close()
 		return collection.Assign(to)

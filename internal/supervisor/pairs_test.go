@@ -71,6 +71,9 @@ func TestPairsOfDatagrams(t *testing.T) {
 					t.Errorf("%s: %s is no refusal", name, errno)
 				}
 			}
+			if may {
+				tellsOf(t, c, g, path)
+			}
 			for _, h := range heard {
 				if err := h.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
 					t.Fatal(err)
@@ -86,6 +89,22 @@ func TestPairsOfDatagrams(t *testing.T) {
 			}
 			c.end(t, g)
 		})
+	}
+}
+
+// tellsOf checks the event of the first name that was refused to the guest.
+func tellsOf(t *testing.T, c *testClient, g *testGuest, name string) {
+	t.Helper()
+	event := c.event(t, "DENIED", scaled(5*time.Second))
+	for event["guest"] != g.id {
+		event = c.event(t, "DENIED", scaled(5*time.Second))
+	}
+	d, key := details(t, event), "address"
+	if kernelDecides() {
+		key = "path" // what the name leads to
+	}
+	if rule, there := d["rule"]; d["kind"] != "unix" || d[key] != name || rule != nil || !there || d["suppressed"] != 0.0 {
+		t.Errorf("%v, want %s as %s", d, name, key)
 	}
 }
 

@@ -76,7 +76,7 @@ func TestDecisions(t *testing.T) {
 	base, ports := landscape(t, asked), listenAt(t)
 	files := ask(t, base, asked.filesPolicy(base), asked.fileQuestions(base, ports))
 	mechanism := byMounts
-	if files.heldBy(byLSM) {
+	if files.heldBy("fs", byLSM) {
 		mechanism = byLSM
 	}
 	if os.Getenv("PSI_TEST_VM") != "" && mechanism != byLSM {
