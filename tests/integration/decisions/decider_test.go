@@ -21,6 +21,8 @@ type sight struct {
 	There    []bool // whether the files that the row names are on the host
 	Here     []bool // whether the guest finds them
 	Mounts   []mount
+	Agent    bool // the error is that of the guest's agent, which names the list
+	Modules  bool // the files are those of modules
 }
 
 // mount is that in which a row's name is, or its directory: two for each name.
@@ -40,6 +42,8 @@ const (
 	byFilter  = "seccomp"
 	byMounts  = "mounts"
 	byKernel  = "kernel" // its own limits, which know of no policy
+	byAgent   = "agent"  // which tells guest code what its list allows, and holds nothing
+	byRoot    = "root"   // which does not have the file
 	byNothing = "nothing there"
 	byNobody  = "nobody known"
 )
@@ -73,6 +77,10 @@ func (r reply) decidedBy(i int, do string) string {
 		hidden = hidden || s.There[i] && !s.Here[i]
 	}
 	switch {
+	case s.Agent:
+		return byAgent
+	case s.Modules && hidden:
+		return byRoot
 	case s.Answer == "EPERM" && s.Filtered:
 		return byFilter
 	case s.Answer == "ENAMETOOLONG":
