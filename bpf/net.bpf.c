@@ -76,6 +76,11 @@ struct {
 	__type(value, __u32); // ALLOW, or DENY: a hole in a wider prefix
 } endpoints SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 << 10);
+} events SEC(".maps");
+
 static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
 	struct event event = {

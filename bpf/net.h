@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the programs at a guest's cgroup share: whose cgroup it is, and the ring for its denials.
+// What the programs at a guest's cgroup share: whose cgroup it is, and how they answer.
 // Included by net.bpf.c and pairs.bpf.c, after the kernel's types.
 #pragma once
 
@@ -22,11 +22,6 @@ struct {
 	__type(key, __u64); // cgroup id alone: one storage for all attach types
 	__type(value, struct guest);
 } guests SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 << 10);
-} events SEC(".maps");
 
 static __always_inline struct guest *current_guest(void)
 {

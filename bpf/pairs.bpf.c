@@ -14,7 +14,7 @@
 // hook is there), and only to be told. So it is read, and compared with what the kernel itself hands
 // over: a name that does not agree is not told. Nothing is decided by it.
 //
-// The maps are those of net.bpf.c.
+// The maps are those that the network programs of the same process have.
 
 #include <linux/bpf.h>
 #include <linux/un.h>
@@ -23,6 +23,11 @@
 #include "net.h"
 
 #define AF_UNIX 1
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 << 10);
+} events SEC(".maps");
 
 // asked is the beginning of what the context really is.
 struct asked {

@@ -48,9 +48,8 @@ func bpfCall[T any](command uintptr, attr *T) (int, error) {
 	return int(fd), nil
 }
 
-// loadImage puts an image into the kernel. Its maps are those of given with their names, which
-// stay the caller's, and new ones.
-func loadImage(image *bpf.Image, given map[string]*ebpf.Map) (_ *ebpf.Collection, err error) {
+// loadImage puts an image into the kernel.
+func loadImage(image *bpf.Image) (_ *ebpf.Collection, err error) {
 	c := &ebpf.Collection{Maps: make(map[string]*ebpf.Map), Programs: make(map[string]*ebpf.Program)}
 	defer func() {
 		if err != nil {
@@ -59,10 +58,6 @@ func loadImage(image *bpf.Image, given map[string]*ebpf.Map) (_ *ebpf.Collection
 	}()
 	fds := make([]int, len(image.Maps))
 	for i, m := range image.Maps {
-		if own := given[m.Name]; own != nil {
-			fds[i] = own.FD()
-			continue
-		}
 		attr := mapCreate{kind: m.Type, keySize: m.KeySize, valueSize: m.ValueSize, maxEntries: m.MaxEntries, flags: m.Flags}
 		copy(attr.name[:nameLength-1], m.Name)
 		if fds[i], err = bpfCall(bpfMapCreate, &attr); err != nil {

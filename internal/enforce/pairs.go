@@ -16,20 +16,30 @@ import (
 // a name, by a socket that was made in the cgroup: those of pairs.bpf.c refuse, whatever the
 // name. What an end sends to its other end needs none.
 
-// loadPairs loads those programs, which tell the guest's denials as the others do.
-func (p *Programs) loadPairs() ([]hook, error) {
-	o := &p.objects
-	c, err := loadImage(bpf.PairsImage(), map[string]*ebpf.Map{"guests": o.Guests, "accounts": o.Accounts, "events": o.Events})
-	if err != nil {
-		return nil, fmt.Errorf("loading the programs for pairs of datagram sockets: %w", explain(err))
+// loadPairs loads those programs, which tell the guest's denials as the others do, by the same maps.
+func (p *Programs) loadPairs() (hooks []hook, err error) {
+	defer func() {
+		if err != nil {
+			err, hooks = errors.Join(err, closeHooks(hooks)), nil
+		}
+	}()
+	image, own := bpf.PairsImage(), map[string]*ebpf.Map{"guests": p.objects.Guests, "accounts": p.objects.Accounts, "events": p.denials.ring}
+	maps := make([]int, len(image.Maps))
+	for i, m := range image.Maps {
+		maps[i] = own[m.Name].FD()
 	}
-	hooks := []hook{
-		{program: c.Programs["connect_unix"], attach: ebpf.AttachCgroupUnixConnect},
-		{program: c.Programs["sendmsg_unix"], attach: ebpf.AttachCgroupUnixSendmsg},
-	}
-	for i, h := range hooks {
+	for i := range image.Programs {
+		fd, err := loadProgram(&image.Programs[i], maps)
+		if err != nil {
+			return hooks, fmt.Errorf("loading program %s: %w", image.Programs[i].Name, explain(err))
+		}
+		h := hook{attach: ebpf.AttachType(image.Programs[i].ExpectedAttachType)}
+		if h.program, err = ebpf.NewProgramFromFD(fd); err != nil {
+			return hooks, fmt.Errorf("looking at program %s: %w", image.Programs[i].Name, err)
+		}
+		hooks = append(hooks, h)
 		if hooks[i].id, err = programID(h.program); err != nil {
-			return nil, errors.Join(err, closeHooks(hooks))
+			return hooks, err
 		}
 	}
 	return hooks, nil

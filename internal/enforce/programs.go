@@ -72,7 +72,7 @@ func Load() (*Programs, error) {
 // loadNet loads the image. If the kernel refuses anything, the library that reads the object
 // file tries too: it finds out why.
 func loadNet(to *bpf.NetObjects) error {
-	collection, err := loadImage(bpf.NetImage(), nil)
+	collection, err := loadImage(bpf.NetImage())
 	if err == nil {
 		defer collection.Close()
 		return collection.Assign(to)
