@@ -30,13 +30,14 @@ enum event_kind {
 	EVENT_BIND = 3,    // address, port
 	EVENT_LISTEN = 4,  // address, port
 	EVENT_SOCKET = 5,  // address[0] family, address[1] type, address[2] protocol
+	EVENT_NAME = 6,    // of a unix socket, to connect or send to, whatever has it: the name as it was given in the place of a path
 	EVENT_READ = 16,   // path; so are all that follow
 	EVENT_WRITE = 17,
 	EVENT_EXEC = 18,
 	EVENT_CREATE = 19, // and remove, rename, link: a change of a directory
 	EVENT_CHANGE = 20, // of mode, owner, times or attributes
 	EVENT_MOUNT = 21,
-	EVENT_UNIX = 22, // connecting or sending to a unix socket, opening a FIFO
+	EVENT_UNIX = 22, // connecting or sending to a unix socket that was found, opening a FIFO
 	EVENT_FORBIDDEN = 23, // what no guest may do and has no kind of its own: ptrace, bpf, modules; no path
 };
 

@@ -26,7 +26,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "events.h"
+#include "net.h"
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -37,19 +37,10 @@
 #define IPPROTO_UDP 17
 #define LISTEN 254 // in the place of a protocol: the ports of the guest's own that it may listen at
 
-#define DENY 0 // the system call gives EPERM
-#define ALLOW 1
-
 // PREFIX_FIXED is the number of bits of a key that are compared in full: of an endpoint its range and
 // policy, of a port its protocol and policy.
 #define PREFIX_FIXED 96
 #define PREFIX_MAX (PREFIX_FIXED + 128)
-
-struct guest {
-	__u64 policy; // 0: none yet
-	__u64 cgroup; // where the program is attached: whose account denials go to
-	__u64 udp;    // not 0: the guest may make datagram sockets
-};
 
 // A port is a key of the trie of ports.
 struct port {
@@ -68,12 +59,6 @@ struct endpoint {
 	__u64 policy;
 	__u32 addr[4]; // network order
 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
-	__type(key, __u64); // cgroup id alone: one storage for all attach types
-	__type(value, struct guest);
-} guests SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -96,8 +81,6 @@ struct {
 	__uint(max_entries, 256 << 10);
 } events SEC(".maps");
 
-#define EPERM 1
-
 static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
 	struct event event = {
@@ -110,11 +93,6 @@ static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u
 
 	report_denial(&events, guest->cgroup, &event, 0);
 	return DENY;
-}
-
-static __always_inline struct guest *current_guest(void)
-{
-	return bpf_get_local_storage(&guests, 0);
 }
 
 static __always_inline __u32 *range_of_port(__u64 policy, __u32 protocol, __u32 port)

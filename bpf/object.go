@@ -8,3 +8,6 @@ func SchedObject() []byte { return _SchedBytes }
 
 // NetImage is the object file that [LoadNet] reads, without a need to read it. Do not change it.
 func NetImage() *Image { return &netImage }
+
+// PairsImage is the object file that [LoadPairs] reads. Its maps are those of [NetImage]. Do not change it.
+func PairsImage() *Image { return &pairsImage }

@@ -58,24 +58,49 @@ func guardOf(g *global, spec *specs.Spec, dir string) (*guard, error) {
 		network = probeNetwork()
 	}
 	if record.Own {
-		record.Enforced = engine.Own(p, network)
-		return out, record.Write(spec)
+		return out, out.guardOwn(spec, network)
 	}
 	host, err := engine.Look(spec, dir, rules)
 	if err != nil {
 		return nil, err
 	}
 	host.Network, host.Files = network, sync.OnceValue(probeFiles)
+	host.Pairs = func() engine.Pairs { return pairsOf(host.Files(), nil) }
 	narrowed, err := engine.Narrow(spec, p, host)
 	if err != nil {
 		return nil, err
 	}
 	*spec = *narrowed.Spec
 	record.Confine, record.Files, record.Given, record.Enforced = narrowed.Confine, narrowed.Files, narrowed.Given, narrowed.Enforced
+	record.Made.Pairs = narrowed.Pairs
 	if out.confinement, err = confinementOf(narrowed.Confine); err != nil {
 		return nil, err
 	}
 	return out, record.Write(spec)
+}
+
+// guardOwn does the same for a bundle of psi's own: all that is left to choose is its filter.
+func (g *guard) guardOwn(spec *specs.Spec, network error) (err error) {
+	record, files := &g.record, probeFiles()
+	record.Files.Needed = files == nil
+	if record.Made.Pairs, err = engine.ChooseFilter(spec, record.Policy, pairsOf(files, record.Policy.Expose())); err != nil {
+		return err
+	}
+	record.Enforced = engine.Own(record.Policy, engine.Holds{Network: network, Files: files == nil}, record.Made.Pairs)
+	return record.Write(spec)
+}
+
+// pairsOf says who decides where a container's pairs of datagram sockets lead. files says why
+// LSM programs do not. Those at its cgroup are not asked when an end is given a name of its own,
+// at which the host could send to it: so who may bind has none by them.
+func pairsOf(files error, exposed []uint16) engine.Pairs {
+	switch {
+	case files == nil:
+		return engine.PairsByLSM
+	case len(exposed) == 0 && container.HasCgroup2() && enforce.ProbePairs() == nil:
+		return engine.PairsByCgroup
+	}
+	return ""
 }
 
 func newGuard(record engine.Record) *guard {
@@ -169,6 +194,8 @@ func (g *guard) load() {
 		programs, err := enforce.Load()
 		if err != nil {
 			programs = nil
+		} else if g.byCgroup() {
+			programs.HoldsPairs() // loads those too
 		}
 		g.programs <- programs
 	}()
@@ -177,6 +204,10 @@ func (g *guard) load() {
 		g.files <- loadedFiles{files, err}
 	}()
 }
+
+// byCgroup says whether programs at the container's cgroup decide where its pairs of datagram
+// sockets lead.
+func (g *guard) byCgroup() bool { return g.record.Made.Pairs == engine.PairsByCgroup }
 
 // attendance is a guest being attended by this process.
 type attendance struct {
@@ -204,7 +235,7 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	}
 	tell := func(e attend.Event) { tellEvent(events, e) }
 	a, err := attend.Start(c, g.record.Policy, attend.Options{
-		Programs: <-g.programs, Files: files.programs, Filter: !g.record.Own, OnEvent: tell,
+		Programs: <-g.programs, Files: files.programs, Filter: !g.record.Own, Pairs: g.byCgroup(), OnEvent: tell,
 		OwnFiles: g.record.OwnFiles, Places: g.record.Places,
 	})
 	if err != nil {

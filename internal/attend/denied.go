@@ -43,7 +43,8 @@ func (a *Attendant) tellDenied(d enforce.Denial) {
 //	kind        "fs", "net", or the operation itself when no rule of a policy is about it
 //	operation   "connect", "read" …
 //	path        of fs, with "read" or "write" as access; path_hex beside it if it is not text
-//	address     of net and bind; of net also protocol, "tcp" or "udp", and the name that stands for it in the guest, if one does
+//	address     of net and bind; of net also protocol, "tcp" or "udp", and the name that stands for it in the guest, if one does;
+//	            of unix, where programs at the cgroup refuse it: the socket's name as the guest gave it, "@…" if it is abstract
 //	rule        the rule that denied; null: no rule allowed it
 //	errno, pid (the host's), command (the guest's own word for itself)
 //	suppressed  denials before this one that were not told; alone, after a flood
@@ -59,6 +60,8 @@ func (a *Attendant) denialDetails(d enforce.Denial) map[string]any {
 	switch {
 	case d.Kind == enforce.DeniedSocket:
 		details["family"], details["type"], details["protocol"] = d.Socket[0], d.Socket[1], d.Socket[2]
+	case d.Kind == enforce.DeniedName:
+		details["address"] = text(d.Name)
 	case d.Kind.IsFile():
 		fileDetails(details, d, p)
 	default:

@@ -63,7 +63,7 @@ func (f *files) enforced(p policy.Policy) []Enforcement {
 	if f.guest == nil {
 		return nil
 	}
-	list := []Enforcement{{"mount, chroot, ptrace, bpf, modules", "BPF-LSM"}}
+	list := []Enforcement{{"mount, chroot, ptrace, bpf, modules", "BPF-LSM"}, {"pairs of datagram sockets", "BPF-LSM"}}
 	for _, r := range p.FS() {
 		list = append(list, Enforcement{fmt.Sprintf("fs %s %s", r.Mode, r.Pattern), "BPF-LSM"})
 	}

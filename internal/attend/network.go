@@ -33,6 +33,7 @@ func NewBudget() (*Budget, error) { return netproxy.NewBudget() }
 type network struct {
 	guest       *enforce.Guest // nil when the policy lets the guest do without
 	unsupported error          // why there is no guest
+	pairs       bool           // of datagram sockets lead nowhere, by programs
 	proxy       *netproxy.Proxy
 }
 
@@ -85,8 +86,11 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	eps := p.Endpoints()
 	if opts.Filter {
 		n.guest, err = attach(c, addressesOnly(eps), nil, opts.Programs)
-		if err != nil && p.AllowDegraded() && errors.Is(err, enforce.ErrNotSupported) {
-			err = nil
+		if err != nil && p.AllowDegraded() && errors.Is(err, enforce.ErrNotSupported) && !opts.Pairs {
+			return n, nil
+		}
+		if err == nil {
+			err = holdPairs(c, opts)
 		}
 		return n, err
 	}
@@ -96,11 +100,10 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 			return n, err
 		}
 	}
-	if opts.Pairs {
-		if err := holdPairs(c, opts.Programs); err != nil {
-			return n, err
-		}
+	if err := holdPairs(c, opts); err != nil {
+		return n, err
 	}
+	n.pairs = opts.Pairs
 	netns, err := c.NetNS()
 	if err != nil {
 		return n, err
@@ -130,6 +133,9 @@ func (n *network) enforced(p policy.Policy) []Enforcement {
 	list := []Enforcement{{"network", "empty network namespace, cgroup eBPF"}}
 	if n.unsupported != nil {
 		list[0].By = "empty network namespace only: " + n.unsupported.Error()
+	}
+	if n.pairs {
+		list = append(list, Enforcement{"pairs of datagram sockets", "cgroup eBPF"})
 	}
 	unserved := n.proxy.Unserved()
 	for _, e := range p.Endpoints() {
@@ -186,11 +192,17 @@ func attach(c Container, eps []policy.Endpoint, exposed []uint16, programs *enfo
 	return enforce.Attach(dir, eps, names, exposed...)
 }
 
-// holdPairs sees to it that the guest's pairs of datagram sockets lead nowhere.
-func holdPairs(c Container, programs *enforce.Programs) error {
+// holdPairs sees to it that the guest's pairs of datagram sockets lead nowhere, if it may make any.
+func holdPairs(c Container, opts Options) error {
+	if !opts.Pairs {
+		return nil
+	}
+	if opts.Programs == nil {
+		return errors.New("holding the guest's pairs of datagram sockets: the programs at its cgroup could not be loaded")
+	}
 	dir, err := c.UnifiedCgroup()
 	if err == nil {
-		err = programs.HoldPairs(dir)
+		err = opts.Programs.HoldPairs(dir)
 	}
 	if err != nil {
 		return fmt.Errorf("holding the guest's pairs of datagram sockets: %w", err)

@@ -22,13 +22,14 @@ import (
 // that of a Denial that only says how many went untold.
 type DenialKind uint16
 
-// The kinds. Those of files have a Path, the others but DeniedSocket an Address.
+// The kinds. Those of files have a Path, DeniedName a Name, the others but DeniedSocket an Address.
 const (
 	DeniedConnect   DenialKind = 1
 	DeniedSend      DenialKind = 2
 	DeniedBind      DenialKind = 3
 	DeniedListen    DenialKind = 4
 	DeniedSocket    DenialKind = 5
+	DeniedName      DenialKind = 6
 	DeniedRead      DenialKind = 16
 	DeniedWrite     DenialKind = 17
 	DeniedExec      DenialKind = 18
@@ -42,7 +43,7 @@ const (
 // String is the name of the operation: "connect", "read" …
 func (k DenialKind) String() string {
 	names := map[DenialKind]string{
-		0: "", DeniedConnect: "connect", DeniedSend: "send", DeniedBind: "bind", DeniedListen: "listen", DeniedSocket: "socket",
+		0: "", DeniedConnect: "connect", DeniedSend: "send", DeniedBind: "bind", DeniedListen: "listen", DeniedSocket: "socket", DeniedName: "unix",
 		DeniedRead: "read", DeniedWrite: "write", DeniedExec: "exec", DeniedCreate: "create", DeniedChange: "change",
 		DeniedMount: "mount", DeniedUnix: "unix", DeniedForbidden: "forbidden",
 	}
@@ -61,14 +62,15 @@ const NoRule = -1
 // Denial is one refused call of a guest, as the kernel tells it. A guest that is
 // refused often is told about 50 times at once and 100 times a second; Suppressed has
 // the number of those before this one that were not told. After a flood, a Denial of
-// no kind brings the number of the last ones. Command and Path are the guest's own
-// words: any bytes but NUL.
+// no kind brings the number of the last ones. Command, Path and Name are the guest's own
+// words: any bytes but NUL, and in an abstract name that too.
 type Denial struct {
 	Time       time.Time
 	Kind       DenialKind
 	PID        int // of the process, as the host counts
 	Command    string
 	Path       string
+	Name       string // of a unix socket, as it was given: "@…" is an abstract one; "" if it was not seen
 	Address    netip.AddrPort
 	Socket     [3]uint32 // family, type, protocol of DeniedSocket
 	Rule       int       // index of the rule that denied, or NoRule
@@ -277,14 +279,19 @@ func decodeDenial(sample []byte) (cgroup, suppressed uint64, d Denial, ok bool) 
 		command[i] = byte(c)
 	}
 	name, _, _ := bytes.Cut(command[:], []byte{0})
+	text := sample[n : n+int(e.PathLength)]
 	d = Denial{
 		Time: wallTime(e.Time), Kind: DenialKind(e.Kind), PID: int(e.Pid), Command: string(name),
-		Path: string(sample[n : n+int(e.PathLength)]), Rule: int(e.Rule), Errno: syscall.Errno(e.Error),
+		Rule: int(e.Rule), Errno: syscall.Errno(e.Error),
 	}
 	switch {
+	case d.Kind.IsFile():
+		d.Path = string(text)
+	case d.Kind == DeniedName:
+		d.Name = unixName(text)
 	case d.Kind == DeniedSocket:
 		copy(d.Socket[:], e.Address[:])
-	case !d.Kind.IsFile():
+	default:
 		var address [16]byte
 		for i, part := range e.Address {
 			binary.NativeEndian.PutUint32(address[4*i:], part)
@@ -294,6 +301,16 @@ func decodeDenial(sample []byte) (cgroup, suppressed uint64, d Denial, ok bool) 
 		d.Address = netip.AddrPortFrom(netip.AddrFrom16(address).Unmap(), binary.BigEndian.Uint16(port[:]))
 	}
 	return e.Cgroup, e.Suppressed, d, true
+}
+
+// unixName is the name of a unix socket for people. The kernel ends a path at a NUL, and
+// an abstract name, which begins with one, where the caller said.
+func unixName(name []byte) string {
+	if len(name) > 0 && name[0] == 0 {
+		return "@" + string(name[1:])
+	}
+	path, _, _ := bytes.Cut(name, []byte{0})
+	return string(path)
 }
 
 // wallTime turns the kernel's monotonic nanoseconds into a time of day.

@@ -6,16 +6,34 @@ import (
 	"os"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/psi-runtime/psi/bpf"
 )
 
-// TestImage compares the image with the object file that it was made of.
+// TestImage compares the images with the object files that they were made of.
 func TestImage(t *testing.T) {
-	image := bpf.NetImage()
-	spec, err := bpf.LoadNet()
+	net, err := bpf.LoadNet()
 	if err != nil {
 		t.Fatal(err)
 	}
+	pairs, err := bpf.LoadPairs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	compareImage(t, bpf.NetImage(), net)
+	compareImage(t, bpf.PairsImage(), pairs)
+	// These maps of the pairs' programs are those of the others.
+	for _, name := range []string{"guests", "accounts"} {
+		m, want := pairs.Maps[name], net.Maps[name]
+		if m.Type != want.Type || m.KeySize != want.KeySize || m.ValueSize != want.ValueSize || m.Flags != want.Flags {
+			t.Errorf("map %s: %+v, the network programs have %+v", name, m, want)
+		}
+	}
+}
+
+func compareImage(t *testing.T, image *bpf.Image, spec *ebpf.CollectionSpec) {
+	t.Helper()
 	if len(image.Maps) != len(spec.Maps) || len(image.Programs) != len(spec.Programs) {
 		t.Fatalf("%d maps and %d programs, the object file has %d and %d", len(image.Maps), len(image.Programs), len(spec.Maps), len(spec.Programs))
 	}

@@ -3,32 +3,44 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"github.com/psi-runtime/psi/bpf"
 )
 
 // An end of a pair of AF_UNIX datagram sockets can send to any socket that has a name, and
 // connect to it. Since Linux 6.7 a cgroup's programs are asked each time that somebody gives
-// a name, by a socket that was made in the cgroup: these refuse, whatever the name. What an
-// end sends to its other end needs none.
+// a name, by a socket that was made in the cgroup: those of pairs.bpf.c refuse, whatever the
+// name. What an end sends to its other end needs none.
 
-// loadPairs loads those programs. They are asked nothing but whether, and have no table.
-func loadPairs() ([]hook, error) {
-	var hooks []hook
-	for _, attach := range []ebpf.AttachType{ebpf.AttachCgroupUnixConnect, ebpf.AttachCgroupUnixSendmsg} {
-		program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Name: "psi_unix", Type: ebpf.CGroupSockAddr, AttachType: attach, License: "GPL",
-			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-		})
+// loadPairs loads those programs, which tell the guest's denials as the others do, by the same maps.
+func (p *Programs) loadPairs() (hooks []hook, err error) {
+	defer func() {
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("loading the program for %s: %w", attach, explain(err)), closeHooks(hooks))
+			err, hooks = errors.Join(err, closeHooks(hooks)), nil
 		}
-		h := hook{program: program, attach: attach}
-		if h.id, err = programID(program); err != nil {
-			return nil, errors.Join(err, program.Close(), closeHooks(hooks))
+	}()
+	image, own := bpf.PairsImage(), map[string]*ebpf.Map{"guests": p.objects.Guests, "accounts": p.objects.Accounts, "events": p.denials.ring}
+	maps := make([]int, len(image.Maps))
+	for i, m := range image.Maps {
+		maps[i] = own[m.Name].FD()
+	}
+	for i := range image.Programs {
+		fd, err := loadProgram(&image.Programs[i], maps)
+		if err != nil {
+			return hooks, fmt.Errorf("loading program %s: %w", image.Programs[i].Name, explain(err))
+		}
+		h := hook{attach: ebpf.AttachType(image.Programs[i].ExpectedAttachType)}
+		if h.program, err = ebpf.NewProgramFromFD(fd); err != nil {
+			return hooks, fmt.Errorf("looking at program %s: %w", image.Programs[i].Name, err)
 		}
 		hooks = append(hooks, h)
+		if hooks[i].id, err = programID(h.program); err != nil {
+			return hooks, err
+		}
 	}
 	return hooks, nil
 }
@@ -41,18 +53,45 @@ func closeHooks(hooks []hook) error {
 	return errors.Join(errs...)
 }
 
+// ProbePairs says why this kernel cannot do what [Programs.HoldPairs] does; nil if it can. It asks
+// with a program that does nothing, and takes some 0.1 ms.
+func ProbePairs() error {
+	const readKernel = 113 // bpf_probe_read_kernel
+	license := [4]byte{'G', 'P', 'L'}
+	instructions := [...]uint64{
+		0xa1bf, 0xfffffff8_00000107, // r1 = r10 - 8
+		0x8_000002b7, 0x3b7, // 8 bytes, from nowhere
+		readKernel<<32 | 0x85,
+		0xb7, 0x95, // no
+	}
+	attr := progLoad{
+		kind: uint32(ebpf.CGroupSockAddr), attach: uint32(ebpf.AttachCgroupUnixConnect),
+		count: uint32(len(instructions)), instructions: unsafe.Pointer(&instructions), license: unsafe.Pointer(&license),
+	}
+	fd, err := bpfCall(bpfProgLoad, &attr)
+	if err != nil {
+		return pairsUnsupported(err)
+	}
+	return unix.Close(fd)
+}
+
+func pairsUnsupported(cause error) error {
+	return &NotSupportedError{"a hook for the names of unix sockets", "run Linux 6.7 or newer, as root of the host", cause}
+}
+
 // HoldsPairs reports whether HoldPairs can do it on this kernel.
 func (p *Programs) HoldsPairs() bool {
-	p.loadPairs.Do(func() { p.pairs, _ = loadPairs() }) // who runs one container does without
-	return len(p.pairs) > 0
+	p.pairsOnce.Do(func() { p.pairs, p.pairsErr = p.loadPairs() })
+	return p.pairsErr == nil
 }
 
 // HoldPairs has every AF_UNIX socket that is made in the cgroup2 directory, from now on,
 // reach nobody by a name, for as long as the cgroup exists. It is for guests that can make
-// no such socket but pairs: others would lose their own.
+// no such socket but pairs: others would lose their own. What is refused is told as the other
+// denials of a guest that is attached at the cgroup.
 func (p *Programs) HoldPairs(cgroupDir string) error {
 	if !p.HoldsPairs() {
-		return &NotSupportedError{"a hook for unix sockets", "run Linux 6.7 or newer", nil}
+		return pairsUnsupported(p.pairsErr)
 	}
 	dir, _, err := openCgroup2(cgroupDir)
 	if err != nil {

@@ -15,11 +15,15 @@ import (
 // Sockets that were made before are held too, those of other cgroups are not, and a pair goes on.
 func TestHoldPairs(t *testing.T) {
 	p, dir := load(t), newCgroup(t)
+	if probed := enforce.ProbePairs(); (probed == nil) != p.HoldsPairs() {
+		t.Errorf("a question to the kernel says %v, loading the programs %v", probed, p.HoldsPairs())
+	}
 	if !p.HoldsPairs() {
+		err := p.HoldPairs(dir)
 		if kernel(t) >= 607 {
-			t.Error("Linux 6.7 and newer ask a cgroup's programs about unix sockets, and this one is said not to")
+			t.Errorf("Linux 6.7 and newer ask a cgroup's programs about unix sockets, and this one is said not to: %v", err)
 		}
-		if err := p.HoldPairs(dir); !errors.Is(err, enforce.ErrNotSupported) {
+		if !errors.Is(err, enforce.ErrNotSupported) || !errors.Is(enforce.ProbePairs(), enforce.ErrNotSupported) {
 			t.Errorf("holding pairs: %v", err)
 		}
 		return
@@ -37,6 +41,46 @@ func TestHoldPairs(t *testing.T) {
 		outside.expect(op, "", host, "", 0)
 	}
 	inside.expect("pair-talk", "", "", "", 0)
+}
+
+// What is refused to a guest is told as all its denials are, with the name that it gave, and a
+// flood is counted with the others.
+func TestRefusedNamesAreTold(t *testing.T) {
+	p, dir := load(t), newCgroup(t)
+	if !p.HoldsPairs() {
+		t.Skipf("the hooks connect_unix and sendmsg_unix, since Linux 6.7: %v", p.HoldPairs(dir))
+	}
+	c := startChild(t, dir)
+	g := attach(t, p, dir)
+	all := watch(t, g)
+	if err := p.HoldPairs(dir); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{listenDatagrams(t), "@abstract", "@", "@a\x00bé", "relative", "x", "/é\n", "/" + strings.Repeat("l", 106)}
+	for i, name := range names {
+		op := []string{"pair-send", "pair-connect"}[i%2]
+		c.expect(op, "", name, op, eperm)
+	}
+	await(t, "each name", func() bool { return len(all.list()) == len(names) })
+	for i, got := range all.list() {
+		want := enforce.Denial{
+			Time: got.Time, PID: got.PID, Command: got.Command, // see TestDenialsAreTold
+			Kind: enforce.DeniedName, Name: names[i], Rule: enforce.NoRule, Errno: eperm,
+		}
+		if got != want || got.PID <= 0 || got.Kind.String() != "unix" {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	const more = 200
+	for range more {
+		c.expect("pair-send", "", "@x", "pair-send", eperm)
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if events, suppressed := all.sum(); events+suppressed != uint64(len(names))+more || events == 0 {
+		t.Errorf("%d refusals: %d events and %d suppressed", len(names)+more, events, suppressed)
+	}
 }
 
 // earlyPair is one that the child makes before it is held.

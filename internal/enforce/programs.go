@@ -19,8 +19,9 @@ type Programs struct {
 	objects bpf.NetObjects
 	hooks   []hook
 
-	loadPairs sync.Once
+	pairsOnce sync.Once
 	pairs     []hook // see HoldPairs; none before Linux 6.7
+	pairsErr  error  // why there are none
 
 	denials denials
 	eraser  sync.WaitGroup

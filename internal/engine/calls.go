@@ -17,8 +17,9 @@ import (
 
 // The filters that psi-init knows by name.
 const (
-	Hold   = "hold"   // see HoldFilter
-	Python = "python" // CPython's list, bundle.Seccomp
+	Hold        = "hold"         // see HoldFilter
+	Python      = "python"       // CPython's list, bundle.Seccomp
+	PythonPairs = "python-pairs" // with pairs of datagram sockets, see Made.Pairs
 )
 
 func filter(name string) (*specs.LinuxSeccomp, error) {
@@ -27,6 +28,8 @@ func filter(name string) (*specs.LinuxSeccomp, error) {
 		return HoldFilter(), nil
 	case Python:
 		return bundle.Seccomp(), nil
+	case PythonPairs:
+		return bundle.SeccompWithPairs(policy.Policy{}), nil
 	}
 	return nil, fmt.Errorf("there is no seccomp filter %q", name)
 }
@@ -90,8 +93,7 @@ func (n *narrowing) calls() error {
 	}
 	switch {
 	case n.policy.Seccomp() == policy.SeccompPython:
-		n.out.Confine.Filters = []string{Python}
-		n.holds("seccomp: python", "seccomp filter, by psi-init")
+		n.python()
 	case n.spec.Linux.Seccomp == nil:
 		n.spec.Linux.Seccomp = HoldFilter()
 		n.holds("ways out", "seccomp filter of psi")
@@ -102,6 +104,20 @@ func (n *narrowing) calls() error {
 		n.holds("ways out", "seccomp filter of psi, by psi-init")
 	}
 	return n.psiInit()
+}
+
+// python puts CPython's list on the container.
+func (n *narrowing) python() {
+	n.out.Confine.Filters = []string{Python}
+	n.holds("seccomp: python", "seccomp filter, by psi-init")
+	if n.host.Pairs != nil {
+		n.out.Pairs = n.host.Pairs()
+	}
+	if n.out.Pairs != "" {
+		n.out.Confine.Filters = []string{PythonPairs}
+	}
+	n.out.Files.Needed = n.out.Files.Needed || n.out.Pairs == PairsByLSM
+	n.holdsPairs(n.out.Pairs)
 }
 
 // psiInit makes sure that the container's own filter lets psi-init work.

@@ -24,6 +24,7 @@ type Narrowed struct {
 	Spec     *specs.Spec
 	Confine  Confine
 	Files    Files
+	Pairs    Pairs // who decides where pairs of datagram sockets lead
 	Given    Given // what was narrowed
 	Enforced []Enforcement
 }
@@ -55,7 +56,7 @@ func (f Files) Places() (places []string) {
 // Confine is what psi-init puts on each process of the container, in a form that can
 // be written down.
 type Confine struct {
-	Filters []string       `json:"filters,omitempty"` // names of filters: Hold, Python
+	Filters []string       `json:"filters,omitempty"` // names of filters: Hold, Python, PythonPairs
 	Domain  []confine.Rule `json:"domain,omitempty"`  // Landlock; nil is none
 }
 
@@ -92,6 +93,9 @@ type Host struct {
 	// Files says why LSM programs cannot hold file rules here; nil if they can. It is
 	// called when a policy needs them.
 	Files func() error
+	// Pairs says who decides where pairs of datagram sockets lead. It is called when a
+	// policy has the filter that can let them be made; nil is nobody.
+	Pairs func() Pairs
 	// List names the files and directories (no links) in a directory of the image.
 	List func(dir string) ([]string, error)
 	// Hidden names the files of the image that an import list hides. The error wraps

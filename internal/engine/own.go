@@ -6,9 +6,9 @@ import (
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
-// Own reports what holds the rules of a bundle of psi's own. network says why eBPF
-// programs cannot hold network rules here; nil if they can.
-func Own(p policy.Policy, network error) []Enforcement {
+// Own reports what holds the rules of a bundle of psi's own. by is what does beside its
+// mounts and its filter, pairs who decides where pairs of datagram sockets lead.
+func Own(p policy.Policy, by Holds, pairs Pairs) []Enforcement {
 	n := &narrowing{policy: p}
 	l := p.Limits()
 	n.holds("mem: "+size(l.Mem), "memory cgroup")
@@ -17,23 +17,28 @@ func Own(p policy.Policy, network error) []Enforcement {
 	n.holds(fmt.Sprintf("open_files: %d", l.OpenFiles), "RLIMIT_NOFILE")
 	n.clocks()
 	n.holds("tmp: "+size(l.Tmp), "tmpfs size")
-	by := "empty network namespace, cgroup eBPF"
-	if network != nil {
-		by = "empty network namespace only: " + network.Error()
+	network := "empty network namespace, cgroup eBPF"
+	if by.Network != nil {
+		network = "empty network namespace only: " + by.Network.Error()
 	}
 	if len(p.Endpoints()) == 0 {
-		n.holds("tcp: []", "%s", by)
+		n.holds("tcp: []", "%s", network)
 	}
 	for _, e := range p.Endpoints() {
-		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: endpointRule(e), By: "proxy, " + by, Missing: network != nil})
+		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: endpointRule(e), By: "proxy, " + network, Missing: by.Network != nil})
 	}
 	for _, port := range p.Expose() {
-		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: fmt.Sprintf("expose: %d", port), By: "connect on request, " + by, Missing: network != nil})
+		n.out.Enforced = append(n.out.Enforced, Enforcement{Rule: fmt.Sprintf("expose: %d", port), By: "connect on request, " + network, Missing: by.Network != nil})
+	}
+	beside := ""
+	if by.Files {
+		beside = ", and " + lsm
 	}
 	for _, r := range p.FS() {
-		n.holds(fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern), "mounts, made when the bundle was")
+		n.holds(fmt.Sprintf("fs: %s %s", r.Mode, r.Pattern), "mounts, made when the bundle was%s", beside)
 	}
 	n.holds("system calls", "seccomp filter: CPython's list")
+	n.holdsPairs(pairs)
 	const agent = "the guest's agent"
 	n.holds("message: "+size(l.Message), agent)
 	n.holds("output: "+size(l.Output), agent)

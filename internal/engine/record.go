@@ -35,12 +35,14 @@ type Record struct {
 type Made struct {
 	Policy policy.Policy // what its mounts, filters and Landlock domain hold
 	Bounds []Bound       // beyond which nothing may be permitted
+	Pairs  Pairs         // who decides where pairs of datagram sockets lead
 }
 
 // madeRecord is Made as it is written down.
 type madeRecord struct {
 	Policy json.RawMessage `json:"policy"`
 	Bounds []boundRecord   `json:"bounds,omitempty"`
+	Pairs  Pairs           `json:"pairs,omitempty"`
 }
 
 type boundRecord struct {
@@ -50,7 +52,7 @@ type boundRecord struct {
 
 // MarshalJSON writes the policies as their canonical documents.
 func (m *Made) MarshalJSON() ([]byte, error) {
-	out := madeRecord{Policy: m.Policy.Canonical()}
+	out := madeRecord{Policy: m.Policy.Canonical(), Pairs: m.Pairs}
 	for _, b := range m.Bounds {
 		out.Bounds = append(out.Bounds, boundRecord{b.What, b.Policy.Canonical()})
 	}
@@ -73,7 +75,8 @@ func (m *Made) UnmarshalJSON(data []byte) (err error) {
 		}
 		m.Bounds = append(m.Bounds, Bound{b.What, p})
 	}
-	return nil
+	m.Pairs = in.Pairs
+	return m.Pairs.check()
 }
 
 // Forget removes what only psi-runtime writes from a bundle's annotations.

@@ -148,14 +148,10 @@ func (r *Record) reloadOwn(out *Record, by Holds) (*Record, error) {
 	case wildcards(next) && !wildcards(made):
 		return nil, cannot("tcp", "it has no name server for wildcards in its /etc/resolv.conf, which was written before it started: allow the names themselves")
 	}
-	out.Enforced = Own(next, by.Network)
-	shown := "mounts, made when the policy came"
-	if by.Files {
-		shown += ", and " + lsm
-	}
+	out.Enforced = Own(next, by, r.Made.Pairs)
 	for i, e := range out.Enforced {
 		if strings.HasPrefix(e.Rule, "fs:") {
-			out.Enforced[i].By = shown
+			out.Enforced[i].By = strings.Replace(e.By, "the bundle was", "the policy came", 1)
 		}
 	}
 	return out, nil

@@ -71,6 +71,9 @@ func TestPairsOfDatagrams(t *testing.T) {
 					t.Errorf("%s: %s is no refusal", name, errno)
 				}
 			}
+			if may {
+				tellsOf(t, c, g, path)
+			}
 			for _, h := range heard {
 				if err := h.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
 					t.Fatal(err)
@@ -86,6 +89,23 @@ func TestPairsOfDatagrams(t *testing.T) {
 			}
 			c.end(t, g)
 		})
+	}
+}
+
+// tellsOf checks the event of the first name that was refused to the guest.
+func tellsOf(t *testing.T, c *testClient, g *testGuest, name string) {
+	t.Helper()
+	event := c.event(t, "DENIED", scaled(5*time.Second))
+	for event["guest"] != g.id {
+		event = c.event(t, "DENIED", scaled(5*time.Second))
+	}
+	d := details(t, event)
+	if rule, there := d["rule"]; d["kind"] != "unix" || rule != nil || !there || d["suppressed"] != 0.0 {
+		t.Errorf("%v", d)
+	}
+	// LSM programs are told of a socket, and one that somebody outside has bound has no path in the guest.
+	if !kernelDecides() && (d["address"] != name || d["errno"] != "EPERM") || kernelDecides() && d["path"] != "" {
+		t.Errorf("%v, want %s", d, name)
 	}
 }
 

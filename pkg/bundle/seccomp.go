@@ -18,10 +18,14 @@ import (
 // build; it is made anew at each call, the caller may change it.
 func Seccomp() *specs.LinuxSeccomp { return seccomp(sockets{}) }
 
+// SeccompOf returns the filter that [Compile] gives a guest with this policy.
+func SeccompOf(p policy.Policy) *specs.LinuxSeccomp { return seccomp(socketsOf(p)) }
+
 // SeccompWithPairs returns the filter of a guest with this policy that may also make pairs
 // of datagram sockets. Whoever gives a guest this one has to decide where an end of such a
 // pair connects and sends to: a system call filter sees no address. [Compile] knows nothing
-// of the host on which its bundle will run, and so lets none be made.
+// of the host on which its bundle will run, and so lets none be made; psi-runtime puts
+// this one in its place, where it can.
 func SeccompWithPairs(p policy.Policy) *specs.LinuxSeccomp {
 	may := socketsOf(p)
 	may.pairs = true

@@ -102,7 +102,7 @@ func Compile(p policy.Policy, r RootfsInfo, v View, e Entry) (*specs.Spec, error
 			GIDMappings:   []specs.LinuxIDMapping{{ContainerID: 0, HostID: PlaceholderID, Size: 1}},
 			Namespaces:    namespaces(),
 			Resources:     resources(l),
-			Seccomp:       seccomp(socketsOf(p)),
+			Seccomp:       SeccompOf(p),
 			MaskedPaths:   MaskedPaths(),
 			ReadonlyPaths: ReadonlyPaths(),
 		},

@@ -21,6 +21,8 @@ type sight struct {
 	There    []bool // whether the files that the row names are on the host
 	Here     []bool // whether the guest finds them
 	Mounts   []mount
+	Agent    bool // the error is that of the guest's agent, which names the list
+	Modules  bool // the files are those of modules
 }
 
 // mount is that in which a row's name is, or its directory: two for each name.
@@ -40,13 +42,18 @@ const (
 	byFilter  = "seccomp"
 	byMounts  = "mounts"
 	byKernel  = "kernel" // its own limits, which know of no policy
+	byAgent   = "agent"  // which tells guest code what its list allows, and holds nothing
+	byRoot    = "root"   // which does not have the file
 	byNothing = "nothing there"
 	byNobody  = "nobody known"
 )
 
 // atCgroup are operations that the programs at the guest's cgroup tell of; the others are the
-// LSM programs'.
+// LSM programs', where there are any.
 var atCgroup = []string{"connect", "send", "bind"}
+
+// pairsRule is what a state says of who decides where a unix socket leads.
+const pairsRule = "pairs of datagram sockets"
 
 // decidedBy is who gave the answer to row i, from what was seen; the table says who should.
 func (r reply) decidedBy(i int, do string) string {
@@ -57,7 +64,7 @@ func (r reply) decidedBy(i int, do string) string {
 	for _, d := range r.Told {
 		// The agent's own calls are told of as well, under another name.
 		if d.Command == "row-"+strconv.Itoa(i) && d.Errno == s.Answer {
-			if slices.Contains(atCgroup, d.Operation) {
+			if slices.Contains(atCgroup, d.Operation) || d.Operation == "unix" && r.heldBy(pairsRule, byCgroup) {
 				return byCgroup
 			}
 			return byLSM
@@ -70,6 +77,10 @@ func (r reply) decidedBy(i int, do string) string {
 		hidden = hidden || s.There[i] && !s.Here[i]
 	}
 	switch {
+	case s.Agent:
+		return byAgent
+	case s.Modules && hidden:
+		return byRoot
 	case s.Answer == "EPERM" && s.Filtered:
 		return byFilter
 	case s.Answer == "ENAMETOOLONG":
@@ -80,15 +91,17 @@ func (r reply) decidedBy(i int, do string) string {
 		return byMounts
 	case s.Answer == "ENOENT" && !there:
 		return byNothing
-	case strings.HasPrefix(do, "pair-") && s.Answer == "EPERM" && !r.heldBy(byLSM):
-		return byCgroup // those for pairs tell nobody; the filter lets the call pass, and there is nobody else
 	}
 	return byNobody
 }
 
-// heldBy says whether the guest's state names a mechanism for its files.
-func (r reply) heldBy(mechanism string) bool {
+// heldBy says whether the guest's state names a mechanism for a rule: "fs" is every one of files.
+func (r reply) heldBy(rule, mechanism string) bool {
+	if mechanism == byCgroup {
+		mechanism = "cgroup eBPF" // as states call it
+	}
 	return slices.ContainsFunc(r.Enforced, func(e struct{ Rule, By string }) bool {
-		return e.Rule == "fs" && strings.Contains(e.By, mechanism)
+		key, _, _ := strings.Cut(e.Rule, ":")
+		return key == rule && strings.Contains(e.By, mechanism)
 	})
 }

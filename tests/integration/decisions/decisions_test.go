@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -32,17 +33,28 @@ type table struct {
 		Expose []int
 		Cases  []question
 	}
+	Imports struct {
+		Allowed []string
+		Cases   []question
+	}
 }
 
 // question is one row.
 type question struct {
-	Do      string   `json:"do"`
-	Path    string   `json:"path"`
-	To      string   `json:"to"`
-	LSM     string   `json:"-" yaml:"lsm"`
-	Mounts  string   `json:"-"`
-	By      deciders `json:"-"`
-	Because string   `json:"-"`
+	Do     string `json:"do"`
+	Path   string `json:"path"`
+	To     string `json:"to"`
+	answer `json:"-" yaml:",inline"`
+	// Bundle is what a bundle gets, where that does not follow from the rest: see inBundle.
+	Bundle answer `json:"-"`
+}
+
+// answer is what a row says of each mechanism that holds file rules.
+type answer struct {
+	LSM     string `yaml:"lsm"`
+	Mounts  string
+	By      deciders
+	Because string // the decisions differ
 }
 
 // deciders are who refuses: one for both columns, or one for each.
@@ -59,13 +71,34 @@ func (d *deciders) UnmarshalYAML(node *yaml.Node) error {
 	return err
 }
 
-// column is what a row says of the mechanism that holds file rules: the answer, and who gives it.
-func (q question) column(mechanism string) (answer, by string) {
+// column is the answer that a mechanism gives, and by whom.
+func (a answer) column(mechanism string) (text, by string) {
 	if mechanism == byLSM {
-		return q.LSM, q.By.LSM
+		return a.LSM, a.By.LSM
 	}
-	return q.Mounts, q.By.Mounts
+	return a.Mounts, a.By.Mounts
 }
+
+// inBundle is column for a bundle: its files are mounts on every kernel, and LSM programs refuse beside them.
+func (q question) inBundle(mechanism string) (text, by string) {
+	if text, by = q.Bundle.column(mechanism); text != "" {
+		return text, by
+	}
+	if text, by = q.column(byMounts); text != "ok" {
+		return text, by
+	}
+	return q.column(mechanism)
+}
+
+// why says why a bundle's decision is another one than a guest's.
+func (q question) why() string {
+	if q.Bundle.Because != "" {
+		return q.Bundle.Because
+	}
+	return q.Because
+}
+
+func (q question) name() string { return strings.TrimSpace(q.Do + " " + q.Path + " " + q.To) }
 
 func TestDecisions(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -73,54 +106,102 @@ func TestDecisions(t *testing.T) {
 	}
 	leakcheck.Check(t)
 	asked := readTable(t)
-	base, ports := landscape(t, asked), listenAt(t)
-	files := ask(t, base, asked.filesPolicy(base), asked.fileQuestions(base, ports))
+	ports := listenAt(t)
+	guest, bundle := askAll(t, asked, ports, false), askAll(t, asked, ports, true)
 	mechanism := byMounts
-	if files.heldBy(byLSM) {
+	if guest[0].heldBy("fs", byLSM) {
 		mechanism = byLSM
 	}
 	if os.Getenv("PSI_TEST_VM") != "" && mechanism != byLSM {
 		t.Error("the second kernel has BPF-LSM, and the guest says it is held by mounts alone")
 	}
-	network := ask(t, base, asked.networkPolicy(ports), asked.networkQuestions(ports))
+	if bundle[0].heldBy("fs", byLSM) != (mechanism == byLSM) {
+		t.Errorf("a guest is held by %s, and a bundle by %v", mechanism, bundle[0].Enforced)
+	}
 	out := newReport(t, mechanism)
-	compare(t, out, mechanism, "Files", asked.Cases, files)
-	compare(t, out, mechanism, "Network", asked.Network.Cases, network)
+	for i, s := range asked.sections() {
+		compare(t, out, mechanism, s, guest[i], bundle[i])
+	}
 	out.write(t)
 }
 
-// compare holds what was seen against the table.
-func compare(t *testing.T, out *report, mechanism, title string, rows []question, got reply) {
+// section is rows that are asked of one guest, and of one bundle.
+type section struct {
+	title string
+	rows  []question
+}
+
+func (asked table) sections() []section {
+	return []section{{"Files", asked.Cases}, {"Network", asked.Network.Cases}, {"Imports", asked.Imports.Cases}}
+}
+
+// askAll asks a guest for each section, or a bundle.
+func askAll(t *testing.T, asked table, ports int, bundle bool) []reply {
 	t.Helper()
-	out.section(title, got)
-	for i, q := range rows {
-		want, wantBy := q.column(mechanism)
-		name := strings.TrimSpace(q.Do + " " + q.Path + " " + q.To)
-		answer, by := got.Seen[i].Answer, got.decidedBy(i, q.Do)
-		out.row(name, answer, by)
-		if answer != want || by != wantBy {
-			t.Errorf("%s: %s says %s by %q, want %s by %q", mechanism, name, answer, by, want, wantBy)
+	begun := time.Now()
+	defer func() { t.Logf("asked in %.1f s (bundles: %v)", time.Since(begun).Seconds(), bundle) }()
+	base := landscape(t, asked)
+	jobs := []job{
+		{Ask: "ask.py", Policy: document(t, asked.filesPolicy(base)), Cases: asked.fileQuestions(base, ports)},
+		{Ask: "ask.py", Policy: document(t, asked.networkPolicy(ports)), Cases: asked.networkQuestions(ports)},
+		{Ask: "ask_modules.py", Policy: document(t, map[string]any{"imports": asked.Imports.Allowed}), Cases: asked.importQuestions(t), Root: rootfs(t)},
+	}
+	for i := range jobs {
+		if jobs[i].Base = base; bundle {
+			jobs[i].Runtime, jobs[i].Rootfs = built(t, "PSI_RUNTIME", "bin/psi-runtime"), rootfs(t)
 		}
 	}
-	if got.Untold > 0 {
-		t.Errorf("%s: %d denials were not told, and could be those of rows", title, got.Untold)
+	return ask(t, jobs)
+}
+
+// compare holds what was seen against the table.
+func compare(t *testing.T, out *report, mechanism string, s section, guest, bundle reply) {
+	t.Helper()
+	out.section(s.title, guest, bundle)
+	for i, q := range s.rows {
+		seen := make([]string, 0, 4)
+		for _, asked := range []struct {
+			whom string
+			got  reply
+			want func(string) (string, string)
+		}{{"a guest", guest, q.column}, {"a bundle", bundle, q.inBundle}} {
+			want, wantBy := asked.want(mechanism)
+			text, by := asked.got.Seen[i].Answer, asked.got.decidedBy(i, q.Do)
+			seen = append(seen, text, by)
+			if text != want || by != wantBy {
+				t.Errorf("%s: %s of %s says %s by %q, want %s by %q", mechanism, q.name(), asked.whom, text, by, want, wantBy)
+			}
+		}
+		out.row(q, seen)
+	}
+	out.differences()
+	if guest.Untold > 0 || bundle.Untold > 0 {
+		t.Errorf("%s: %d and %d denials were not told, and could be those of rows", s.title, guest.Untold, bundle.Untold)
 	}
 }
 
-// TestTable checks that the two columns agree, or say why they do not, and that each refusal says
-// by whom.
+// TestTable checks that the two columns agree, or say why they do not, and so do a guest and a bundle; and that
+// each refusal says by whom.
 func TestTable(t *testing.T) {
 	asked := readTable(t)
-	for _, q := range append(asked.Cases, asked.Network.Cases...) {
+	for _, q := range slices.Concat(asked.Cases, asked.Network.Cases, asked.Imports.Cases) {
 		if (q.LSM == "ok") != (q.Mounts == "ok") && q.Because == "" {
-			t.Errorf("%s %s: the mechanisms decide differently, and nobody says why", q.Do, q.Path)
+			t.Errorf("%s: the mechanisms decide differently, and nobody says why", q.name())
 		}
 		if (q.LSM == "ok") == (q.Mounts == "ok") && q.Because != "" {
-			t.Errorf("%s %s: a difference is explained, and there is none", q.Do, q.Path)
+			t.Errorf("%s: a difference is explained, and there is none", q.name())
 		}
 		for _, mechanism := range []string{byLSM, byMounts} {
-			if answer, by := q.column(mechanism); (answer == "ok") != (by == "") || by == byNobody {
-				t.Errorf("%s %s: %s is %s by %q", q.Do, q.Path, mechanism, answer, by)
+			guest, by := q.column(mechanism)
+			if (guest == "ok") != (by == "") || by == byNobody {
+				t.Errorf("%s: %s is %s by %q", q.name(), mechanism, guest, by)
+			}
+			bundle, by := q.inBundle(mechanism)
+			if (bundle == "ok") != (by == "") || by == byNobody {
+				t.Errorf("%s of a bundle: %s is %s by %q", q.name(), mechanism, bundle, by)
+			}
+			if (guest == "ok") != (bundle == "ok") && q.why() == "" {
+				t.Errorf("%s: a bundle decides differently, and nobody says why", q.name())
 			}
 		}
 	}
@@ -136,8 +217,8 @@ func readTable(t *testing.T) table {
 	if err := yaml.Unmarshal(data, &out); err != nil {
 		t.Fatal(err)
 	}
-	if len(out.Cases) < 50 || len(out.Network.Cases) < 20 {
-		t.Fatalf("%d cases of files, %d of the network", len(out.Cases), len(out.Network.Cases))
+	if len(out.Cases) < 50 || len(out.Network.Cases) < 20 || len(out.Imports.Cases) < 10 {
+		t.Fatalf("%d cases of files, %d of the network, %d of imports", len(out.Cases), len(out.Network.Cases), len(out.Imports.Cases))
 	}
 	return out
 }
@@ -196,36 +277,90 @@ func (asked table) networkQuestions(ports int) []question {
 	return rows
 }
 
-// ask has a guest of the policy answer.
-func ask(t *testing.T, base string, document map[string]any, rows []question) reply {
+// importQuestions have the files of the modules that they name; those that are part of the interpreter have none.
+func (asked table) importQuestions(t *testing.T) []question {
 	t.Helper()
-	policy := filepath.Join(t.TempDir(), "policy.json")
-	data, err := json.Marshal(document)
+	rows := slices.Clone(asked.Imports.Cases)
+	for i := range rows {
+		for _, pattern := range []string{rows[i].Path + ".py", "lib-dynload/" + rows[i].Path + ".*.so"} {
+			found, err := filepath.Glob(filepath.Join(rootfs(t), "usr/lib/python3.*", pattern))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range found {
+				rows[i].To = strings.TrimPrefix(file, rootfs(t))
+			}
+		}
+		if rows[i].Do == "read" {
+			rows[i].Path, rows[i].To = rows[i].To, ""
+		}
+	}
+	return rows
+}
+
+// job is what drive.py is told.
+type job struct {
+	Base    string     `json:"base"`
+	Policy  string     `json:"policy"`
+	Cases   []question `json:"cases"`
+	Ask     string     `json:"ask"`     // the file of the guest's part
+	Root    string     `json:"root"`    // where the files of rows lie on the host; "" for those of the host
+	Runtime string     `json:"runtime"` // runs a bundle; "" is a guest of a supervisor
+	Rootfs  string     `json:"rootfs"`  // of the bundle
+}
+
+// document writes a policy to a file.
+func document(t *testing.T, policy map[string]any) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "policy.json")
+	data, err := json.Marshal(policy)
+	if err == nil {
+		err = os.WriteFile(path, data, 0o644)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(policy, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	job, err := json.Marshal(map[string]any{"base": base, "policy": policy, "cases": rows})
+	return path
+}
+
+// ask has a guest for each job answer, or a bundle.
+func ask(t *testing.T, jobs []job) []reply {
+	t.Helper()
+	text, err := json.Marshal(jobs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/usr/bin/python3.11", "testdata/drive.py", string(job))
+	cmd := exec.Command("/usr/bin/python3.11", "testdata/drive.py", string(text))
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+root(t, "python"))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("asking a guest: %v\n%s", err, stderr.String())
 	}
-	var got reply
+	var got []reply
 	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, stdout.String(), stderr.String())
 	}
-	if len(got.Seen) != len(rows) {
-		t.Fatalf("%d answers to %d questions", len(got.Seen), len(rows))
+	for i, j := range jobs {
+		if len(got) != len(jobs) || len(got[i].Seen) != len(j.Cases) {
+			t.Fatalf("%d replies to %d jobs, or too few answers", len(got), len(jobs))
+		}
 	}
 	return got
+}
+
+// built is the path of something built, which an environment variable may name.
+func built(t *testing.T, variable, path string) string {
+	t.Helper()
+	if named := os.Getenv(variable); named != "" {
+		return named
+	}
+	return root(t, path)
+}
+
+func rootfs(t *testing.T) string {
+	t.Helper()
+	return built(t, "PSI_ROOTFS", "build/rootfs")
 }
 
 // root is a path of the checkout.
