@@ -48,7 +48,7 @@ const (
 	most     = 8       // files that are kept, the newest
 	maxRules = 2048    // of a filter that is worth keeping: engines' have 400
 	maxSize  = 1 << 20 // bytes of a file, which that many rules do not reach
-	magic   = "psi filter 1\n"
+	magic    = "psi filter 1\n"
 )
 
 // Load has this thread know the filters in dir. Whatever it cannot read, or is not its
