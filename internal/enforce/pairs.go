@@ -31,7 +31,7 @@ func (p *Programs) loadPairs() (hooks []hook, err error) {
 	for i := range image.Programs {
 		fd, err := loadProgram(&image.Programs[i], maps)
 		if err != nil {
-			return hooks, fmt.Errorf("loading program %s: %w", image.Programs[i].Name, explain(err))
+			return hooks, fmt.Errorf("loading program %s: %w", image.Programs[i].Name, err)
 		}
 		h := hook{attach: ebpf.AttachType(image.Programs[i].ExpectedAttachType)}
 		if h.program, err = ebpf.NewProgramFromFD(fd); err != nil {

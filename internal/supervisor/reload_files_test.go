@@ -2,12 +2,12 @@ package supervisor
 
 import (
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/enforce"
 )
 
 // reload puts a policy into force in a guest and waits for the event.
@@ -31,8 +31,8 @@ func writing(path string) string {
 // kernelDecides reports whether LSM programs hold file rules here. What is refused is
 // then there, and a pattern is live.
 func kernelDecides() bool {
-	_, err := os.Stat("/sys/fs/bpf/psi")
-	return err == nil
+	files, err := enforce.LoadFiles()
+	return err == nil && files.Close() == nil
 }
 
 func isRefusal(answer string) bool { return strings.HasSuffix(answer, "Error") }
