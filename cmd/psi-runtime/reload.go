@@ -179,6 +179,9 @@ func (r *reload) takeBack(cause error) error {
 	for _, undo := range slices.Backward(r.undo) {
 		errs = append(errs, undo())
 	}
+	if errors.Is(cause, container.ErrTorn) {
+		errs = append(errs, container.ErrTorn)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return r.kill(fmt.Errorf("%w; container %s was killed, because that could not be taken back: %w", cause, r.id, err))
 	}

@@ -123,8 +123,8 @@ func mountOf(f *os.File) (id uint64, root bool, err error) {
 	return stat.Mnt_id, stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// Apply changes the masks of the container, which is frozen. On an error nothing has changed;
-// after success call Undo or Keep.
+// Apply changes the masks of the container, which is frozen. On an error that is not [ErrTorn]
+// nothing has changed; after success call Undo or Keep.
 func (m *Masks) Apply(change Remask) (*Applied, error) {
 	r := remasking{Applied: &Applied{c: m.c}, m: m, change: change}
 	err := m.c.inside(r.look)
@@ -132,13 +132,7 @@ func (m *Masks) Apply(change Remask) (*Applied, error) {
 		err = r.prepare()
 	}
 	if err == nil {
-		err = m.c.inside(func() error {
-			err := r.apply()
-			if err != nil {
-				err = errors.Join(err, r.undo.run())
-			}
-			return err
-		})
+		err = m.c.inside(r.applyAll)
 	}
 	r.release()
 	if err != nil {

@@ -20,6 +20,8 @@ type remasking struct {
 	lift  []*cover        // what is there and has to be lifted
 	put   []*cover        // what is to be put: of these, and new ones
 	probe map[string]bool // volumes in which nothing may be held
+
+	reserve []*os.File // descriptors for taking back
 }
 
 // cover is a mask that is being moved.
@@ -114,13 +116,11 @@ func (r *remasking) lookForNew(lifted map[string]bool) error {
 		for path := range lifted {
 			hidden = hidden || inside(path, want.Path)
 		}
+		missing := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
 		switch {
-		case errors.Is(err, unix.ENOTDIR):
-			err = os.ErrNotExist
-			fallthrough
-		case errors.Is(err, os.ErrNotExist) && !hidden && want.Must:
+		case missing && !hidden && want.Must:
 			return fmt.Errorf("there is no %s that could be masked, and the host could make one later: make it, leave the rule out, or make a new container", want.Path)
-		case errors.Is(err, os.ErrNotExist) && !hidden:
+		case missing && !hidden:
 			continue
 		case errors.Is(err, unix.ELOOP):
 			return fmt.Errorf("%s is a link, or behind one, which somebody could change: name what it leads to", want.Path)
@@ -192,8 +192,15 @@ func (r *remasking) order(lifted map[string]bool) {
 }
 
 // prepare makes what files are masked with. It is the host's, because the container's could be
-// anything.
+// anything. And it sees to it that there are descriptors to take everything back with.
 func (r *remasking) prepare() error {
+	for range 4 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return fmt.Errorf("reserving descriptors: %w", err)
+		}
+		r.reserve = append(r.reserve, f)
+	}
 	for _, c := range r.put {
 		if c.id != 0 {
 			continue
@@ -213,11 +220,24 @@ func (r *remasking) prepare() error {
 
 // release closes what prepare made and nobody needed.
 func (r *remasking) release() {
+	closeTrees(r.reserve)
+	r.reserve = nil
 	for _, c := range r.put {
 		if c.null != nil {
 			_ = c.null.Close()
+			c.null = nil
 		}
 	}
+}
+
+// applyAll is apply, or nothing.
+func (r *remasking) applyAll() error {
+	err := r.apply()
+	if err != nil {
+		r.release()
+		err = errors.Join(err, torn(r.undo.run()))
+	}
+	return err
 }
 
 func (r *remasking) apply() error {
