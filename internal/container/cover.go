@@ -55,20 +55,36 @@ func (r *remasking) putOn(c *cover) error {
 		}
 	}
 	if err := moveTree(tree, place); err != nil {
+		if c.tree == nil {
+			_ = tree.Close()
+		}
 		return err
 	}
-	id, _, err := mountOf(tree)
+	err = r.note(c, tree)
 	_ = tree.Close() // it would keep the mount busy
 	c.tree = nil
 	if err != nil {
 		return errors.Join(err, unix.Unmount(c.place, unix.UMOUNT_NOFOLLOW))
 	}
-	all, err := listMounts()
+	return nil
+}
+
+// note remembers a mask that was put on.
+func (r *remasking) note(c *cover, tree *os.File) error {
+	id, _, err := mountOf(tree)
 	if err != nil {
-		return errors.Join(err, unix.Unmount(c.place, unix.UMOUNT_NOFOLLOW))
+		return err
+	}
+	info := r.all[c.was] // the same, but for its id
+	if info.id = id; c.was == 0 {
+		all, err := listMounts()
+		if err != nil {
+			return err
+		}
+		info = all[id]
 	}
 	c.id = id
-	r.m.placed[c.path] = mask{all[id], c.life}
+	r.m.placed[c.path] = mask{info, c.life}
 	return nil
 }
 

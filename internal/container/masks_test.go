@@ -49,7 +49,7 @@ func maskedVolume(dir string) (m *Masks, volume string, err error) {
 			return nil, "", err
 		}
 	}
-	err = errors.Join(os.Mkdir(volume, 0o755), unix.Mount(source, volume, "", unix.MS_BIND, ""))
+	err = errors.Join(os.Symlink("plain", source+"/link"), os.Symlink("plain", source+"/other"), os.Mkdir(volume, 0o755), unix.Mount(source, volume, "", unix.MS_BIND, ""))
 	masked := []string{volume + "/sub/x", volume + "/door"}
 	for _, name := range masked {
 		err = errors.Join(err, unix.Mount(os.DevNull, name, "", unix.MS_BIND, ""))
@@ -59,7 +59,7 @@ func maskedVolume(dir string) (m *Masks, volume string, err error) {
 	if err := errors.Join(err, err2); err != nil {
 		return nil, "", err
 	}
-	m = &Masks{volumes: map[string]mountInfo{}, placed: map[string]mask{}}
+	m = &Masks{volumes: map[string]mountInfo{}, placed: map[string]mask{}, linked: map[string]bool{volume + "/link": true}}
 	for _, info := range all {
 		switch {
 		case info.place == volume:
@@ -140,7 +140,7 @@ func TestRemaskWithoutDescriptors(t *testing.T) {
 		}{
 			{nil, "[door= plain=plain sub/x= dir/y=dir/y] [ /door /sub/x] true <nil>"},
 			{
-				[]MaskedPath{{volume + "/plain", volume, true}, {volume + "/dir", volume, true}, {volume + "/none", volume, false}},
+				[]MaskedPath{{volume + "/plain", volume, true}, {volume + "/dir", volume, true}, {volume + "/none", volume, false}, {volume + "/link", volume, false}},
 				"[door= plain= sub/x= dir/y=-] [ /dir /door /plain /sub/x] true <nil>",
 			},
 		} {
@@ -198,6 +198,35 @@ func starved(t *testing.T, m *Masks, volume string, change Remask, next int, wan
 		}
 	}
 	return errors.New("it needs more than 60 descriptors")
+}
+
+// What is refused is refused before anything has changed.
+func TestRemaskRefuses(t *testing.T) {
+	dir := t.TempDir()
+	inMounts(t, func() error {
+		m, volume, err := maskedVolume(dir)
+		if err != nil {
+			return err
+		}
+		before := sight(volume)
+		for want, change := range map[string]Remask{
+			"stays masked":          {Unmask: []string{volume + "/link"}},
+			"is a link":             {Masks: []MaskedPath{{volume + "/other", volume, false}}},
+			"there is no ":          {Masks: []MaskedPath{{volume + "/none", volume, true}}},
+			"was a link, or behind": {ReadOnly: map[string]bool{dir: true}},
+			"there is no " + volume + "/plain/x that": {Masks: []MaskedPath{{volume + "/plain/x", volume, true}}},
+		} {
+			r := &remasking{Applied: &Applied{}, m: m, change: change}
+			if err := r.look(); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%q: %v", want, err)
+			}
+			r.Keep()
+		}
+		if got := sight(volume); got != before {
+			t.Errorf("it sees %s, not %s", got, before)
+		}
+		return nil
+	})
 }
 
 func TestParseMount(t *testing.T) {

@@ -29,6 +29,7 @@ type cover struct {
 	path  string   // that is masked
 	place string   // where that is now: the guest may have moved it
 	life  bool     // see mask
+	was   uint64   // its mount's id before the change; 0 for a new one
 	id    uint64   // while it is mounted
 	tree  *os.File // while it is not
 	null  *os.File // for a new one: /dev/null, if a file is to be masked
@@ -105,7 +106,7 @@ func inside(dir, name string) bool {
 // lookForNew finds the masks that are missing.
 func (r *remasking) lookForNew(lifted map[string]bool) error {
 	for _, want := range r.change.Masks {
-		if _, ok := r.m.placed[want.Path]; ok {
+		if _, ok := r.m.placed[want.Path]; ok || r.m.linked[want.Path] { // which is masked where it led to
 			continue
 		}
 		place, err := openPlace(want.Path)
@@ -181,7 +182,7 @@ func (r *remasking) onlyOurs(place string, lifted map[string]bool) error {
 func (r *remasking) order(lifted map[string]bool) {
 	for path, gone := range lifted {
 		known := r.m.placed[path]
-		c := &cover{path: path, place: r.all[known.id].place, life: known.life, id: known.id}
+		c := &cover{path: path, place: r.all[known.id].place, life: known.life, was: known.id, id: known.id}
 		r.lift = append(r.lift, c)
 		if !gone {
 			r.put = append(r.put, c)
@@ -202,7 +203,7 @@ func (r *remasking) prepare() error {
 		r.reserve = append(r.reserve, f)
 	}
 	for _, c := range r.put {
-		if c.id != 0 {
+		if c.was != 0 {
 			continue
 		}
 		fd, err := unix.OpenTree(unix.AT_FDCWD, os.DevNull, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -260,7 +261,7 @@ func (r *remasking) apply() error {
 	}
 	for _, c := range r.put {
 		switch err := r.putOn(c); {
-		case errors.Is(err, os.ErrNotExist) && c.id == 0 && c.tree == nil && !c.must:
+		case errors.Is(err, os.ErrNotExist) && c.was == 0 && !c.must:
 			continue
 		case err != nil:
 			return err
