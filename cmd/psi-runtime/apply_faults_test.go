@@ -13,11 +13,9 @@ import (
 	"testing"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/container"
-	"github.com/psi-runtime/psi/internal/engine"
 )
 
 // What a change of policy needs is taken from whoever attends the container, one thing
@@ -47,7 +45,6 @@ func subjects(t *testing.T, each func(t *testing.T, s *subject, before, after st
 		defer l.Close()
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
-	python := pythonRoot(t)
 	policies := func(more string) (before, after string) {
 		return fmt.Sprintf(beforePolicy, ports[0]), fmt.Sprintf(afterPolicy, ports[0], ports[1], more)
 	}
@@ -73,17 +70,15 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, p
 		each(t, s, before, after)
 	})
 	t.Run("engine", func(t *testing.T) {
-		s := &subject{line: newLine(t), id: "engine", probe: probe}
+		s := &subject{line: newLine(t), id: "engine"}
+		dir := hostFiles(t)
+		s.probe = append(slices.Clone(probe[:4]), probe[4]+"\n"+lookAt(dir))
 		s.clean()
 		small(t, s.root)
 		before, after := policies("")
-		dir := s.bundle("", func(spec *specs.Spec) {
-			spec.Root = &specs.Root{Path: python, Readonly: true}
-			spec.Process.Args = []string{"/usr/bin/python3", "-I", "-S", "-c", "import time; time.sleep(1000)"}
-			spec.Annotations = map[string]string{engine.PolicyKey: before}
-			spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}
-		})
-		s.detached("run", "-d", "-b", dir, s.id)
+		before = strings.Replace(before, "}", fmt.Sprintf(", fs: [{write: %[1]s}, {deny: %[1]s/out/old}]}", dir), 1)
+		after = strings.Replace(after, "}", fmt.Sprintf(", fs: [{read: %[1]s}, {deny: %[1]s/out/old}, {deny: %[1]s/secret}, {deny: %[1]s/a.csv}]}", dir), 1)
+		s.detached("run", "-d", "-b", s.bundle("", withVolume(t, dir, before)), s.id)
 		s.settled()
 		each(t, s, before, after)
 	})

@@ -243,6 +243,9 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	}
 	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell,
 		hosts: string(attend.RootFiles(g.record.Policy)["/etc/hosts"])}
+	if !g.record.Own && files.programs == nil {
+		r.held, r.unknown = c.FindMasks(g.record.Files.Places(), g.record.Files.Masks)
+	}
 	policies, err := control.ServePolicy(c.StateDir(), r.change)
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), a.Close(), events.Close())

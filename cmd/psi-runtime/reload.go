@@ -30,9 +30,10 @@ import (
 //	open_files   raised, in every process
 //	names        /etc/hosts of a bundle of psi's own; what its agent has to know, message and output
 //	files        mounts of such a bundle, which show what the rules match now, and the size of
-//	             its /tmp; nothing that is taken away may be open
-//	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; of an engine's
-//	             container nothing may be open that is taken away
+//	             its /tmp; of an engine's container, where no LSM programs hold it, which volumes
+//	             are read-only, and masks. Nothing that is taken away may be open
+//	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; where LSM programs hold
+//	             an engine's container, nothing may be open that is taken away
 //	state        what state, exec and update go by
 //
 // Then comes what cannot be taken back and cannot fail but with the kernel: open_files is
@@ -41,6 +42,8 @@ type reloader struct {
 	root, id string
 	a        *attend.Attendant
 	tell     func(attend.Event)
+	held     *container.Masks // where mounts hold an engine's container; nil: or unknown says why not
+	unknown  error
 
 	mu    sync.Mutex // one at a time; guards the fields below
 	hosts string     // what /etc/hosts of a bundle of psi's own says
@@ -176,6 +179,9 @@ func (r *reload) takeBack(cause error) error {
 	for _, undo := range slices.Backward(r.undo) {
 		errs = append(errs, undo())
 	}
+	if errors.Is(cause, container.ErrTorn) {
+		errs = append(errs, container.ErrTorn)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return r.kill(fmt.Errorf("%w; container %s was killed, because that could not be taken back: %w", cause, r.id, err))
 	}
@@ -274,7 +280,7 @@ func (r *reload) rules() error {
 		return err
 	}
 	r.undo = append(r.undo, func() error { return r.a.Update(old) })
-	if !files || r.next.Own { // whose mounts are gone
+	if _, programs := r.a.Holds(); !files || !programs || r.next.Own { // the mounts have changed
 		return nil
 	}
 	open, err := r.c.Opened()
@@ -283,7 +289,7 @@ func (r *reload) rules() error {
 	}
 	for _, f := range open {
 		if r.old.TakesAway(r.next, f.Path, engine.Access{Read: f.Read, Write: f.Write}) {
-			return fmt.Errorf("%w: process %d has %q open, which the policy takes away: have it close that, or end the container", control.ErrPolicy, f.PID, f.Path)
+			return heldOpen(f)
 		}
 	}
 	return nil

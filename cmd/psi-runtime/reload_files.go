@@ -3,11 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/container"
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/internal/engine"
 	"github.com/psi-runtime/psi/internal/view"
 	"github.com/psi-runtime/psi/pkg/bundle"
 )
@@ -47,7 +49,7 @@ func (r *reload) notices() error {
 // policy once more is how files that came to match a glob since are shown.
 func (r *reload) files() (err error) {
 	if !r.next.Own {
-		return nil
+		return r.masks()
 	}
 	if !r.seen {
 		if err := r.freeze(); err != nil { // or it moves one while the next is looked at
@@ -77,7 +79,44 @@ func (r *reload) files() (err error) {
 
 // apply makes a change of what the container sees.
 func (r *reload) apply(change container.Change) error {
-	applied, err := r.c.Apply(change)
+	return r.applied(r.c.Apply(change))
+}
+
+// masks has the mounts of an engine's container hold its rules, where no LSM programs do.
+func (r *reload) masks() error {
+	if _, programs := r.a.Holds(); programs || slices.Equal(r.old.Policy.FS(), r.next.Policy.FS()) {
+		return nil
+	}
+	if r.held == nil {
+		return fmt.Errorf("what holds its file rules could not be told when it was made: make a new container: %w", r.unknown)
+	}
+	if err := r.freeze(); err != nil {
+		return err
+	}
+	remounting := r.old.Remounting(r.next)
+	open, err := r.c.Held()
+	if err != nil {
+		return err
+	}
+	for _, f := range open {
+		if remounting.Hides(f.Path, engine.Access{Read: f.Read, Write: f.Write}) {
+			return heldOpen(f)
+		}
+	}
+	change := container.Remask{ReadOnly: remounting.ReadOnly, Unmask: remounting.Unmask}
+	for _, m := range remounting.Masks {
+		change.Masks = append(change.Masks, container.MaskedPath{Path: m.Path, Volume: m.Volume, Must: m.New && m.Volume != "" && !m.Inside})
+	}
+	return r.applied(r.held.Apply(change))
+}
+
+// heldOpen is the error for what a process has open and is to be taken from it.
+func heldOpen(f container.OpenedFile) error {
+	return fmt.Errorf("%w: process %d has %q open, which the policy takes away: have it close that, or end the container", control.ErrPolicy, f.PID, f.Path)
+}
+
+// applied is for what was changed of what the container sees.
+func (r *reload) applied(applied *container.Applied, err error) error {
 	if errors.Is(err, container.ErrBusy) {
 		return fmt.Errorf("%w: %w: have it close that, or end the container", control.ErrPolicy, err)
 	}

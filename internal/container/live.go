@@ -31,6 +31,18 @@ import (
 // ErrBusy means that the guest has something open in what was to be taken from it.
 var ErrBusy = errors.New("the guest has something open there")
 
+// ErrTorn means that a change of what a guest sees failed, and could not be taken back either:
+// nobody knows what it sees.
+var ErrTorn = errors.New("what it sees could not be taken back")
+
+// torn is for the error of taking something back.
+func torn(err error) error {
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrTorn, err)
+	}
+	return err
+}
+
 // LiveMount is host files to be shown to a guest that runs.
 type LiveMount struct {
 	Source *os.File // a handle (O_PATH) on the directory or file, through the mount to show
@@ -123,7 +135,7 @@ func (a *Applied) Keep() {
 }
 
 // Apply makes the change in a guest with a root of its own (io.psi.ids=auto) that is
-// frozen (Files alone need no freezing). On an error nothing has changed; after success
+// frozen (Files alone need no freezing). On an error that is not [ErrTorn] nothing has changed; after success
 // call Undo or Keep.
 func (c *Container) Apply(change Change) (*Applied, error) {
 	if c.entry.Mounts == "" && c.forked == nil {
@@ -148,7 +160,7 @@ func (c *Container) Apply(change Change) (*Applied, error) {
 		defer l.close()
 		err := l.apply(change, trees, covers)
 		if err != nil {
-			err = errors.Join(err, a.undo.run())
+			err = errors.Join(err, torn(a.undo.run()))
 		}
 		return err
 	})

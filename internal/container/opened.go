@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,12 +17,17 @@ import (
 type OpenedFile struct {
 	PID         int
 	Path        string // as the container sees it; with " (deleted)" if it has no name any more
-	Read, Write bool
+	Read, Write bool   // neither for what can be used to open more only
 }
 
 // Opened lists what a frozen container's processes have open: not what is in flight in a
 // socket, which nobody can list.
-func (c *Container) Opened() (all []OpenedFile, err error) {
+func (c *Container) Opened() (all []OpenedFile, err error) { return c.opened(descriptors) }
+
+// Held is Opened with what can be used to open more: handles (O_PATH) and where processes are.
+func (c *Container) Held() (all []OpenedFile, err error) { return c.opened(handles) }
+
+func (c *Container) opened(of func(pid int) ([]OpenedFile, error)) (all []OpenedFile, err error) {
 	group, err := c.UnifiedCgroup()
 	if err != nil {
 		return nil, err
@@ -31,7 +37,7 @@ func (c *Container) Opened() (all []OpenedFile, err error) {
 		return nil, err
 	}
 	for _, pid := range pids {
-		open, err := descriptors(pid)
+		open, err := of(pid)
 		mapped, mapErr := mappings(pid)
 		if err := errors.Join(gone(err), gone(mapErr)); err != nil {
 			return nil, fmt.Errorf("looking at what process %d of container %s has open: %w", pid, c.id, err)
@@ -49,14 +55,25 @@ func gone(err error) error {
 	return err
 }
 
-// descriptors are those of all threads: each may have a table of its own.
+// descriptors are those of all threads without handles: each may have a table of its own.
 func descriptors(pid int) (open []OpenedFile, err error) {
+	all, err := handles(pid)
+	return slices.DeleteFunc(all, func(f OpenedFile) bool { return !f.Read && !f.Write }), err
+}
+
+// handles are the descriptors of all threads, and where these are.
+func handles(pid int) (open []OpenedFile, err error) {
 	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 	if err != nil {
 		return nil, err
 	}
 	for _, thread := range threads {
 		dir := filepath.Join("/proc", strconv.Itoa(pid), "task", thread.Name())
+		for _, name := range []string{"/cwd", "/root"} {
+			if path, err := os.Readlink(dir + name); err == nil {
+				open = append(open, OpenedFile{PID: pid, Path: path})
+			}
+		}
 		names, err := os.ReadDir(dir + "/fd")
 		if gone(err) != nil {
 			return nil, err
@@ -71,9 +88,8 @@ func descriptors(pid int) (open []OpenedFile, err error) {
 				return nil, err
 			}
 			access := flags & unix.O_ACCMODE
-			if flags&unix.O_PATH == 0 {
-				open = append(open, OpenedFile{pid, path, access != unix.O_WRONLY, access != unix.O_RDONLY})
-			}
+			handle := flags&unix.O_PATH != 0
+			open = append(open, OpenedFile{pid, path, !handle && access != unix.O_WRONLY, !handle && access != unix.O_RDONLY})
 		}
 	}
 	return open, nil

@@ -31,7 +31,8 @@
 //
 // A container that runs can be given another policy, within what its annotation could
 // have asked for and what can change ([Record.Reload]). [Given] is what the engine asked
-// for before it was narrowed.
+// for before it was narrowed. Where no LSM programs hold its file rules, [Record.Remounting]
+// is what has to be done to its mounts.
 //
 // The package starts nothing and changes no kernel state. Bundles of psi's own, which
 // get everything from their policy, are pkg/bundle's business, not this package's.

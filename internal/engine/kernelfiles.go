@@ -10,7 +10,9 @@ import (
 // own, whatever the engine was told to unmask.
 func (n *narrowing) kernelFiles() error {
 	linux := n.spec.Linux
-	linux.MaskedPaths = union(linux.MaskedPaths, bundle.MaskedPaths())
+	for _, name := range bundle.MaskedPaths() {
+		n.mask(name)
+	}
 	linux.ReadonlyPaths = union(linux.ReadonlyPaths, bundle.ReadonlyPaths())
 	return nil
 }

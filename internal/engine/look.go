@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/confine"
 	"github.com/psi-runtime/psi/pkg/modules"
@@ -16,7 +17,7 @@ import (
 
 // Look finds out what Narrow has to know of the host for a bundle.
 func Look(spec *specs.Spec, bundle string, rules Rules) (Host, error) {
-	h := Host{OwnNamespaces: map[string]bool{}, Kinds: map[string]Kind{}, EngineMounts: rules.EngineMounts}
+	h := Host{OwnNamespaces: map[string]bool{}, Kinds: map[string]Kind{}, ReadOnly: map[string]bool{}, EngineMounts: rules.EngineMounts}
 	if spec.Linux != nil {
 		for _, ns := range spec.Linux.Namespaces {
 			same, err := ownNamespace(ns)
@@ -42,6 +43,13 @@ func Look(spec *specs.Spec, bundle string, rules Rules) (Host, error) {
 		if real, err := filepath.EvalSymlinks(source); err == nil && real != filepath.Clean(source) {
 			spec.Mounts[i].Source = real
 			h.Kinds[real] = kind
+		}
+		var system unix.Statfs_t
+		if source = spec.Mounts[i].Source; kind != Absent {
+			if err := unix.Statfs(source, &system); err != nil {
+				return Host{}, &os.PathError{Op: "statfs", Path: source, Err: err}
+			}
+			h.ReadOnly[source] = system.Flags&unix.ST_RDONLY != 0
 		}
 	}
 	abi, err := confine.LandlockABI()

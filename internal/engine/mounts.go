@@ -170,6 +170,7 @@ func (n *narrowing) volumes(at []int) error {
 	var parts []part
 	for _, i := range at {
 		m := &n.spec.Mounts[i]
+		given := slices.Contains(m.Options, "ro")
 		if err := n.source(m); err != nil {
 			return err
 		}
@@ -183,7 +184,9 @@ func (n *narrowing) volumes(at []int) error {
 		if err := n.doors(m); err != nil {
 			return err
 		}
-		n.out.Files.Volumes = append(n.out.Files.Volumes, Volume{m.Destination, path.Clean(m.Source), slices.Contains(m.Options, "ro")})
+		v := Volume{Destination: m.Destination, Source: path.Clean(m.Source), ReadOnly: slices.Contains(m.Options, "ro"), File: n.host.Kinds[m.Source] == File}
+		v.Given = given || v.ReadOnly && n.host.ReadOnly[m.Source]
+		n.out.Files.Volumes = append(n.out.Files.Volumes, v)
 		if p.rules != nil {
 			parts = append(parts, p)
 		}
@@ -262,7 +265,7 @@ func (n *narrowing) rules() (opened reaches, err error) {
 				return nil, err
 			}
 		case r.Mode == policy.Deny:
-			n.mask(literal)
+			n.maskDenied(literal)
 			n.holds(text(r), "masked path")
 			n.denied = append(n.denied, literal)
 		default:
@@ -281,12 +284,12 @@ func (n *narrowing) deny(m *specs.Mount) error {
 	source := path.Clean(m.Source)
 	for _, place := range []string{source, m.Destination} {
 		if access, by := policy.DecideFS(n.policy.FS(), place); access&policy.Denied != 0 {
-			return fmt.Errorf("the mount of %s at %s is denied by %s: remove it", m.Source, m.Destination, text(by[0]))
+			return notShown(fmt.Sprintf("the mount of %s at %s is denied by %s: remove it", m.Source, m.Destination, text(by[0])))
 		}
 	}
 	for _, d := range n.denied {
 		if covers(source, d) {
-			n.mask(m.Destination + strings.TrimPrefix(d, source))
+			n.maskDenied(m.Destination + strings.TrimPrefix(d, source))
 		}
 	}
 	for _, p := range n.denying {
@@ -297,10 +300,6 @@ func (n *narrowing) deny(m *specs.Mount) error {
 		}
 	}
 	return nil
-}
-
-func (n *narrowing) mask(name string) {
-	n.spec.Linux.MaskedPaths = union(n.spec.Linux.MaskedPaths, []string{name})
 }
 
 // part is a volume of which the rules open a part only.
@@ -379,7 +378,7 @@ func (n *narrowing) closed(m *specs.Mount, rules reaches) error {
 			missing = append(missing, "{read: "+name+"}")
 		}
 	}
-	return fmt.Errorf("no fs rule allows the mount of %s at %s: allow both places with fs: [%s], or remove the mount", m.Source, m.Destination, strings.Join(missing, ", "))
+	return notShown(fmt.Sprintf("no fs rule allows the mount of %s at %s: allow both places with fs: [%s], or remove the mount", m.Source, m.Destination, strings.Join(missing, ", ")))
 }
 
 // degradedPattern: a pattern that nobody holds may mean this place.

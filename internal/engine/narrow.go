@@ -36,6 +36,9 @@ type Files struct {
 	Volumes []Volume `json:"volumes,omitempty"`
 	// Needed: nothing else holds some rule.
 	Needed bool `json:"needed,omitempty"`
+	// Masks are the paths in the container that are masked because rules say so, and for no
+	// other reason: where mounts hold the rules, others can take them away again.
+	Masks []string `json:"masks,omitempty"`
 }
 
 // Volume is a mount that shows files of the host.
@@ -43,6 +46,8 @@ type Volume struct {
 	Destination string `json:"destination"`
 	Source      string `json:"source"`
 	ReadOnly    bool   `json:"readonly,omitempty"`
+	Given       bool   `json:"given_readonly,omitempty"` // ReadOnly as the engine made it, which no policy changes
+	File        bool   `json:"file,omitempty"`           // it shows a file; else a directory
 }
 
 // Places are where the volumes are in the container.
@@ -86,6 +91,8 @@ type Host struct {
 	OwnNamespaces map[string]bool
 	// Kinds of the sources of mounts, by path.
 	Kinds map[string]Kind
+	// ReadOnly sources are on a mount of the host that is read-only.
+	ReadOnly map[string]bool
 	// Landlock is the version the kernel has; 0 is none.
 	Landlock int
 	// Network says why eBPF programs cannot hold network rules here; nil if they can.
@@ -131,6 +138,9 @@ type narrowing struct {
 	// Rules with wildcards that LSM programs are to hold: those that open and those that deny.
 	opening, denying []pattern
 	denied           []string // literal paths
+
+	masks []string // see Files.Masks; some may be masked for another reason too
+	kept  []string // what is masked for other reasons
 }
 
 // Narrow puts a policy on a container of an engine. It changes nothing that it is
@@ -152,6 +162,7 @@ func Narrow(spec *specs.Spec, p policy.Policy, host Host) (Narrowed, error) {
 			return Narrowed{}, fmt.Errorf("the container's policy (%s) cannot be enforced: %w", p.Digest()[:19], err)
 		}
 	}
+	n.settleMasks(spec)
 	n.out.Spec = n.spec
 	return n.out, nil
 }

@@ -63,13 +63,15 @@ func (r *Record) Reload(next policy.Policy, source string, by Holds) (*Record, e
 	}
 	n := &narrowing{policy: next, host: Host{Network: by.Network}, running: true}
 	files := !slices.Equal(r.Policy.FS(), next.FS())
-	if files && !by.Files {
-		return nil, cannot("fs", "without BPF-LSM it is held by mounts and Landlock, which were made with the container: keep its rules")
-	}
 	if err := n.network(); err != nil {
 		return nil, err
 	}
-	if files {
+	switch {
+	case files && !by.Files:
+		if err := r.remount(n, &out); err != nil {
+			return nil, err
+		}
+	case files:
 		if err := r.checkFiles(next); err != nil {
 			return nil, err
 		}
@@ -77,24 +79,27 @@ func (r *Record) Reload(next policy.Policy, source string, by Holds) (*Record, e
 		for _, rule := range next.FS() {
 			n.holds(text(rule), "%s", r.holder(rule))
 		}
+	default:
+		n.out.Enforced = append(n.out.Enforced, keyed(r.Enforced, "fs")...)
 	}
 	limits := next.Limits()
 	n.limits(r.Given.Resources(limits))
 	n.openFiles(r.Given.OpenFiles(limits))
-	out.Enforced = slices.Concat(n.out.Enforced, kept(r.Enforced, files))
+	live := []string{"fs", "mem", "cpu", "pids", "open_files", "cpu_ms", "wall_ms", "tcp", "udp", "expose", "net_conns", "net_rate", "net_bytes"}
+	kept := slices.DeleteFunc(slices.Clone(r.Enforced), func(e Enforcement) bool { return slices.Contains(live, keyOf(e)) })
+	out.Enforced = slices.Concat(n.out.Enforced, kept)
 	return &out, nil
 }
 
-// kept are those of a report that a reload leaves alone.
-func kept(report []Enforcement, files bool) []Enforcement {
-	live := []string{"mem", "cpu", "pids", "open_files", "cpu_ms", "wall_ms", "tcp", "udp", "expose", "net_conns", "net_rate", "net_bytes"}
-	if files {
-		live = append(live, "fs")
-	}
-	return slices.DeleteFunc(slices.Clone(report), func(e Enforcement) bool {
-		key, _, _ := strings.Cut(e.Rule, ":")
-		return slices.Contains(live, key)
-	})
+// keyOf is the key of a policy that a report's entry is about.
+func keyOf(e Enforcement) string {
+	key, _, _ := strings.Cut(e.Rule, ":")
+	return key
+}
+
+// keyed are those of a report that are about a key.
+func keyed(report []Enforcement, key string) []Enforcement {
+	return slices.DeleteFunc(slices.Clone(report), func(e Enforcement) bool { return keyOf(e) != key })
 }
 
 // checkFixed names every key that differs and may not.

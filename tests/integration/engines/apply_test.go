@@ -1,6 +1,7 @@
 package engines
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,19 @@ except OSError as error:
     print("again", type(error).__name__, flush=True)
 time.sleep(600)`
 
+// look prints what is in the files of a directory, and whether another one can be made.
+const look = `
+import os
+D = %q
+words = [open(D + "/" + name).read() for name in sorted(os.listdir(D))]
+try:
+    open(D + "/new", "w").close()
+    os.unlink(D + "/new")
+    words.append("writes")
+except OSError as error:
+    words.append(type(error).__name__)
+print(*words)`
+
 // applyPolicy gives a container another policy.
 func applyPolicy(t *testing.T, id, document string, flags ...string) result {
 	t.Helper()
@@ -78,11 +92,35 @@ func TestPodmanApply(t *testing.T) {
 		p.run(t, append([]string{"exec", id}, python(memoryLimit)...)...).expect(t, 0, want+"\n")
 	}
 	says(run(echo), "serves")
-	held := run(talk, "--memory", "128m", "--annotation", `"io.psi.policy={mem: 64MiB, tcp: [""127.0.0.1:8080""]}"`)
+	volume := tempDir(t)
+	for _, name := range []string{"file", "secret"} {
+		if err := os.WriteFile(filepath.Join(volume, name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held := run(talk, "--memory", "128m", "--volume", volume+":"+volume,
+		"--annotation", `"io.psi.policy={mem: 64MiB, tcp: [""127.0.0.1:8080""], fs: [{write: `+volume+`}]}"`)
 	free := run(talk, "--memory", "128m", "--annotation", `"io.psi.policy={mem: 64MiB, tcp: [""127.0.0.1:8080""]}"`)
 	says(held, "talks 3\n")
 	says(free, "talks 3\n")
 	memory(held, "67108864")
+
+	// What it sees of its volume changes both ways, and the rest goes on.
+	sees := func(want string) {
+		t.Helper()
+		p.run(t, append([]string{"exec", held}, python(fmt.Sprintf(look, volume))...)...).expect(t, 0, want+"\n")
+	}
+	files := func(rules string) {
+		t.Helper()
+		apply(held, "{mem: 64MiB, tcp: ['127.0.0.1:8080'], fs: ["+strings.ReplaceAll(rules, "VOLUME", volume)+"]}").expect(t, 0, "")
+	}
+	sees("file secret writes")
+	files("{read: VOLUME}, {deny: VOLUME/secret}")
+	sees("file  OSError")
+	files("")
+	sees("OSError")
+	files("{write: VOLUME}")
+	sees("file secret writes")
 
 	apply(held, "mem: 1GiB", "--dry-run").expect(t, 0, "- tcp  connect  127.0.0.1:8080")
 	apply(held, "tcp: ['db.example.org:5432']").expect(t, 1, "")
