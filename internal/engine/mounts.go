@@ -330,7 +330,7 @@ func (n *narrowing) volume(m *specs.Mount, rules reaches) (part, error) {
 	if whole.mode == "" && len(p.rules) == 0 && !n.degradedPattern(m.Destination) {
 		return p, n.closed(m, rules)
 	}
-	harmless(m)
+	n.harmless(m)
 	if whole.mode != policy.Write && !writes {
 		readonly(m)
 	}
@@ -344,8 +344,14 @@ func (n *narrowing) volume(m *specs.Mount, rules reaches) (part, error) {
 	return p, nil
 }
 
-// harmless makes a volume one from which no program, device or privilege comes.
-func harmless(m *specs.Mount) { setOptions(m, "exec", "noexec", "suid", "nosuid", "dev", "nodev") }
+// harmless makes a volume one from which no program, device or privilege comes. With options
+// of its own a bind mount no longer has those of what it shows, which may be read-only.
+func (n *narrowing) harmless(m *specs.Mount) {
+	setOptions(m, "exec", "noexec", "suid", "nosuid", "dev", "nodev")
+	if n.host.ReadOnly[m.Source] {
+		readonly(m)
+	}
+}
 
 // both returns the weaker of what the rules say to a path of a volume, which is "" or
 // begins with a slash: on the host and in the container.

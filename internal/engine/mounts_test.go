@@ -100,6 +100,29 @@ func TestPasswdOfPodman(t *testing.T) {
 	}
 }
 
+// psi's own options would make a bind of a read-only mount writable: the kernel takes those that are given for all.
+func TestReadOnlyMountsStaySo(t *testing.T) {
+	host := testHost()
+	host.ReadOnly = map[string]bool{"/srv/data": true, "/srv/data/a.csv": true}
+	without, with := host.Files, func() error { return nil }
+	for document, files := range map[string]func() error{`{fs: [{write: /srv/data}]}`: without, `{fs: [{write: "/srv/data/**/*.csv"}]}`: with} {
+		host.Files = files
+		p, err := policy.Parse([]byte(document), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := Narrow(engineSpec(volume("/srv/data", "/srv/data"), volume("/srv/data/a.csv", "/srv/data/a.csv", "rw")), p, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range n.Spec.Mounts {
+			if strings.HasPrefix(m.Destination, "/srv/data") && (!slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rw")) {
+				t.Errorf("%s: %s has %v", document, m.Destination, m.Options)
+			}
+		}
+	}
+}
+
 func TestEngineMounts(t *testing.T) {
 	host := testHost()
 	host.EngineMounts = []string{"/var/lib/kubelet/pods"}

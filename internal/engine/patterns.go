@@ -88,7 +88,7 @@ func (n *narrowing) byPrograms(m *specs.Mount, rules reaches) (held bool, err er
 			n.holds(r.rule, lsm)
 		}
 	}
-	harmless(m)
+	n.harmless(m)
 	if !writes {
 		readonly(m)
 	}
@@ -110,7 +110,7 @@ func (n *narrowing) file(m *specs.Mount, rules reaches) error {
 			by = deciding[slices.IndexFunc(deciding, func(r policy.FSRule) bool { return r.Mode == policy.Write })]
 		}
 	}
-	harmless(m)
+	n.harmless(m)
 	if weakest == policy.Read {
 		readonly(m)
 	}

@@ -87,7 +87,7 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 	}()
 	errs := applyAll(parts)
 	if err := errors.Join(errs...); err != nil {
-		inParallel(len(parts), func(i int) { errs[i] = parts[i].undo.run() })
+		inParallel(len(parts), func(i int) { errs[i] = parts[i].takeBack() })
 		return errors.Join(err, errors.Join(errs...))
 	}
 	news := make(news)
@@ -96,6 +96,21 @@ func (s *Supervisor) reloadAll(parts []*reloading) error {
 		p.commit(news)
 	}
 	return nil
+}
+
+// takeBack undoes what has been done. A guest that is left with a part of the new policy ends.
+func (r *reloading) takeBack() error {
+	err := r.undo.run()
+	if err != nil && !r.g.hasEnded() {
+		r.g.tear(fmt.Errorf("a reload failed and could not be taken back: %w", err))
+	}
+	return err
+}
+
+// tear ends a guest that has neither its old policy nor its new one.
+func (g *guest) tear(why error) {
+	g.ask(control.CauseSupervisor, why.Error())
+	g.s.opts.Log.WithError(errors.Join(why, g.container.KillCgroup())).WithField("guest", g.id).Error("ending a guest")
 }
 
 // news are the details of the events of one reload, by the digests of the old and the new
@@ -309,8 +324,7 @@ func (r *reloading) commit(news news) {
 	g := r.g
 	if r.lower != nil {
 		if err := r.lower.Lower(); err != nil && !g.hasEnded() {
-			g.ask(control.CauseSupervisor, fmt.Sprintf("its limit of open files could not be lowered: %v", err))
-			g.s.opts.Log.WithError(errors.Join(err, g.container.KillCgroup())).WithField("guest", g.id).Error("lowering the limit of open files")
+			g.tear(fmt.Errorf("its limit of open files could not be lowered: %w", err))
 		}
 	}
 	g.mu.Lock()
