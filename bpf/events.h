@@ -66,6 +66,7 @@ struct account {
 	__u64 next;	  // when the bucket will be full again, ns
 	__u64 denied;	  // denials, reported or not
 	__u64 suppressed; // those without an event
+	__u64 owner;	  // user space's: which process's guest it is
 };
 
 struct {

@@ -4,6 +4,7 @@ package bpf
 // to be parsed or relocated but the descriptors of the maps. mkimage makes it, of objects
 // that need no kernel types and call no functions of their own.
 type Image struct {
+	Digest   string // of the object file, 16 characters: tells versions apart
 	Maps     []MapImage
 	Programs []ProgramImage
 }
@@ -12,6 +13,7 @@ type Image struct {
 type MapImage struct {
 	Name                                        string
 	Type, KeySize, ValueSize, MaxEntries, Flags uint32
+	Inner                                       *MapImage // what a map of maps has in it; it is made empty
 }
 
 // ProgramImage is what BPF_PROG_LOAD is told.

@@ -18,6 +18,7 @@ type LSMAccount struct {
 	Next       uint64
 	Denied     uint64
 	Suppressed uint64
+	Owner      uint64
 }
 
 type LSMDepthList struct {

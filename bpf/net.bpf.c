@@ -5,13 +5,17 @@
 // The network policy of a guest, held at the guest's cgroup.
 //
 // Every program asks one question: may a socket of this cgroup talk to (address, port)? The answer
-// is a lookup in a longest-prefix trie that all guests of one loader share:
+// is a lookup in a longest-prefix trie that all guests of one owner, a process that holds some, share:
 //
-//   cgroup of the socket ──► guests[cgroup].policy
-//   {policy, protocol, port} ──► ports ──► the range of ports that the policy tells apart
-//   {range, policy, address} ──► endpoints ──► 1 or 0
-//   {policy, LISTEN, port} ──► ports ──► the guest may bind it
+//   cgroup of the socket ──► guests[cgroup] = {owner, policy}
+//   {policy, protocol, port} ──► ports[owner] ──► the range of ports that the policy tells apart
+//   {range, policy, address} ──► endpoints[owner] ──► 1 or 0
+//   {policy, LISTEN, port} ──► ports[owner] ──► the guest may bind it
+//   what is denied ──► events[owner]
 //
+//   * There is one set of these programs for the whole host. What a process writes for its guests, and
+//     what it is told of them, is in maps of its own: nobody else writes there, and they stay as long
+//     as one of its guests may need them, whether the process lives or not.
 //   * `guests` is cgroup storage: it belongs to the place where the program is attached, so child
 //     cgroups that a guest makes have the same policy, and it goes away with the cgroup. The kernel
 //     creates it zeroed; policy 0 has no entries, so a guest is denied everything until user space
@@ -60,26 +64,55 @@ struct endpoint {
 	__u32 addr[4]; // network order
 };
 
+#define OWNERS (1 << 13) // processes that hold guests at a time
+
 struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20);
-	__type(key, struct port);
-	__type(value, __u32); // endpoint.range
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, OWNERS);
+	__type(key, __u32); // owner
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__uint(max_entries, 1 << 20);
+		__uint(key_size, sizeof(struct port));
+		__uint(value_size, sizeof(__u32)); // endpoint.range
+	});
 } ports SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20);
-	__type(key, struct endpoint);
-	__type(value, __u32); // ALLOW, or DENY: a hole in a wider prefix
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, OWNERS);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__uint(max_entries, 1 << 20);
+		__uint(key_size, sizeof(struct endpoint));
+		__uint(value_size, sizeof(__u32)); // ALLOW, or DENY: a hole in a wider prefix
+	});
 } endpoints SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 << 10);
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, OWNERS);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_RINGBUF);
+		__uint(max_entries, 256 << 10);
+	});
 } events SEC(".maps");
+
+// For bpf2go, as in events.h.
+struct port *port_type SEC("types");
+struct endpoint *endpoint_type SEC("types");
+
+// map_of is the guest's owner's one of some maps.
+static __always_inline void *map_of(void *maps, struct guest *guest)
+{
+	__u32 owner = guest->owner;
+
+	return bpf_map_lookup_elem(maps, &owner);
+}
 
 static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
@@ -90,38 +123,42 @@ static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u
 		.port = port,
 		.address = {a0, a1, a2, a3},
 	};
+	void *ring = map_of(&events, guest);
 
-	report_denial(&events, guest->cgroup, &event, 0);
+	if (ring)
+		report_denial(ring, guest->cgroup, &event, 0);
 	return DENY;
 }
 
-static __always_inline __u32 *range_of_port(__u64 policy, __u32 protocol, __u32 port)
+static __always_inline __u32 *range_of_port(struct guest *guest, __u32 protocol, __u32 port)
 {
 	struct port key = {
 		.prefixlen = PREFIX_FIXED + 16,
 		.protocol = protocol,
-		.policy = policy,
+		.policy = guest->policy,
 		.port = port,
 	};
+	void *table = map_of(&ports, guest);
 
-	return bpf_map_lookup_elem(&ports, &key);
+	return table ? bpf_map_lookup_elem(table, &key) : 0;
 }
 
 static __always_inline int decide(__u16 kind, __u32 protocol, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {
 	struct guest *guest = current_guest();
-	__u32 *range = range_of_port(guest->policy, protocol, port);
+	__u32 *range = range_of_port(guest, protocol, port);
 	struct endpoint endpoint = {
 		.prefixlen = PREFIX_MAX,
 		.policy = guest->policy,
 		.addr = {a0, a1, a2, a3},
 	};
+	void *table = map_of(&endpoints, guest);
 	__u32 *verdict;
 
-	if (!range)
+	if (!range || !table)
 		return deny(guest, kind, port, a0, a1, a2, a3);
 	endpoint.range = *range;
-	verdict = bpf_map_lookup_elem(&endpoints, &endpoint);
+	verdict = bpf_map_lookup_elem(table, &endpoint);
 	if (verdict && *verdict == ALLOW)
 		return ALLOW;
 	return deny(guest, kind, port, a0, a1, a2, a3);
@@ -175,7 +212,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 
 static __always_inline int may_listen(struct bpf_sock_addr *ctx, struct guest *guest)
 {
-	return ctx->protocol == IPPROTO_TCP && range_of_port(guest->policy, LISTEN, ctx->user_port);
+	return ctx->protocol == IPPROTO_TCP && range_of_port(guest, LISTEN, ctx->user_port);
 }
 
 SEC("cgroup/bind4")

@@ -14,7 +14,8 @@
 struct guest {
 	__u64 policy; // 0: none yet
 	__u64 cgroup; // where the program is attached: whose account denials go to
-	__u64 udp;    // not 0: the guest may make datagram sockets
+	__u32 owner;  // in whose maps the policy is
+	__u32 udp;    // not 0: the guest may make datagram sockets
 };
 
 struct {

@@ -18,6 +18,7 @@ type NetAccount struct {
 	Next       uint64
 	Denied     uint64
 	Suppressed uint64
+	Owner      uint64
 }
 
 type NetEndpoint struct {
@@ -47,7 +48,8 @@ type NetGuest struct {
 	_      structs.HostLayout
 	Policy uint64
 	Cgroup uint64
-	Udp    uint64
+	Owner  uint32
+	Udp    uint32
 }
 
 type NetPort struct {

@@ -6,6 +6,9 @@ func LSMObject() []byte { return _LSMBytes }
 // SchedObject is the object file that [LoadSched] reads.
 func SchedObject() []byte { return _SchedBytes }
 
+// NetObject is the object file that [LoadNet] reads.
+func NetObject() []byte { return _NetBytes }
+
 // NetImage is the object file that [LoadNet] reads, without a need to read it. Do not change it.
 func NetImage() *Image { return &netImage }
 

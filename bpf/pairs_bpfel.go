@@ -18,13 +18,15 @@ type PairsAccount struct {
 	Next       uint64
 	Denied     uint64
 	Suppressed uint64
+	Owner      uint64
 }
 
 type PairsGuest struct {
 	_      structs.HostLayout
 	Policy uint64
 	Cgroup uint64
-	Udp    uint64
+	Owner  uint32
+	Udp    uint32
 }
 
 // Names of all BPF objects in the ELF.

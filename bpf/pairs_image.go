@@ -3,8 +3,9 @@
 package bpf
 
 var pairsImage = Image{
+	Digest: "2d4c8cc0687a03c7",
 	Maps: []MapImage{
-		{Name: "accounts", Type: 1, KeySize: 8, ValueSize: 24, MaxEntries: 8192, Flags: 1},
+		{Name: "accounts", Type: 1, KeySize: 8, ValueSize: 32, MaxEntries: 8192, Flags: 1},
 		{Name: "events", Type: 27, KeySize: 0, ValueSize: 0, MaxEntries: 262144, Flags: 0},
 		{Name: "guests", Type: 19, KeySize: 8, ValueSize: 24, MaxEntries: 0, Flags: 0},
 	},

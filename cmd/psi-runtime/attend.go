@@ -131,7 +131,7 @@ func attendContainer(g *global, id string) error {
 	return err
 }
 
-func attendUntilEnd(g *global, id string, answer *os.File) error {
+func attendUntilEnd(g *global, id string, answer *os.File) (err error) {
 	c, err := container.Load(g.root, id)
 	if err != nil {
 		return err
@@ -142,6 +142,7 @@ func attendUntilEnd(g *global, id string, answer *os.File) error {
 		return err
 	}
 	guard.load()
+	defer func() { err = errors.Join(err, guard.unload()) }()
 	a, err := guard.attend(c)
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ func gcCommand() *cli.Command {
 		Name:  "gc",
 		Usage: "remove what crashed processes left",
 		Description: "Containers of living processes, and those that create and run -d made, stay.\n" +
-			"The host's LSM programs are removed when no guest is held by them any more.",
+			"The host's eBPF programs are removed when no guest is held by them any more, and nobody is about to start one.",
 		Action: func(c *cli.Context) error {
 			if err := needArgs(c, 0, 0); err != nil {
 				return err
@@ -27,11 +27,11 @@ func gcCommand() *cli.Command {
 			for _, path := range report.Strays {
 				fmt.Fprintln(c.App.Writer, "stray", path)
 			}
-			programs, filesErr := enforce.CollectFiles()
+			programs, programsErr := enforce.Collect()
 			for _, path := range programs {
 				fmt.Fprintln(c.App.Writer, "programs", path)
 			}
-			return errors.Join(err, filesErr)
+			return errors.Join(err, programsErr)
 		},
 	}
 }

@@ -26,9 +26,10 @@ type guard struct {
 	record engine.Record
 	// confinement is what psi-init puts on; nil is nothing.
 	confinement *confine.Confinement
-	// programs are put into the kernel while the container is being made.
-	programs chan *enforce.Programs
-	files    chan loadedFiles
+	// loaded gives the network programs, which are found or put into the kernel while the container
+	// is being made; nil if they cannot be had.
+	loaded func() *enforce.Programs
+	files  chan loadedFiles
 }
 
 // loadedFiles are the host's LSM programs, or why there are none.
@@ -104,7 +105,7 @@ func pairsOf(files error, exposed []uint16) engine.Pairs {
 }
 
 func newGuard(record engine.Record) *guard {
-	return &guard{record: record, programs: make(chan *enforce.Programs, 1), files: make(chan loadedFiles, 1)}
+	return &guard{record: record, loaded: func() *enforce.Programs { return nil }, files: make(chan loadedFiles, 1)}
 }
 
 // probeNetwork says why the network programs cannot be loaded; nil if they can.
@@ -186,19 +187,22 @@ func guardUpdate(c *container.Container, s container.Settings) (container.Settin
 
 // load begins to put the programs into the kernel, for attend in this
 // process. If it cannot be done attend will find that out again, and decide.
+// Call unload in the end.
 func (g *guard) load() {
 	if g == nil {
 		return
 	}
-	go func() {
+	g.loaded = sync.OnceValue(func() *enforce.Programs {
 		programs, err := enforce.Load()
 		if err != nil {
-			programs = nil
-		} else if g.byCgroup() {
+			return nil
+		}
+		if g.byCgroup() {
 			programs.HoldsPairs() // loads those too
 		}
-		g.programs <- programs
-	}()
+		return programs
+	})
+	go g.loaded()
 	go func() {
 		files, err := enforce.LoadFiles()
 		g.files <- loadedFiles{files, err}
@@ -208,6 +212,17 @@ func (g *guard) load() {
 // byCgroup says whether programs at the container's cgroup decide where its pairs of datagram
 // sockets lead.
 func (g *guard) byCgroup() bool { return g.record.Made.Pairs == engine.PairsByCgroup }
+
+// unload leaves what load has found to the next process. The guest has ended, or was never attended.
+func (g *guard) unload() error {
+	if g == nil {
+		return nil
+	}
+	if programs := g.loaded(); programs != nil {
+		return programs.Close()
+	}
+	return nil
+}
 
 // attendance is a guest being attended by this process.
 type attendance struct {
@@ -235,7 +250,7 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	}
 	tell := func(e attend.Event) { tellEvent(events, e) }
 	a, err := attend.Start(c, g.record.Policy, attend.Options{
-		Programs: <-g.programs, Files: files.programs, Filter: !g.record.Own, Pairs: g.byCgroup(), OnEvent: tell,
+		Programs: g.loaded(), Files: files.programs, Filter: !g.record.Own, Pairs: g.byCgroup(), OnEvent: tell,
 		OwnFiles: g.record.OwnFiles, Places: g.record.Places,
 	})
 	if err != nil {

@@ -87,6 +87,7 @@ func run(g *global, o *runOptions) error {
 
 // runForeground creates, starts, waits for and deletes the container.
 func runForeground(opts *container.CreateOptions, guard *guard, signals *signals, terminal bool, o *runOptions) (_ int, err error) {
+	defer func() { err = errors.Join(err, guard.unload()) }()
 	streams, err := openStreams(terminal)
 	if err != nil {
 		return 0, err

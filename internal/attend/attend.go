@@ -90,8 +90,8 @@ type Options struct {
 	// It must not block: it runs on the clock's goroutine, or on that of all guests'
 	// denials or throttling. Nil drops events.
 	OnEvent func(Event)
-	// Programs are those that the process already has in the kernel; nil loads them
-	// for this guest alone.
+	// Programs are those that the process already has found or loaded; nil does it for
+	// this guest alone.
 	Programs *enforce.Programs
 	// Filter: the container's network is its engine's. The policy's endpoints are held by
 	// the programs alone, names among them not at all, and nothing is opened.

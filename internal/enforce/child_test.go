@@ -46,6 +46,8 @@ func TestMain(m *testing.M) {
 		os.Exit(childMain())
 	case "attach":
 		os.Exit(attachMain())
+	case "load":
+		os.Exit(loadMain())
 	case "attach-files":
 		os.Exit(attachFilesMain())
 	}
@@ -227,6 +229,7 @@ type child struct {
 	cmd *exec.Cmd
 	in  *json.Encoder
 	out *json.Decoder
+	end func() // waits for it to end, once
 }
 
 func startChild(t testing.TB, cgroup string) *child {
@@ -264,13 +267,14 @@ func startChildIn(t testing.TB, cgroup, path string, namespaces uintptr, files .
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		stdin.Close()
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the child ended with %v", err)
 		}
 	})
-	return &child{t, cmd, json.NewEncoder(stdin), json.NewDecoder(stdout)}
+	t.Cleanup(end)
+	return &child{t, cmd, json.NewEncoder(stdin), json.NewDecoder(stdout), end}
 }
 
 func (c *child) send(req request) {

@@ -86,6 +86,7 @@ const lull = time.Second
 type denials struct {
 	ring     *ebpf.Map
 	accounts *ebpf.Map
+	owner    uint32 // is written down in the accounts
 	running  sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
@@ -110,7 +111,7 @@ type watched struct {
 
 // open makes the account of a guest, from which on its denials are counted.
 func (d *denials) open(cgroup uint64) error {
-	if err := d.accounts.Put(cgroup, bpf.NetAccount{}); err != nil {
+	if err := d.accounts.Put(cgroup, bpf.NetAccount{Owner: uint64(d.owner)}); err != nil {
 		return fmt.Errorf("counting denials: %w", full(err, d.accounts, "guests"))
 	}
 	return nil

@@ -11,6 +11,15 @@ func LoadFilesOf(version string) (*FilePrograms, error) {
 	return loadFiles(filepath.Join(pinRoot, version))
 }
 
+// LoadOf is Load of a psi whose programs have another digest.
+func LoadOf(version string) (*Programs, error) { return load(filepath.Join(pinRoot, version)) }
+
+// NetDir is where the programs of this psi are pinned.
+func NetDir() string { return netDir() }
+
+// OwnerDir is where the maps of this process are pinned; "" where they are not.
+func (p *Programs) OwnerDir() string { return p.owner.path }
+
 // ProgramID is the number of the program that t listens to; 0 before there is one.
 func (t *Throttles) ProgramID() ebpf.ProgramID {
 	t.mu.Lock()

@@ -34,7 +34,7 @@ type FilePrograms struct {
 
 // LoadFiles attaches the programs to the host's LSM hooks and pins them, or finds
 // those that are pinned there already. They hold nobody until a guest is attached,
-// and stay until [CollectFiles] finds no guest. The error wraps [ErrNotSupported]
+// and stay until [Collect] finds no guest. The error wraps [ErrNotSupported]
 // when the host cannot do it.
 func LoadFiles() (*FilePrograms, error) { return loadFiles(pinDir(bpf.LSMObject())) }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 
@@ -138,58 +137,6 @@ func (p *FilePrograms) sweepRings() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// CollectFiles removes what killed processes left: every version of the programs
-// that has no guest any more. It returns what it removed.
-func CollectFiles() (removed []string, err error) {
-	if _, err := os.Stat(pinRoot); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	lock, err := lockPins()
-	if err != nil {
-		return nil, err
-	}
-	defer lock.Close()
-	versions, err := os.ReadDir(pinRoot)
-	if err != nil {
-		return nil, fmt.Errorf("looking for pinned programs: %w", err)
-	}
-	left := 0
-	for _, v := range versions {
-		dir := filepath.Join(pinRoot, v.Name())
-		live, err := liveGuests(dir)
-		if err != nil {
-			return removed, err
-		}
-		if live > 0 {
-			left++
-			continue
-		}
-		if err := unpin(dir); err != nil {
-			return removed, err
-		}
-		removed = append(removed, dir)
-	}
-	if left == 0 {
-		err = os.Remove(pinRoot)
-	}
-	return removed, err
-}
-
-// liveGuests counts the guests of one version. Every version has a map "guests"
-// whose keys are cgroup ids.
-func liveGuests(dir string) (int, error) {
-	guests, err := ebpf.LoadPinnedMap(filepath.Join(dir, "guests"), nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil // somebody was killed while pinning
-	}
-	if err != nil {
-		return 0, fmt.Errorf("opening %s: %w", dir, err)
-	}
-	defer guests.Close()
-	_, live, err := goneGuests(guests, cgroup2Root())
-	return live, err
 }
 
 // goneGuests lists the guests whose cgroup is gone, and counts the others. dir is any

@@ -232,7 +232,7 @@ func denyingRule(rules []policy.FSRule, d Denial) int {
 }
 
 // Close forgets the guest. A process that still runs in its cgroup is denied every
-// file from then on, until [CollectFiles] or the next [LoadFiles] finds the cgroup
+// file from then on, until [Collect] or the next [LoadFiles] finds the cgroup
 // gone. Closing again does nothing.
 func (g *FileGuest) Close() error {
 	g.mu.Lock()

@@ -151,7 +151,7 @@ func detachAll(dir *os.File, hooks []hook) error {
 // use makes a table the one in force, at once for every hook: the kernel swaps the
 // whole value.
 func (g *Guest) use(t *table) error {
-	value := bpf.NetGuest{Policy: t.policy, Cgroup: g.id}
+	value := bpf.NetGuest{Policy: t.policy, Cgroup: g.id, Owner: g.programs.owner.number}
 	if t.udp {
 		value.Udp = 1
 	}

@@ -24,7 +24,8 @@ const nameLength = 16
 // mapCreate is what union bpf_attr is to bpfMapCreate.
 type mapCreate struct {
 	kind, keySize, valueSize, maxEntries, flags uint32
-	_, _                                        uint32 // inner map, NUMA node
+	inner                                       uint32 // descriptor of a map like those that a map of maps has in it
+	_                                           uint32 // NUMA node
 	name                                        [nameLength]byte
 }
 
@@ -48,8 +49,8 @@ func bpfCall[T any](command uintptr, attr *T) (int, error) {
 	return int(fd), nil
 }
 
-// loadImage puts an image into the kernel.
-func loadImage(image *bpf.Image) (_ *ebpf.Collection, err error) {
+// loadImage puts an image into the kernel. like are maps such as its maps of maps have in them.
+func loadImage(image *bpf.Image, like *ownerMaps) (_ *ebpf.Collection, err error) {
 	c := &ebpf.Collection{Maps: make(map[string]*ebpf.Map), Programs: make(map[string]*ebpf.Program)}
 	defer func() {
 		if err != nil {
@@ -58,13 +59,12 @@ func loadImage(image *bpf.Image) (_ *ebpf.Collection, err error) {
 	}()
 	fds := make([]int, len(image.Maps))
 	for i, m := range image.Maps {
-		attr := mapCreate{kind: m.Type, keySize: m.KeySize, valueSize: m.ValueSize, maxEntries: m.MaxEntries, flags: m.Flags}
-		copy(attr.name[:nameLength-1], m.Name)
-		if fds[i], err = bpfCall(bpfMapCreate, &attr); err != nil {
-			return nil, fmt.Errorf("creating map %s: %w", m.Name, err)
+		var inner *ebpf.Map
+		if m.Inner != nil {
+			inner = *like.byName()[m.Name]
 		}
-		if c.Maps[m.Name], err = ebpf.NewMapFromFD(fds[i]); err != nil {
-			return nil, fmt.Errorf("looking at map %s: %w", m.Name, err)
+		if c.Maps[m.Name], err = createMap(m, inner); err != nil {
+			return nil, err
 		}
 		fds[i] = c.Maps[m.Name].FD()
 	}
@@ -79,6 +79,24 @@ func loadImage(image *bpf.Image) (_ *ebpf.Collection, err error) {
 		}
 	}
 	return c, nil
+}
+
+// createMap makes an empty map. A map of maps takes those that are like inner.
+func createMap(m bpf.MapImage, inner *ebpf.Map) (*ebpf.Map, error) {
+	attr := mapCreate{kind: m.Type, keySize: m.KeySize, valueSize: m.ValueSize, maxEntries: m.MaxEntries, flags: m.Flags}
+	copy(attr.name[:nameLength-1], m.Name)
+	if inner != nil {
+		attr.inner = uint32(inner.FD())
+	}
+	fd, err := bpfCall(bpfMapCreate, &attr)
+	if err != nil {
+		return nil, fmt.Errorf("creating map %s: %w", m.Name, err)
+	}
+	out, err := ebpf.NewMapFromFD(fd)
+	if err != nil {
+		return nil, fmt.Errorf("looking at map %s: %w", m.Name, err)
+	}
+	return out, nil
 }
 
 func loadProgram(p *bpf.ProgramImage, maps []int) (int, error) {

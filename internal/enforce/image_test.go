@@ -2,7 +2,9 @@ package enforce
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"os"
 	"testing"
 
@@ -20,6 +22,9 @@ func TestImage(t *testing.T) {
 	pairs, err := bpf.LoadPairs()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if digest := sha256.Sum256(bpf.NetObject()); bpf.NetImage().Digest != hex.EncodeToString(digest[:8]) {
+		t.Errorf("digest %s, %x is that of the object file", bpf.NetImage().Digest, digest)
 	}
 	compareImage(t, bpf.NetImage(), net)
 	compareImage(t, bpf.PairsImage(), pairs)
@@ -39,10 +44,13 @@ func compareImage(t *testing.T, image *bpf.Image, spec *ebpf.CollectionSpec) {
 	}
 	for _, m := range image.Maps {
 		want := spec.Maps[m.Name]
-		if m != (bpf.MapImage{
-			Name: m.Name, Type: uint32(want.Type), KeySize: want.KeySize, ValueSize: want.ValueSize, MaxEntries: want.MaxEntries, Flags: want.Flags,
-		}) {
-			t.Errorf("map %s: %+v, %+v in the object file", m.Name, m, want)
+		for image := &m; image != nil || want != nil; image, want = image.Inner, want.InnerMap {
+			if image == nil || want == nil || *image != (bpf.MapImage{
+				Name: m.Name, Type: uint32(want.Type), KeySize: want.KeySize, ValueSize: want.ValueSize, MaxEntries: want.MaxEntries, Flags: want.Flags,
+				Inner: image.Inner,
+			}) {
+				t.Fatalf("map %s: %+v, %+v in the object file", m.Name, image, want)
+			}
 		}
 	}
 	for _, p := range image.Programs {
@@ -78,7 +86,12 @@ func TestLoadImage(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: CAP_BPF")
 	}
-	c, err := loadImage(bpf.NetImage())
+	like := &ownerMaps{}
+	if err := like.create(); err != nil {
+		t.Fatal(err)
+	}
+	defer like.close()
+	c, err := loadImage(bpf.NetImage(), like)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +117,7 @@ func TestLoadImage(t *testing.T) {
 	image := *bpf.NetImage()
 	image.Programs = append([]bpf.ProgramImage{}, image.Programs...)
 	image.Programs[0].Instructions = image.Programs[0].Instructions[1:]
-	if c, err := loadImage(&image); err == nil {
+	if c, err := loadImage(&image, like); err == nil {
 		c.Close()
 		t.Error("the verifier took half of a program")
 	}

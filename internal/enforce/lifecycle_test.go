@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,7 +50,22 @@ func TestAttachTwice(t *testing.T) {
 	c.expect("connect", "tcp4", "127.0.0.1:80", "", 0)
 	c.expect("connect", "tcp4", "127.0.0.1:81", "connect", eperm)
 
-	attach(t, load(t), dir, "127.0.0.1:81") // another process's: both must agree
+	// Another process finds the same programs.
+	if _, err := load(t).Attach(dir, endpoints(t, "127.0.0.1:81"), nil); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("attaching twice, by two: %v", err)
+	}
+	c.expect("connect", "tcp4", "127.0.0.1:80", "", 0)
+
+	another, err := enforce.LoadOf("another") // version: both must agree
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := another.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	attach(t, another, dir, "127.0.0.1:81")
 	c.expect("connect", "tcp4", "127.0.0.1:80", "connect", eperm)
 	c.expect("connect", "tcp4", "127.0.0.1:81", "connect", eperm)
 }
@@ -75,6 +91,12 @@ func TestGuestsAreApart(t *testing.T) {
 
 // attachMain attaches to the cgroup of the first argument and dies.
 func attachMain() int {
+	if os.Getenv("PSI_NO_PINS") != "" {
+		if err := unix.Mount("bpf", "/sys/fs/bpf", "bpf", unix.MS_RDONLY, ""); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+	}
 	if _, err := enforce.Attach(os.Args[1], []policy.Endpoint{{Host: "127.0.0.1", Port: 80}}, nil); err != nil {
 		fmt.Println(errors.Is(err, enforce.ErrNotSupported), err)
 		return 1
@@ -88,16 +110,6 @@ func attachElsewhere(dir string, attr *syscall.SysProcAttr) (string, error) {
 	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()
 	return string(out), err
-}
-
-func TestPolicyOutlivesItsProcess(t *testing.T) {
-	dir := newCgroup(t)
-	c := startChild(t, dir)
-	if out, err := attachElsewhere(dir, nil); err != nil {
-		t.Fatal(err, out)
-	}
-	c.expect("connect", "tcp4", "127.0.0.1:80", "", 0)
-	c.expect("connect", "tcp4", "127.0.0.1:81", "connect", eperm)
 }
 
 func TestNotSupported(t *testing.T) {
@@ -145,7 +157,11 @@ func TestNothingIsLeft(t *testing.T) {
 	fds := countFDs(t)
 	for _, order := range []string{"close first", "remove first"} {
 		dir := newCgroup(t)
-		g, err := enforce.Attach(dir, endpoints(t, "127.0.0.1:80", "0.0.0.0/0:443"), nil)
+		p, err := enforce.LoadOf("left")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := p.Attach(dir, endpoints(t, "127.0.0.1:80", "0.0.0.0/0:443"), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,10 +172,13 @@ func TestNothingIsLeft(t *testing.T) {
 		if order == "remove first" {
 			removeCgroup(t, dir)
 		}
-		if err := g.Close(); err != nil {
+		if err := errors.Join(g.Close(), p.Close()); err != nil {
 			t.Errorf("%s: %v", order, err)
 		}
 		removeCgroup(t, dir)
+		if removed, err := enforce.Collect(); err != nil || !slices.Contains(removed, "/sys/fs/bpf/psi/left") {
+			t.Errorf("%s: collected %q, %v", order, removed, err)
+		}
 		for _, id := range ids {
 			awaitProgramGone(t, id)
 		}

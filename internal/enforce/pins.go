@@ -18,11 +18,16 @@ import (
 //
 //	/sys/fs/bpf/psi/<digest of the object>/guests, tables_small, …   the maps
 //	                                      /link_<program>            attached while it exists
+//	                network1-<digest>/guests, connect4, …            maps and programs, see network_pins.go
 //
-// The lock on pinRoot is held by whoever changes what is pinned, or adds a guest.
-const pinRoot = "/sys/fs/bpf/psi"
+// In each version guests is a hash whose keys are the cgroups of its guests. The lock on pinRoot is
+// held by whoever changes what is pinned, or adds a guest that is held to file rules.
+const pinRoot = bpffs + "/psi"
 
-// pinDir is the directory of one version of the programs.
+// bpffs is where file systems for pins are mounted.
+const bpffs = "/sys/fs/bpf"
+
+// pinDir is the directory of one version of the LSM programs.
 func pinDir(object []byte) string {
 	digest := sha256.Sum256(object)
 	return filepath.Join(pinRoot, hex.EncodeToString(digest[:8]))
@@ -30,38 +35,72 @@ func pinDir(object []byte) string {
 
 // lockPins takes the lock. Closing the file releases it.
 func lockPins() (*os.File, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(pinRoot), &fs); err != nil || fs.Type != unix.BPF_FS_MAGIC {
-		return nil, filesUnsupported("a bpf file system at /sys/fs/bpf", "mount it: mount -t bpf bpf /sys/fs/bpf", err)
+	if err := mountPins(); err != nil {
+		return nil, filesUnsupported("a bpf file system at "+bpffs, "mount it: mount -t bpf bpf "+bpffs, err)
 	}
 	for {
 		if err := os.Mkdir(pinRoot, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("making the directory of pinned programs: %w", err)
 		}
-		lock, err := os.Open(pinRoot)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
+		lock, err := lockDir(pinRoot, unix.LOCK_EX)
+		if !errors.Is(err, os.ErrNotExist) {
+			return lock, err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("locking the pinned programs: %w", err)
-		}
-		for {
-			if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
-		if err != nil {
-			lock.Close()
-			return nil, fmt.Errorf("locking %s: %w", pinRoot, err)
-		}
-		// It may have been removed while we waited.
-		held, errHeld := lock.Stat()
-		now, errNow := os.Stat(pinRoot)
-		if errHeld == nil && errNow == nil && os.SameFile(held, now) {
-			return lock, nil
-		}
-		lock.Close()
 	}
+}
+
+// mountPins mounts the file system where nobody has, as systemd does when a machine starts. It stays.
+func mountPins() error {
+	if isMounted() {
+		return nil
+	}
+	// The lock is on what was there before. Two mounts on each other would hide pins.
+	dir, err := os.Open(bpffs)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := flock(dir, unix.LOCK_EX); err != nil || isMounted() {
+		return err
+	}
+	return os.NewSyscallError("mount", unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"))
+}
+
+func isMounted() bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(bpffs, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC
+}
+
+func flock(dir *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(dir.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// lockDir locks a directory that is there when it is locked; else the error is an
+// [os.ErrNotExist]. Closing the file releases the lock.
+func lockDir(path string, how int) (*os.File, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("locking pinned programs: %w", err)
+	}
+	if err = flock(dir, how); err == nil {
+		// It may have been removed while we waited.
+		var held, now os.FileInfo
+		if held, err = dir.Stat(); err == nil {
+			now, err = os.Stat(path)
+		}
+		if err == nil && !os.SameFile(held, now) {
+			err = os.ErrNotExist
+		}
+	}
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("locking %s: %w", path, err)
+	}
+	return dir, nil
 }
 
 // unpin removes what is pinned in a directory, and the directory. Links go first:
@@ -75,20 +114,21 @@ func unpin(dir string) error {
 	if err != nil {
 		return fmt.Errorf("removing pinned programs: %w", err)
 	}
-	var links, maps []string
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if strings.HasPrefix(e.Name(), linkPrefix) {
-			links = append(links, path)
-		} else {
-			maps = append(maps, path)
+	var errs []error
+	for _, links := range []bool{true, false} {
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), linkPrefix) != links {
+				continue
+			}
+			path := filepath.Join(dir, e.Name())
+			if e.IsDir() {
+				errs = append(errs, unpin(path))
+			} else {
+				errs = append(errs, os.Remove(path))
+			}
 		}
 	}
-	var errs []error
-	for _, path := range append(append(links, maps...), dir) {
-		errs = append(errs, os.Remove(path))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, os.Remove(dir))...)
 }
 
 // linkPrefix begins the names of pinned links.

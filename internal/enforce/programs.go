@@ -3,6 +3,7 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 
@@ -13,10 +14,11 @@ import (
 	"github.com/psi-runtime/psi/bpf"
 )
 
-// Programs is the eBPF programs and maps in the kernel, shared by the guests of
-// one process. It is safe for use by several goroutines.
+// Programs is the eBPF programs and maps in the kernel. The programs are shared by all guests of
+// the host, what they look up by those of this process. It is safe for use by several goroutines.
 type Programs struct {
 	objects bpf.NetObjects
+	owner   *owner // the maps of this process
 	hooks   []hook
 
 	pairsOnce sync.Once
@@ -40,15 +42,22 @@ type hook struct {
 	id      ebpf.ProgramID
 }
 
-// Load puts the programs into the kernel, attached to nothing. The error wraps
+// Load finds the host's programs, or puts them into the kernel, attached to nothing. The error wraps
 // [ErrNotSupported] when the host lacks something.
-func Load() (*Programs, error) {
-	p := &Programs{tables: make(map[string]*table)}
-	if err := loadNet(&p.objects); err != nil {
+func Load() (*Programs, error) { return load(netDir()) }
+
+func load(dir string) (*Programs, error) {
+	// Nobody who had our maps before us has used these numbers.
+	p := &Programs{tables: make(map[string]*table), lastPolicy: rand.Uint64() >> 1}
+	err := p.loadShared(dir)
+	if cannotPin(err) {
+		err = p.loadAlone()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("loading the network programs: %w", explain(err))
 	}
 	o := &p.objects
-	p.denials.ring, p.denials.accounts = o.Events, o.Accounts
+	p.denials.ring, p.denials.accounts, p.denials.owner = p.owner.maps.events, o.Accounts, p.owner.number
 	p.hooks = []hook{
 		{program: o.Connect4, attach: ebpf.AttachCGroupInet4Connect},
 		{program: o.Connect6, attach: ebpf.AttachCGroupInet6Connect},
@@ -69,10 +78,26 @@ func Load() (*Programs, error) {
 	return p, nil
 }
 
+// loadAlone is for a host without a place for pins: the programs are this process's.
+func (p *Programs) loadAlone() error {
+	p.owner = &owner{}
+	err := p.owner.maps.create()
+	if err == nil {
+		err = loadNet(&p.objects, &p.owner.maps)
+	}
+	if err == nil {
+		err = p.owner.give(&p.objects)
+	}
+	if err != nil {
+		return errors.Join(err, p.owner.close(), p.objects.Close())
+	}
+	return nil
+}
+
 // loadNet loads the image. If the kernel refuses anything, the library that reads the object
-// file tries too: it finds out why.
-func loadNet(to *bpf.NetObjects) error {
-	collection, err := loadImage(bpf.NetImage())
+// file tries too: it finds out why. like are maps of an owner.
+func loadNet(to *bpf.NetObjects, like *ownerMaps) error {
+	collection, err := loadImage(bpf.NetImage(), like)
 	if err == nil {
 		defer collection.Close()
 		return collection.Assign(to)
@@ -89,7 +114,9 @@ func loadNet(to *bpf.NetObjects) error {
 // the kernel, and putting it there takes half of the time of loading.
 func dropDebugInfo(spec *ebpf.CollectionSpec) {
 	for _, m := range spec.Maps {
-		m.Key, m.Value = nil, nil
+		for ; m != nil; m = m.InnerMap {
+			m.Key, m.Value = nil, nil
+		}
 	}
 	for _, program := range spec.Programs {
 		for i, ins := range program.Instructions {
@@ -111,7 +138,14 @@ func dropDebugInfo(spec *ebpf.CollectionSpec) {
 func (p *Programs) Close() error {
 	p.eraser.Wait()
 	p.denials.close()
-	if err := errors.Join(p.objects.Close(), closeHooks(p.pairs)); err != nil {
+	p.mu.Lock()
+	idle := len(p.tables) == 0
+	p.mu.Unlock()
+	var err error
+	if idle {
+		err = p.owner.release(&p.objects)
+	}
+	if err := errors.Join(err, p.owner.close(), p.objects.Close(), closeHooks(p.pairs)); err != nil {
 		return fmt.Errorf("closing the network programs: %w", err)
 	}
 	return nil

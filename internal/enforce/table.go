@@ -135,8 +135,8 @@ func (p *Programs) write(entries []endpoint.Entry, exposed []uint16) (table, err
 			verdict = verdictAllow
 		}
 		key := mapKey(t.policy, e)
-		if err := p.objects.Endpoints.Put(key, verdict); err != nil {
-			err = fmt.Errorf("writing rule %s port %s: %w", e.Block, e.Ports, full(err, p.objects.Endpoints, "rules of all guests"))
+		if err := p.owner.maps.endpoints.Put(key, verdict); err != nil {
+			err = fmt.Errorf("writing rule %s port %s: %w", e.Block, e.Ports, full(err, p.owner.maps.endpoints, "rules of all guests"))
 			return table{}, errors.Join(err, p.erase(t))
 		}
 		t.keys = append(t.keys, key)
@@ -161,8 +161,8 @@ func (p *Programs) writePorts(t *table, e endpoint.Entry, number uint32) error {
 			Policy:    t.policy,
 			Port:      networkOrder(block.Port),
 		}
-		if err := p.objects.Ports.Put(key, number); err != nil {
-			return fmt.Errorf("writing ports %s: %w", e.Ports, full(err, p.objects.Ports, "ranges of ports of all guests"))
+		if err := p.owner.maps.ports.Put(key, number); err != nil {
+			return fmt.Errorf("writing ports %s: %w", e.Ports, full(err, p.owner.maps.ports, "ranges of ports of all guests"))
 		}
 		t.ports = append(t.ports, key)
 	}
@@ -204,12 +204,12 @@ func words(addr [16]byte) (out [4]uint32) {
 func (p *Programs) erase(t table) error {
 	var errs []error
 	for _, key := range t.keys {
-		if err := p.objects.Endpoints.Delete(key); err != nil {
+		if err := p.owner.maps.endpoints.Delete(key); err != nil {
 			errs = append(errs, fmt.Errorf("removing a rule of policy %d: %w", t.policy, err))
 		}
 	}
 	for _, key := range t.ports {
-		if err := p.objects.Ports.Delete(key); err != nil {
+		if err := p.owner.maps.ports.Delete(key); err != nil {
 			errs = append(errs, fmt.Errorf("removing ports of policy %d: %w", t.policy, err))
 		}
 	}

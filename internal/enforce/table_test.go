@@ -20,13 +20,13 @@ func kernelAllows(t *testing.T, p *Programs, policy uint64, addr netip.Addr, por
 	t.Helper()
 	var verdict, number uint32
 	at := bpf.NetPort{Prefixlen: prefixFixed + 16, Protocol: uint32(endpoint.TCP), Policy: policy, Port: networkOrder(port)}
-	if err := p.objects.Ports.Lookup(at, &number); errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := p.owner.maps.ports.Lookup(at, &number); errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false
 	} else if err != nil {
 		t.Fatal(err)
 	}
 	whole := bpf.NetEndpoint{Prefixlen: prefixFixed + 128, Range: number, Policy: policy, Addr: words(addr.As16())}
-	err := p.objects.Endpoints.Lookup(whole, &verdict)
+	err := p.owner.maps.endpoints.Lookup(whole, &verdict)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false
 	}
@@ -114,7 +114,7 @@ func TestKernelTrieAgreesWithReference(t *testing.T) {
 		}
 	}
 	var key, value any = new([32]byte), new(uint32)
-	if p.objects.Endpoints.Iterate().Next(key, value) || p.objects.Ports.Iterate().Next(new([24]byte), value) {
+	if p.owner.maps.endpoints.Iterate().Next(key, value) || p.owner.maps.ports.Iterate().Next(new([24]byte), value) {
 		t.Error("an entry is left in the trie")
 	}
 }
@@ -172,7 +172,7 @@ func TestTablesAreShared(t *testing.T) {
 		t.Error(err)
 	}
 	p.eraser.Wait()
-	if p.objects.Endpoints.Iterate().Next(new([32]byte), new(uint32)) || p.objects.Ports.Iterate().Next(new([24]byte), new(uint32)) || len(p.tables) != 0 {
+	if p.owner.maps.endpoints.Iterate().Next(new([32]byte), new(uint32)) || p.owner.maps.ports.Iterate().Next(new([24]byte), new(uint32)) || len(p.tables) != 0 {
 		t.Errorf("something is left: %v", p.tables)
 	}
 }

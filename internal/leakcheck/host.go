@@ -134,7 +134,7 @@ func mounts(others foreign) (map[string]string, error) {
 	for line := range strings.Lines(string(data)) {
 		// 36 35 98:0 /root /point options optional… - type source options
 		fields := strings.Fields(line)
-		if len(fields) < 5 || others.owns(fields[4]) {
+		if len(fields) < 5 || others.owns(fields[4]) || fields[4] == "/sys/fs/bpf" { // which stays, as where systemd mounts it
 			continue
 		}
 		out[fields[0]+" "+fields[4]] = fields[4]
@@ -185,7 +185,9 @@ func holdsForeign(group string, all map[int]proc) bool {
 }
 
 // pins lists the guests that the host's LSM programs hold. The programs themselves,
-// below /sys/fs/bpf/psi, stay until `psi-runtime gc` finds no guest.
+// below /sys/fs/bpf/psi, stay until `psi-runtime gc` finds no guest. So does all that is
+// there of the network programs: what a process has, who may be somebody else, goes with its guests'
+// cgroups, or is the next one's (see internal/enforce).
 func pins(foreign) (map[string]string, error) {
 	out := map[string]string{}
 	maps, err := filepath.Glob("/sys/fs/bpf/psi/*/guests")
@@ -193,6 +195,9 @@ func pins(foreign) (map[string]string, error) {
 		return nil, err
 	}
 	for _, path := range maps {
+		if strings.HasPrefix(path, "/sys/fs/bpf/psi/network") {
+			continue
+		}
 		for _, cgroup := range keysOfPin(path) {
 			name := fmt.Sprintf("file rules of cgroup %d in %s", cgroup, path)
 			out[name] = name

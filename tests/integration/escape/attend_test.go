@@ -54,6 +54,9 @@ func TestEngineContainerDiesWithItsAttendant(t *testing.T) {
 		}
 		invoke(t, program(t), "delete", "--force", id)
 	}
+	if got := invoke(t, program(t), "gc"); got.code != 0 {
+		t.Errorf("gc: %+v", got)
+	}
 }
 
 // When both are killed at once nobody is left to kill the container: it lives on, held as it

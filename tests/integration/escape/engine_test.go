@@ -89,6 +89,7 @@ var stopped = map[string][]string{
 	"volume-secret": {"EACCES"}, "volume-link": {"EACCES"}, "volume-dotdot": {"EACCES"}, "volume-proc": {"EACCES"}, "volume-write": {"EROFS", "EACCES"},
 	"volume-socket": {"ECONNREFUSED", "EACCES"}, "volume-fifo": {"masked", "EACCES"},
 	"core-pattern": {"EROFS", "EACCES", "ENOENT"}, "sysrq": {"EROFS", "EACCES", "ENOENT"}, "device": {"ENOENT", "EPERM"},
+	"pins": {"ENOENT", "EACCES"},
 }
 
 func checkStopped(t *testing.T, got result, but map[string][]string) {
@@ -114,7 +115,7 @@ func checkStopped(t *testing.T, got result, but map[string][]string) {
 			t.Errorf("%s: %s, want %q", name, verdict, want)
 		}
 	}
-	if got.code != 0 || lines != 46 {
+	if got.code != 0 || lines != 48 {
 		t.Errorf("exit code %d, %d attempts:\n%s%s", got.code, lines, got.stdout, got.stderr)
 	}
 }

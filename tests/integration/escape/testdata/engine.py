@@ -123,6 +123,8 @@ def volume_fifo():
         os.close(fd)
 
 
+PINS = ctypes.create_string_buffer(b"/sys/fs/bpf/psi")  # where the host's programs are
+
 ATTEMPTS = {
     "allowed": connect(socket.AF_INET, ("127.0.0.2", 9200)),
     "other-port": connect(socket.AF_INET, ("127.0.0.2", 9201)),
@@ -149,6 +151,8 @@ ATTEMPTS = {
     "umount": lambda: call("umount2", b"/proc/sys", 0),
     "open-tree": lambda: call("open_tree", -100, b"/", 1),
     "bpf": lambda: call("bpf", 0, ctypes.create_string_buffer(struct.pack("IIIII", 1, 4, 4, 1, 0) + bytes(100)), 72),
+    "pin": lambda: call("bpf", 7, ctypes.create_string_buffer(struct.pack("QII", ctypes.addressof(PINS), 0, 0)), 16),
+    "pins": lambda: print("pins", os.listdir(PINS.value)),
     "handle": lambda: call("open_by_handle_at", 3, ctypes.create_string_buffer(struct.pack("Ii", 8, 1) + bytes(16)), 0),
     "keyctl": lambda: call("keyctl", 0, -4, 0, 0, 0),
     "raise-limit": raise_limit,
