@@ -149,6 +149,8 @@ class FrameReader:
     def take_changes(self, sock: socket.socket) -> None:
         """Begin to hold the guest to the limits that were set; for who could read now."""
         changes = len(self._changes)
+        if not changes:
+            return
         now, former, under_way = self._limits
         for limit in self._changes[:changes]:
             former = max(former, limit)

@@ -67,6 +67,8 @@ class Handle:
     def on_limits(self, limits: Mapping[str, Any]) -> None:
         """A reload has put these limits into force; the I/O thread says so, before the guest knows."""
         self.limits = limits
+        if self._message_limit == int(limits["message"]):
+            return  # as for most reloads, of which there may be a thousand at once
         self._message_limit = int(limits["message"])
         # What is decoded has been let in by the channel's reader, perhaps under an older limit: this one only grows.
         self._budget = Limits(message=max(self._budget.message, self._message_limit + wire.VALUE_SLACK))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
+from ._hint import fs_rules
 from ._request import PolicyLike, policy_fields
 from .errors import PolicyAuthError, PolicyError, SandboxError
 
@@ -55,13 +56,14 @@ def refresh(sandboxes: List["Sandbox"], path: str, token: Optional[str], dry_run
     for sandbox in sandboxes:
         by_connection.setdefault(sandbox.connection, []).append(sandbox)
     found: Dict[str, List[Change]] = {}
+    file, rules = policy_file(fields), fs_rules(fields)
     for connection, its in by_connection.items():
         reply = _ask(connection, its, fields)
         by_id = changes(reply) if dry_run else {}
         for sandbox in its:
             found[sandbox.name] = by_id.get(sandbox.id, [])
             if not dry_run:
-                sandbox.on_reloaded(fields)
+                sandbox.on_reloaded(file, rules)
     return found
 
 

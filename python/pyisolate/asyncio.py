@@ -26,9 +26,10 @@ from ._channel import ChannelClosed, Payload, WaitExpired
 from ._control import ConnectionLost, OnOK, Pending, no_answer
 from ._engine import EngineLike, engine_fields, engine_words
 from ._handle import EXIT_NOTICE, Malformed
+from ._hint import fs_rules
 from ._outbox import OutboxFull
 from ._output import OutputText
-from ._reload import Change, changes, reload_fields
+from ._reload import Change, changes, policy_file, reload_fields
 from ._request import PolicyLike, check_name, imports_field, policy_fields
 from ._supervisor import READY, SPAWN, Making, Words
 from ._waiting import Request
@@ -228,7 +229,7 @@ class Sandbox:
         reply = await self._ask("reload", fields)
         if dry_run:
             return changes(reply)[self.id]
-        self._core.on_reloaded(fields)
+        self._core.on_reloaded(policy_file(fields), fs_rules(fields))
         return []
 
     async def connect(self, port: int, timeout: float = 5.0) -> socket.socket:

@@ -25,6 +25,7 @@ from ._reload import Change, changes, policy_file, reload_fields
 from ._request import PolicyLike
 from ._waiting import Request
 from .errors import SandboxError
+from .policy import FsRule
 
 PATIENCE = 30.0  # seconds that a supervisor may take to answer, beyond what was asked of it
 
@@ -199,7 +200,7 @@ class Sandbox(Handle):
         reply = self._ask("reload", fields)
         if dry_run:
             return changes(reply)[self.id]
-        self.on_reloaded(fields)
+        self.on_reloaded(policy_file(fields), fs_rules(fields))
         return []
 
     def __enter__(self) -> "Sandbox":
@@ -237,10 +238,10 @@ class Sandbox(Handle):
         self._owner.forget(self)
         self.on_end()
 
-    def on_reloaded(self, fields: Mapping[str, object]) -> None:
-        """The request with these fields has put another policy into force."""
-        self._fs = fs_rules(fields)
-        self.policy_file = policy_file(fields)
+    def on_reloaded(self, file: Optional[str], rules: Optional[List[FsRule]]) -> None:
+        """Another policy has been put into force, from this file and with these fs rules, as far as they are known."""
+        self._fs = rules
+        self.policy_file = file
         self._channel.settle_limit()
 
     def discard(self) -> Pending:
