@@ -64,8 +64,6 @@ struct endpoint {
 	__u32 addr[4]; // network order
 };
 
-#define OWNERS (1 << 13) // processes that hold guests at a time
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, OWNERS);
@@ -92,27 +90,9 @@ struct {
 	});
 } endpoints SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, OWNERS);
-	__type(key, __u32);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_RINGBUF);
-		__uint(max_entries, 256 << 10);
-	});
-} events SEC(".maps");
-
 // For bpf2go, as in events.h.
 struct port *port_type SEC("types");
 struct endpoint *endpoint_type SEC("types");
-
-// map_of is the guest's owner's one of some maps.
-static __always_inline void *map_of(void *maps, struct guest *guest)
-{
-	__u32 owner = guest->owner;
-
-	return bpf_map_lookup_elem(maps, &owner);
-}
 
 static __always_inline int deny(struct guest *guest, __u16 kind, __u32 port, __u32 a0, __u32 a1, __u32 a2, __u32 a3)
 {

@@ -8,6 +8,8 @@
 
 #define EPERM 1
 
+#define OWNERS (1 << 13) // processes that hold guests at a time
+
 #define DENY 0 // the system call gives EPERM
 #define ALLOW 1
 
@@ -27,4 +29,22 @@ struct {
 static __always_inline struct guest *current_guest(void)
 {
 	return bpf_get_local_storage(&guests, 0);
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, OWNERS);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_RINGBUF);
+		__uint(max_entries, 256 << 10);
+	});
+} events SEC(".maps");
+
+// map_of is the guest's owner's one of some maps.
+static __always_inline void *map_of(void *maps, struct guest *guest)
+{
+	__u32 owner = guest->owner;
+
+	return bpf_map_lookup_elem(maps, &owner);
 }

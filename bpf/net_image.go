@@ -3,7 +3,7 @@
 package bpf
 
 var netImage = Image{
-	Digest: "8f71f9970438f584",
+	Digest: "2791726bb8566e2e",
 	Maps: []MapImage{
 		{Name: "accounts", Type: 1, KeySize: 8, ValueSize: 32, MaxEntries: 8192, Flags: 1},
 		{Name: "endpoints", Type: 12, KeySize: 4, ValueSize: 4, MaxEntries: 8192, Flags: 0, Inner: &MapImage{Name: "endpoints", Type: 11, KeySize: 32, ValueSize: 4, MaxEntries: 1048576, Flags: 1}},

@@ -14,7 +14,7 @@
 // hook is there), and only to be told. So it is read, and compared with what the kernel itself hands
 // over: a name that does not agree is not told. Nothing is decided by it.
 //
-// The maps are those that the network programs of the same process have.
+// The maps are those that the network programs have.
 
 #include <linux/bpf.h>
 #include <linux/un.h>
@@ -23,11 +23,6 @@
 #include "net.h"
 
 #define AF_UNIX 1
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 << 10);
-} events SEC(".maps");
 
 // asked is the beginning of what the context really is.
 struct asked {
@@ -73,7 +68,11 @@ static __always_inline int refuse(struct bpf_sock_addr *ctx)
 	asm volatile("" : "+r"(length));
 	if (length > UNIX_PATH_MAX)
 		length = 0;
-	report_denial(&events, current_guest()->cgroup, &told.event, length);
+	struct guest *guest = current_guest();
+	void *ring = map_of(&events, guest);
+
+	if (ring)
+		report_denial(ring, guest->cgroup, &told.event, length);
 	return DENY;
 }
 

@@ -20,6 +20,14 @@ func NetDir() string { return netDir() }
 // OwnerDir is where the maps of this process are pinned; "" where they are not.
 func (p *Programs) OwnerDir() string { return p.owner.path }
 
+// PairIDs are the numbers of the programs for pairs.
+func (p *Programs) PairIDs() (ids []ebpf.ProgramID) {
+	for _, h := range p.pairs {
+		ids = append(ids, h.id)
+	}
+	return ids
+}
+
 // ProgramID is the number of the program that t listens to; 0 before there is one.
 func (t *Throttles) ProgramID() ebpf.ProgramID {
 	t.mu.Lock()

@@ -14,7 +14,8 @@ import (
 
 // The network programs are pinned, so that a process that starts a guest finds them:
 //
-//	network1-<digest of the object>/connect4, …   programs, attached to the cgroups of guests
+//	network1-<digest of the objects>/connect4, …  programs, attached to the cgroups of guests
+//	                               /connect_unix  and those for pairs, when they were first needed
 //	                               /guests        the accounts of all guests, by cgroup
 //	                               /storage       of each cgroup; goes with it
 //	                               /ports, endpoints, events   each owner's map, by its number
@@ -30,7 +31,7 @@ const netLayout = 1
 
 // netDir is the directory of this version of the programs.
 func netDir() string {
-	return filepath.Join(pinRoot, fmt.Sprintf("network%d-%s", netLayout, bpf.NetImage().Digest))
+	return filepath.Join(pinRoot, fmt.Sprintf("network%d-%s%s", netLayout, bpf.NetImage().Digest[:8], bpf.PairsImage().Digest[:8]))
 }
 
 const (

@@ -66,6 +66,14 @@ func takeSpare(dir string) (*owner, error) {
 	return nil, nil
 }
 
+// pins is the directory in which the programs of this version are pinned; "" where nothing is.
+func (o *owner) pins() string {
+	if o.path == "" {
+		return ""
+	}
+	return filepath.Dir(filepath.Dir(o.path))
+}
+
 // open opens the maps that are pinned.
 func (o *owner) open() (err error) {
 	for name, m := range o.maps.byName() {
@@ -182,7 +190,7 @@ func (o *owner) release(objects *bpf.NetObjects) error {
 	if o.path == "" {
 		return nil
 	}
-	dir := filepath.Dir(filepath.Dir(o.path))
+	dir := o.pins()
 	spare, err := os.ReadDir(filepath.Join(dir, spareName))
 	if err == nil && len(spare) < maxSpare {
 		err = o.move(filepath.Join(dir, spareName))

@@ -3,6 +3,8 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -16,33 +18,59 @@ import (
 // a name, by a socket that was made in the cgroup: those of pairs.bpf.c refuse, whatever the
 // name. What an end sends to its other end needs none.
 
-// loadPairs loads those programs, which tell the guest's denials as the others do, by the same maps.
+// loadPairs finds those programs where the network programs are pinned, or puts them there. They
+// tell the guest's denials as the others do, by the same maps.
 func (p *Programs) loadPairs() (hooks []hook, err error) {
 	defer func() {
 		if err != nil {
 			err, hooks = errors.Join(err, closeHooks(hooks)), nil
 		}
 	}()
-	image, own := bpf.PairsImage(), map[string]*ebpf.Map{"guests": p.objects.Guests, "accounts": p.objects.Accounts, "events": p.denials.ring}
+	image, dir := bpf.PairsImage(), p.owner.pins()
+	own := map[string]*ebpf.Map{"guests": p.objects.Guests, "accounts": p.objects.Accounts, "events": p.objects.Events}
 	maps := make([]int, len(image.Maps))
 	for i, m := range image.Maps {
 		maps[i] = own[m.Name].FD()
 	}
 	for i := range image.Programs {
-		fd, err := loadProgram(&image.Programs[i], maps)
+		program, err := shared(dir, &image.Programs[i], maps)
 		if err != nil {
-			return hooks, fmt.Errorf("loading program %s: %w", image.Programs[i].Name, err)
+			return hooks, err
 		}
-		h := hook{attach: ebpf.AttachType(image.Programs[i].ExpectedAttachType)}
-		if h.program, err = ebpf.NewProgramFromFD(fd); err != nil {
-			return hooks, fmt.Errorf("looking at program %s: %w", image.Programs[i].Name, err)
-		}
+		h := hook{program: program, attach: ebpf.AttachType(image.Programs[i].ExpectedAttachType)}
 		hooks = append(hooks, h)
-		if hooks[i].id, err = programID(h.program); err != nil {
+		if hooks[i].id, err = programID(program); err != nil {
 			return hooks, err
 		}
 	}
 	return hooks, nil
+}
+
+// shared opens a program that is pinned in a directory, or loads it and pins it. Without a
+// directory it is this process's.
+func shared(dir string, image *bpf.ProgramImage, maps []int) (*ebpf.Program, error) {
+	pin := filepath.Join(dir, image.Name)
+	if dir != "" {
+		program, err := ebpf.LoadPinnedProgram(pin, nil)
+		if !errors.Is(err, os.ErrNotExist) {
+			return program, err
+		}
+	}
+	fd, err := loadProgram(image, maps)
+	if err != nil {
+		return nil, fmt.Errorf("loading program %s: %w", image.Name, err)
+	}
+	program, err := ebpf.NewProgramFromFD(fd)
+	if err != nil {
+		return nil, fmt.Errorf("looking at program %s: %w", image.Name, err)
+	}
+	// Where somebody was quicker, or the pins have just been removed, this one does as well.
+	if dir != "" {
+		if err := program.Pin(pin); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, os.ErrNotExist) {
+			return nil, errors.Join(fmt.Errorf("pinning program %s: %w", image.Name, err), program.Close())
+		}
+	}
+	return program, nil
 }
 
 func closeHooks(hooks []hook) error {

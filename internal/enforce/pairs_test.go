@@ -3,6 +3,7 @@ package enforce_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,9 @@ func TestHoldPairs(t *testing.T) {
 		}
 		return
 	}
+	if other := load(t); !other.HoldsPairs() || !slices.Equal(other.PairIDs(), p.PairIDs()) || len(p.PairIDs()) != 2 {
+		t.Errorf("programs of two processes: %v and %v", p.PairIDs(), other.PairIDs())
+	}
 	inside, outside := startChild(t, dir), startChild(t, newCgroup(t))
 	host := listenDatagrams(t)
 	for _, c := range []*child{inside, outside} {
@@ -46,6 +50,7 @@ func TestHoldPairs(t *testing.T) {
 // What is refused to a guest is told as all its denials are, with the name that it gave, and a
 // flood is counted with the others.
 func TestRefusedNamesAreTold(t *testing.T) {
+	load(t).HoldsPairs() // who needs them first pins them, and hears nothing of others' guests
 	p, dir := load(t), newCgroup(t)
 	if !p.HoldsPairs() {
 		t.Skipf("the hooks connect_unix and sendmsg_unix, since Linux 6.7: %v", p.HoldPairs(dir))
