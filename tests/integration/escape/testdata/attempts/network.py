@@ -172,13 +172,6 @@ for name, (family, kind, protocol) in FAMILIES.items():
             return f"descriptor {syscall('socket', number, kind | socket.SOCK_CLOEXEC, protocol)}"
 
 
-@attempt("socketpair of datagrams, to the path of a socket")
-def _():
-    pair = (ctypes.c_int * 2)()
-    syscall("socketpair", 1, 2, 0, pair)
-    return socket.socket(fileno=pair[0]).sendto(b"x", UNIX)
-
-
 for name, where in (("path", UNIX), ("abstract name", ABSTRACT)):
 
     @attempt(f"connect a unix socket to the {name} of the host's")
