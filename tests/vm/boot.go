@@ -49,7 +49,7 @@ func boot(ctx context.Context, m machine) (int, error) {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(processors,
 		"-cpu", "max", "-m", strconv.Itoa(m.MemoryMiB),
 		"-kernel", m.Kernel, "-initrd", m.Initrd,
-		"-append", "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,bpf systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
+		"-append", "console=ttyS0 quiet panic=-1 lsm=landlock,lockdown,yama,bpf systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all maxcpus=1",
 		"-drive", "file="+m.Disk+",format=raw,if=virtio,cache=unsafe",
 		"-display", "none", "-no-reboot", "-nic", "none", "-monitor", "none",
 		"-serial", "file:"+m.Console, "-serial", "stdio")...)

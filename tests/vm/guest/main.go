@@ -80,6 +80,9 @@ func system() error {
 	if err := holdSwitch(); err != nil {
 		return err
 	}
+	if err := startProcessors(); err != nil {
+		return err
+	}
 	code, err := runChild("/psi/guest", "steps")
 	if err != nil {
 		return err
