@@ -300,7 +300,7 @@ func TestLimitsAndEvents(t *testing.T) {
 		for {
 			select {
 			case e := <-events:
-				if e.Sandbox == sb {
+				if e.Sandbox == sb && e.Details["reason"] != "quota" { // a slow machine's guests wait for their share
 					return e
 				}
 			case <-soon(t).Done():
