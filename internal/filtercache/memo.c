@@ -95,11 +95,11 @@ int memo_hit(void)
 }
 
 // add_rule has libseccomp add one.
-static int add_rule(const struct call *call, const struct scmp_arg_cmp *args)
+static int add_rule(scmp_filter_ctx filter, const struct call *call, const struct scmp_arg_cmp *args)
 {
 	if (call->function == RULE_EXACT)
-		return __real_seccomp_rule_add_exact_array(memo.filter, call->first, call->second, call->count, args);
-	return __real_seccomp_rule_add_array(memo.filter, call->first, call->second, call->count, args);
+		return __real_seccomp_rule_add_exact_array(filter, call->first, call->second, call->count, args);
+	return __real_seccomp_rule_add_array(filter, call->first, call->second, call->count, args);
 }
 
 // settle adds the rules that were left out. One that libseccomp does not take now, as it did when the log
@@ -115,7 +115,7 @@ static void settle(void)
 
 		memcpy(&call, memo.log + at, sizeof(call));
 		memcpy(args, memo.log + at + sizeof(call), call.count * sizeof(*args));
-		if (add_rule(&call, args) != call.result)
+		if (add_rule(memo.filter, &call, args) != call.result)
 			abort();
 		at += sizeof(call) + call.count * sizeof(*args);
 	}
@@ -249,8 +249,7 @@ static int rule(enum function function, scmp_filter_ctx filter, uint32_t action,
 		}
 	}
 	settle();
-	call.result = function == RULE_EXACT ? __real_seccomp_rule_add_exact_array(filter, action, number, count, args)
-					     : __real_seccomp_rule_add_array(filter, action, number, count, args);
+	call.result = add_rule(filter, &call, args);
 	if (memo.on) {
 		memo.count = 0;
 		append(&call, args);
