@@ -19,7 +19,6 @@ from time import monotonic
 
 from . import frames, memfd
 from .codec import Large
-from .ends import wait_for
 from .watcher import Watcher
 from .writer import Writer
 
@@ -193,7 +192,7 @@ class Channel(Writer):
             left = -1.0 if deadline is None else deadline - monotonic()
             if deadline is not None and left <= 0:
                 return False
-            self._window(main, wait_for, self._fds[0], select.POLLIN, left)
+            self._window(main, self.guard.sleep, self._fds[0], select.POLLIN, left)
         self._receive(False, main)
         return True
 

@@ -17,7 +17,7 @@ from time import sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
     from .codec import Data
 
@@ -64,26 +64,24 @@ class SocketEnd(End):
 
     blocking = True
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, sleep: Callable[[int, int], None]) -> None:
         super().__init__(fd)
         import _socket
 
         self._socket = _socket.socket(fileno=fd)
+        self._sleep = sleep
         self._now = _socket.MSG_DONTWAIT
-        self._flags = _socket.MSG_CMSG_CLOEXEC
+        self._flags = _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
         self._room = _socket.CMSG_LEN(4)  # for one descriptor
         self._patience = 0  # so many reads until it polls again
         self._vain = 0  # so many will follow when it polls in vain
 
     def read(self, received: list[Received], room: memoryview, block: bool) -> None:
-        flags = self._flags
-        if block:
-            self._linger()
-        else:
-            flags |= self._now
-        received.extend(map(self._socket.recvmsg_into, ((room,),), (self._room,), (flags,)))
+        if block and not self._linger():
+            self._sleep(self._socket.fileno(), select.POLLIN)
+        received.extend(map(self._socket.recvmsg_into, ((room,),), (self._room,), (self._flags,)))
 
-    def _linger(self) -> None:
+    def _linger(self) -> bool:
         """Polls for a moment, about as long as it takes to go to sleep and be woken.
 
         The host does the same: an exchange of short messages then takes half the
@@ -93,13 +91,14 @@ class SocketEnd(End):
         """
         if self._patience:
             self._patience -= 1
-            return
+            return False
         poll = self._poll.poll
         for _ in range(_POLLS):
             if poll(0):
                 self._vain = 0
-                return
+                return True
         self._patience = self._vain = min(2 * self._vain + 1, _SLEEPS)
+        return False
 
     def write(self, parts: list[Data]) -> int:
         if len(parts) == 1:
@@ -135,10 +134,3 @@ class Pair(End):
 
     def write(self, parts: list[Data]) -> int:
         return posix.writev(self._writer, parts[:_PARTS])
-
-
-def wait_for(fd: int, events: int, timeout: float) -> None:
-    """Waits until fd is ready; timeout in seconds, negative for ever."""
-    poll = select.poll()
-    poll.register(fd, events)
-    poll.poll(None if timeout < 0 else timeout * 1000 + 1)

@@ -5,10 +5,16 @@ handler may raise. Half-way through the agent's own work that would lose bytes
 of a frame. So handlers, the guest's own included, are put off while the main
 thread is `critical`, and run when it leaves. Between two handlers nothing is
 lost: the kernel's pending signals are only announcements.
+
+A signal may also come when the main thread is about to sleep in the kernel: its handler
+would run when the sleep is over. So signals are written to a pipe as well, and that is
+waited for with whatever else the main thread waits for.
 """
 
 from __future__ import annotations
 
+import posix
+import select
 from _thread import get_ident
 
 TYPE_CHECKING = False
@@ -36,8 +42,11 @@ class Guard:
         self._theirs: dict[int, Any] = {}
         self._leaving = False
         self._masks: dict[int, Any] = {}
+        self._wake: tuple[int, int] = (-1, -1)  # the pipe
+        self._their_wake = -1
         self._set = _signal.signal
         self._get = _signal.getsignal
+        self._set_wake = _signal.set_wakeup_fd
 
     def leave(self) -> None:
         """Ends the critical state and runs what was put off; may raise what that raises."""
@@ -67,7 +76,26 @@ class Guard:
         """
         _signal.signal = self._install
         _signal.getsignal = self._installed
+        _signal.set_wakeup_fd = self._wake_theirs
         self._install(_signal.SIGINT, _signal.default_int_handler)
+
+    def begin(self, reader: int, writer: int) -> None:
+        """Takes a pipe over, this process's own, that signals are written to."""
+        for fd in reader, writer:
+            posix.set_blocking(fd, False)
+        self._wake = reader, writer
+        self._set_wake(writer, warn_on_full_buffer=False)
+
+    def sleep(self, fd: int, events: int, timeout: float = -1.0) -> None:
+        """Waits until fd is ready or the time is over, seconds, negative for ever; the main thread until a signal comes, too."""
+        poll = select.poll()
+        poll.register(fd, events)
+        wake = self._wake[0] if get_ident() == self.main else -1
+        if wake >= 0:
+            poll.register(wake, select.POLLIN)
+        for ready, _ in poll.poll(None if timeout < 0 else timeout * 1000 + 1):
+            if ready == wake:
+                posix.read(wake, 4096)
 
     def before_fork(self) -> None:
         """Holds the agent's signals back: one that came to the child too early would be lost."""
@@ -79,6 +107,13 @@ class Guard:
 
     def give_back(self) -> None:
         """After fork, in the child: signals mean what they mean to any program."""
+        self._set_wake(self._their_wake, warn_on_full_buffer=False)
+        for fd in self._wake:
+            try:
+                posix.close(fd)
+            except OSError:
+                pass
+        self._wake = -1, -1
         self.critical = False
         self.pending.clear()
         for signum in self._own:
@@ -108,6 +143,15 @@ class Guard:
         else:
             self._set(signalnum, own if own is not None else handler)
         self._theirs[int(signalnum)] = handler
+        return before
+
+    def _wake_theirs(self, fd: int, *, warn_on_full_buffer: bool = True) -> int:
+        """The pipe of guest code, in place of ours while it has one."""
+        if fd == -1:
+            self._set_wake(self._wake[1], warn_on_full_buffer=False)
+        else:
+            self._set_wake(fd, warn_on_full_buffer=warn_on_full_buffer)
+        before, self._their_wake = self._their_wake, fd
         return before
 
     def _wrap(self, handler: Handler, first: Optional[Handler]) -> Handler:

@@ -52,6 +52,7 @@ def start(session: Session, connected: bool) -> None:
     session.orphans.begin()
     session.pipes = Pipes(session.output)
     guard = session.guard
+    guard.begin(*map(move_high, posix.pipe()))
 
     def after_in_child() -> None:
         session.channel.abandon()

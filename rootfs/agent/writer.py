@@ -16,7 +16,7 @@ from _thread import get_ident
 
 from . import frames, memfd
 from .burst import Flusher
-from .ends import SOCKETS, Pair, SocketEnd, wait_for
+from .ends import SOCKETS, Pair, SocketEnd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Writer:
     def connect(self, reader: int, writer: int) -> None:
         """Takes over the descriptors, once, before anything is sent."""
         self._fds = (reader, writer)
-        self._end = SocketEnd(reader) if reader == writer and SOCKETS else Pair(reader, writer)
+        self._end = SocketEnd(reader, self.guard.sleep) if reader == writer and SOCKETS else Pair(reader, writer)
 
     @property
     def passes_memfds(self) -> bool:
@@ -129,7 +129,7 @@ class Writer:
         guard = self.guard
         if get_ident() != guard.main:
             while not self._try_send(parts, file):
-                wait_for(self._fds[1], select.POLLOUT, -1.0)
+                guard.sleep(self._fds[1], select.POLLOUT)
             return
         before = guard.critical
         guard.critical = True
@@ -139,7 +139,7 @@ class Writer:
                 if not before and guard.pending:
                     guard.leave()
                 self.blocked = before
-                wait_for(self._fds[1], select.POLLOUT, -1.0)
+                guard.sleep(self._fds[1], select.POLLOUT)
                 self.blocked = False
                 guard.critical = True
         finally:
@@ -227,7 +227,7 @@ class Writer:
     def _wait_inside(self) -> None:
         main = get_ident() == self.guard.main
         self.blocked = main or self.blocked
-        wait_for(self._fds[1], select.POLLOUT, -1.0)
+        self.guard.sleep(self._fds[1], select.POLLOUT)
         self.blocked = False if main else self.blocked
 
 

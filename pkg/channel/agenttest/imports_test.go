@@ -71,19 +71,7 @@ func TestNumpyArraysCross(t *testing.T) {
 
 // Engines give two pipes instead of one socket.
 func TestPipes(t *testing.T) {
-	var in, out [2]int
-	for _, p := range []*[2]int{&in, &out} {
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := unix.SetNonblock(out[0], true); err != nil {
-		t.Fatal(err)
-	}
-	stdin, stdout := os.NewFile(uintptr(in[0]), "stdin"), os.NewFile(uintptr(out[1]), "stdout")
-	write := os.NewFile(uintptr(in[1]), "to guest")
-	defer write.Close()
-	g := startOnPipes(t, write, os.NewFile(uintptr(out[0]), "from guest"), stdin, stdout)
+	g, write := startOnPipes(t)
 	large := strings.Repeat("x", 1<<20)
 	id := g.exec("while True: post(recv())")
 	for _, value := range []string{"a", large, "b"} {
@@ -99,13 +87,26 @@ func TestPipes(t *testing.T) {
 	g.exits(0)
 }
 
-func startOnPipes(t *testing.T, write, read, stdin, stdout *os.File) *guest {
+// startOnPipes runs the agent with two pipes; write is the host's end of the one to the guest.
+func startOnPipes(t *testing.T) (_ *guest, write *os.File) {
 	t.Helper()
-	g := startOn(t, nil, read, stdin, stdout)
+	var in, out [2]int
+	for _, p := range []*[2]int{&in, &out} {
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.SetNonblock(out[0], true); err != nil {
+		t.Fatal(err)
+	}
+	stdin, stdout := os.NewFile(uintptr(in[0]), "stdin"), os.NewFile(uintptr(out[1]), "stdout")
+	g := startOn(t, nil, os.NewFile(uintptr(out[0]), "from guest"), stdin, stdout)
 	stdin.Close()
 	stdout.Close()
+	write = os.NewFile(uintptr(in[1]), "to guest")
+	t.Cleanup(func() { write.Close() })
 	g.w = channel.NewWriter(write)
-	return g
+	return g, write
 }
 
 func TestScriptMode(t *testing.T) {
