@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -55,18 +56,22 @@ func run(pattern string, beside, names []string) error {
 		}
 	}
 	var failed []string
+	var why bytes.Buffer
 	for i, s := range suites {
 		r, verdict := results[i], "ok"
 		if r.err != nil {
 			verdict = r.err.Error()
 			failed = append(failed, s.Name)
+			fmt.Fprintf(&why, "==> %s: %s\n%s", s.Name, verdict, failures(r.said))
 		}
 		fmt.Printf("host %-38s %6.1f s of %d s  %s\n", s.Name, r.took.Seconds(), s.Host, verdict)
 	}
-	if err := other(); err != nil {
+	if said, err := other(); err != nil {
 		failed = append(failed, strings.Join(beside, " "))
+		fmt.Fprintf(&why, "==> %s: %v\n%s", strings.Join(beside, " "), err, failures(said))
 	}
 	if len(failed) > 0 {
+		_, _ = why.WriteTo(os.Stdout)
 		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
 	}
 	return nil
@@ -75,13 +80,38 @@ func run(pattern string, beside, names []string) error {
 // result is how a suite went.
 type result struct {
 	took time.Duration
+	said []byte
 	err  error
 }
 
 func measured(s suite.Suite, pattern string, out io.Writer) result {
+	var said bytes.Buffer
 	start := time.Now()
-	err := runSuite(s, pattern, out)
-	return result{time.Since(start), err}
+	err := runSuite(s, pattern, io.MultiWriter(out, &said))
+	return result{time.Since(start), said.Bytes(), err}
+}
+
+// maxFailures is how many lines are shown again of a suite that failed.
+const maxFailures = 30
+
+// failure matches the first line that `go test`, unittest and the race detector give to a failure.
+var failure = regexp.MustCompile(`^\s*--- FAIL: |^(FAIL|ERROR): |^panic: |^WARNING: DATA RACE|^vm .*(FAIL|failed|over its)`)
+
+// failures returns, of what a suite said, each failure's first line and the few that follow it:
+// they are shown again at the end, because the end is what a CI shows first.
+func failures(said []byte) []byte {
+	var shown []byte
+	left, lines := 0, 0
+	for line := range bytes.Lines(said) {
+		if failure.Match(line) {
+			left = 4
+		}
+		if left > 0 && lines < maxFailures {
+			shown = append(append(shown, "    "...), line...)
+			left, lines = left-1, lines+1
+		}
+	}
+	return shown
 }
 
 // lanes is how many suites run beside each other, of those that may.
@@ -120,22 +150,22 @@ func runBeside(suites []suite.Suite, results []result, pattern string) {
 
 // startBeside starts a command; what it returns waits for it and shows what it said. The suites
 // that run alone leave a processor idle: what takes long and looks at nothing of theirs can use it.
-func startBeside(command []string) (wait func() error) {
+func startBeside(command []string) (wait func() ([]byte, error)) {
 	if len(command) == 0 {
-		return func() error { return nil }
+		return func() ([]byte, error) { return nil, nil }
 	}
 	var said bytes.Buffer
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	fmt.Println("==> beside what follows, and shown after it:", strings.Join(command, " "))
 	err := cmd.Start()
-	return func() error {
+	return func() ([]byte, error) {
 		if err == nil {
 			err = cmd.Wait()
 		}
 		fmt.Println("==>", strings.Join(command, " "))
-		_, _ = said.WriteTo(os.Stdout)
-		return err
+		_, _ = os.Stdout.Write(said.Bytes())
+		return said.Bytes(), err
 	}
 }
 
