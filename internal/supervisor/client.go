@@ -112,8 +112,8 @@ func (c *client) greet(in io.Reader) error {
 }
 
 // read takes requests until the connection ends, and says why it did. Each is handled by the
-// goroutine that has read it, while another one reads on: what is wanted soon need not wait
-// until somebody is woken.
+// goroutine that has read it, so that what is wanted soon need not wait until somebody is woken;
+// before anything that takes long another one reads on.
 func (c *client) read(in io.Reader, end chan<- error) {
 	for {
 		data, err := c.frame(in)
@@ -129,9 +129,12 @@ func (c *client) read(in io.Reader, end chan<- error) {
 			err = c.begin()
 		}
 		if err == nil {
-			go c.read(in, end)
-			c.handle(r)
-			return
+			replaced := false
+			c.handle(r, sync.OnceFunc(func() { replaced = true; go c.read(in, end) }))
+			if replaced {
+				return
+			}
+			continue
 		}
 		c.refuse(r.ID, err, false)
 		if r.ID == 0 {
@@ -188,12 +191,15 @@ func (c *client) begin() error {
 	}
 }
 
-func (c *client) handle(r control.Request) {
+// handle answers a request. It calls readOn before it does anything that may take long.
+func (c *client) handle(r control.Request, readOn func()) {
 	defer func() { c.working.Done(); <-c.flying }()
-	switch r.Op {
-	case "spawn":
-		c.spawn(r)
+	if r.Op == "spawn" {
+		c.spawn(r, readOn)
 		return
+	}
+	readOn()
+	switch r.Op {
 	case "connect":
 		c.connect(r)
 		return
@@ -208,8 +214,9 @@ func (c *client) handle(r control.Request) {
 
 // spawn answers a spawn request; what the guest had to say before it was announced
 // is said right after.
-func (c *client) spawn(r control.Request) {
-	g, channel, err := c.s.spawn(c, r)
+func (c *client) spawn(r control.Request, readOn func()) {
+	defer c.s.pool.refill() // once that is answered
+	g, channel, err := c.s.spawn(c, r, readOn)
 	if err != nil {
 		c.refuse(r.ID, err, true)
 		return

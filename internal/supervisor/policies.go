@@ -30,10 +30,10 @@ func understand(p policy.Policy) understood {
 	return understood{p, blank, p.Digest(), blank.Digest()}
 }
 
-// resolve finds out what a request asks for.
-func (c *policies) resolve(r control.Request) (u understood, err error) {
+// resolve finds out what a request asks for; it calls slow before it reads a document.
+func (c *policies) resolve(r control.Request, slow func()) (u understood, err error) {
 	p, err := r.Resolve(func(d control.Document) (_ policy.Policy, err error) {
-		u, err = c.parse(d)
+		u, err = c.parse(d, slow)
 		return u.policy, err
 	})
 	if err == nil && r.ImportsLimited {
@@ -43,13 +43,14 @@ func (c *policies) resolve(r control.Request) (u understood, err error) {
 }
 
 // parse is the document's Parse.
-func (c *policies) parse(d control.Document) (understood, error) {
+func (c *policies) parse(d control.Document, slow func()) (understood, error) {
 	c.mu.Lock()
 	u, ok := c.read[d]
 	c.mu.Unlock()
 	if ok {
 		return u, nil
 	}
+	slow()
 	p, err := d.Parse()
 	if err != nil {
 		return understood{}, err

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/psi-runtime/psi/pkg/bundle"
 )
 
 // PoolOptions say how many guests wait, made, for somebody to want one.
@@ -56,9 +58,9 @@ func newPool(s *Supervisor, o PoolOptions) *pool {
 	return &pool{s: s, opts: o, shelves: make(map[string]*shelf), wake: make(chan struct{}, 1)}
 }
 
-// take gives a blank of a kind away: one that waits, or else one that is made now. shows
-// says whether it is to show files of its client.
-func (p *pool) take(k kind, client peer, shows bool) (*guest, error) {
+// take gives a blank of a kind away: one that waits, or else one that is made now, after a call
+// of slow. shows says whether it is to show files of its client.
+func (p *pool) take(k kind, client peer, shows bool, slow func()) (*guest, error) {
 	for {
 		g := p.pick(k, client, shows)
 		if g == nil {
@@ -67,8 +69,10 @@ func (p *pool) take(k kind, client peer, shows bool) (*guest, error) {
 		if !g.hasEnded() {
 			return g, nil
 		}
+		slow()
 		_ = g.discard()
 	}
+	slow()
 	return p.s.makeBlank(k)
 }
 
@@ -194,7 +198,7 @@ func (p *pool) add(s *shelf) error {
 		return err
 	}
 	if err = g.await(); err == nil && shows {
-		err = g.container.MapClient(int(client.uid), int(client.gid))
+		err = errors.Join(g.container.MapClient(int(client.uid), int(client.gid)), bundle.ReadMounts())
 	}
 	if err != nil {
 		return errors.Join(err, g.discard())

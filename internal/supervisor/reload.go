@@ -53,7 +53,7 @@ func (s *Supervisor) reload(c *client, r control.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	next, err := s.policies.resolve(r)
+	next, err := s.policies.resolve(r, func() {})
 	if err != nil {
 		return nil, err
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 // spawn gives a client a guest, with the client's end of its channel. On error nothing of
-// the guest is left.
-func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.File, err error) {
+// the guest is left. It calls slow before what takes longer than to wake somebody.
+func (s *Supervisor) spawn(c *client, r control.Request, slow func()) (_ *guest, outside *os.File, err error) {
 	leave, err := s.enterSpawn(c)
 	if err != nil {
 		return nil, nil, err
@@ -24,12 +24,15 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	s.warmth.extend()
 
 	// policy: what the client asks for
-	want, err := s.policies.resolve(r)
+	want, err := s.policies.resolve(r, slow)
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := s.room(c, r.Name); err != nil {
 		return nil, nil, err
+	}
+	if r.Rootfs != "" || len(want.policy.FS())+len(want.policy.Endpoints()) > 0 {
+		slow()
 	}
 	root, err := s.rootfs(c.peer, r.Rootfs)
 	if err != nil {
@@ -43,10 +46,8 @@ func (s *Supervisor) spawn(c *client, r control.Request) (_ *guest, outside *os.
 	}
 	defer opened.Close()
 
-	defer s.pool.refill()
-
 	// blank: a guest whose agent waits to be told
-	g, err := s.pool.take(kind{root, want.blank, want.blankDigest}, c.peer, len(opened.Shown) > 0)
+	g, err := s.pool.take(kind{root, want.blank, want.blankDigest}, c.peer, len(opened.Shown) > 0, slow)
 	if err != nil {
 		return nil, nil, err
 	}

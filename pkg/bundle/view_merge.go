@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"sort"
 	"strings"
@@ -147,27 +148,36 @@ type mountList []string
 // what the mount covers be uncovered.
 type mountPoints struct {
 	mu   sync.Mutex
-	fd   int       // of /proc/self/mountinfo, which says once that something has changed; no os.File: Go's poller would hear it
+	file *os.File  // /proc/self/mountinfo, which says once that something has changed
 	list mountList // nil: not read yet
 }
 
 var ownMounts mountPoints
 
+// ReadMounts reads what mounts there are, which else the next plan of a view has to do.
+func ReadMounts() error {
+	_, err := ownMounts.now()
+	return err
+}
+
 func (m *mountPoints) now() (mountList, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.fd == 0 {
+	if m.file == nil {
 		fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return nil, &os.PathError{Op: "open", Path: "/proc/self/mountinfo", Err: err}
 		}
-		m.fd = fd
+		m.file = os.NewFile(uintptr(fd), "/proc/self/mountinfo") // not os.Open: Go's poller would hear it
 	}
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(m.fd), Events: unix.POLLPRI}}, 0); n == 0 && err == nil && m.list != nil {
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(m.file.Fd()), Events: unix.POLLPRI}}, 0); n == 0 && err == nil && m.list != nil {
 		return m.list, nil
 	}
 	m.list = nil
-	all, err := mountinfo.GetMounts(nil)
+	if _, err := m.file.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	all, err := mountinfo.GetMountsFromReader(m.file, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ if __package__ != "_psi":
     sys.modules["_psi"] = _package
     __package__ = "_psi"
 
-from .codec import decode, encode  # noqa: E402
+from .codec import decode  # noqa: E402
 from .imports import ImportRules  # noqa: E402
 from .reloaded import Reloaded  # noqa: E402
 
@@ -51,8 +51,8 @@ def main() -> None:
     elif args:
         sys.exit("usage: agent.pyc [--script FILE [ARG...]]")
     else:
+        from .rehearsal import run_through
         from .start import install, prepare, say_ready, start
-
         from .zygote import is_zygote, rehearse, serve
 
         session = prepare(config, _HOME)
@@ -66,7 +66,7 @@ def main() -> None:
             connected, live = serve(session)
             if connected:
                 start(session, connected)
-                _warm_up()
+                run_through(session, _COMMON)
                 warm = True
                 live()
             else:
@@ -80,9 +80,9 @@ def main() -> None:
                 session.reloaded.look()  # a reload may have been faster
         say_ready(session)
         if waits and not session.channel.available():  # nobody waits for this
-            session.channel.watch()
             if not warm:
-                _warm_up()
+                run_through(session, _COMMON)
+            session.channel.watch()
         session.serve()
 
 
@@ -92,16 +92,6 @@ def _configuration(text: bytes) -> dict[str, Any]:
     except ValueError as error:
         sys.exit(f"psi: PSI_CONFIG is not valid: {error}")
     return {"imports": None, "message": 64 << 20, "output": 16 << 20, "threads": 1, "preload": [], **config}
-
-
-def _warm_up() -> None:
-    """Does once, while the guest's root is put together or it waits for somebody, what costs
-    more the first time: pages that are copied when they are written, above all."""
-    space: dict[str, Any] = {}
-    exec(compile("def f(x):\n    return [x]\nx = f(0)", "<start>", "exec", 0, True), space)
-    sent = encode(space["x"], limit=100)
-    if type(sent) is bytes:
-        decode(sent)
 
 
 def _preload(names: list[str]) -> None:

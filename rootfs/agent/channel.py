@@ -84,9 +84,9 @@ class Channel(Writer):
         """Begins to look out for what arrives, which else begins with the first frame."""
         self._watcher.start()
 
-    def leave_unwatched(self) -> None:
-        """Starts no thread for this channel, which is then read only by who waits for something."""
-        self._watcher.parked = False
+    def leave_unwatched(self, left: bool) -> None:
+        """Whether no thread is started for this channel, which is then read only by who waits for something."""
+        self._watcher.parked = not left
 
     # --- reading
 

@@ -58,6 +58,11 @@ class Writer:
         self._fds = (reader, writer)
         self._end = SocketEnd(reader, self.guard.sleep) if reader == writer and SOCKETS else Pair(reader, writer)
 
+    def exchange(self, end: End) -> End:
+        """Puts another end in the place of the one that there is."""
+        before, self._end = self._end, end
+        return before
+
     @property
     def passes_memfds(self) -> bool:
         """Whether descriptors can travel on this channel."""

@@ -114,7 +114,7 @@ def _once(session: Session, configure: Callable[[Session, Payload], None]) -> No
     host, guest = _socket.socketpair()
     fd = guest.detach()
     session.channel.connect(fd, fd)
-    session.channel.leave_unwatched()
+    session.channel.leave_unwatched(True)
     session.orphans.begin()
     session.pipes = Pipes(session.output)
     session.configure = lambda payload: configure(session, payload)
