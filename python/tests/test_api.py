@@ -117,10 +117,17 @@ class SpawningAndLifecycle(GuestTest):
 class ExecutingCode(GuestTest):
     def test_the_first_example(self) -> None:
         """sb = psi.spawn("guest42", policy="defaults") … result = sb.recv(timeout=0.1)      # 1.4142135623"""
-        sb = psi.spawn("guest42", policy="defaults")
-        self.addCleanup(sb.close)
-        sb.exec("from math import sqrt; post(sqrt(2))")
-        result = sb.recv(timeout=0.1)      # 1.4142135623
+        for last in (False,) * 9 + (True,):  # an emulated machine may be slow, with others on it
+            sb = psi.spawn("guest42", policy="defaults")
+            self.addCleanup(sb.close)
+            sb.exec("from math import sqrt; post(sqrt(2))")
+            try:
+                result = sb.recv(timeout=0.1)      # 1.4142135623
+                break
+            except psi.TimeoutError:
+                if last:
+                    raise
+                sb.close()
         self.assertEqual(f"{result:.10f}", "1.4142135624")
 
     def test_exec_runs_source_in_guest(self) -> None:
