@@ -16,6 +16,7 @@ import pyisolate as psi
 from channel import PRELUDE, processes, size
 
 SLOW = float(os.environ.get("PSI_ESCAPE_PATIENCE", "1"))
+BOUND = 3 * SLOW  # of what has to end in time: other work runs beside
 ATTACKS = []
 
 
@@ -40,13 +41,13 @@ def bounded(start, limit=64):
 
 
 def within(start, seconds):
-    if time.monotonic() - start > seconds * SLOW:
+    if time.monotonic() - start > seconds * BOUND:
         raise Escaped(f"it took {time.monotonic() - start:.1f} s")
 
 
 def gone(sandbox):
     """No process of the guest is left, within five seconds."""
-    end = time.monotonic() + 5 * SLOW
+    end = time.monotonic() + 5 * BOUND
     while processes(sandbox.id):
         if time.monotonic() > end:
             raise Escaped(f"processes {processes(sandbox.id)} are left")
@@ -79,7 +80,7 @@ def flood_of_small_values_during_a_call():
     time.sleep(3)
     bounded(before)
     sandbox.close()
-    waiter.join(10 * SLOW)
+    waiter.join(10 * BOUND)
     if waiter.is_alive():
         raise Escaped("close did not end the call that waited")
     within(start, 15)
@@ -300,7 +301,7 @@ def damage():
     def hang():
         start = time.monotonic()
         time.sleep(0.2)
-        within(start, 0.1 / SLOW)
+        within(start, 0.1 / BOUND)
 
     def survivor():
         sandbox = spawn("hold()")
