@@ -14,7 +14,7 @@ func (c *Container) makeRoot(o *CreateOptions) error {
 	if err := os.Mkdir(root, rootMode); err != nil {
 		return err
 	}
-	if err := c.mountRoot(root, o); err != nil {
+	if err := c.mountRoot(root, root, o); err != nil {
 		return err
 	}
 	spec, r := *c.spec, *c.spec.Root
@@ -23,17 +23,18 @@ func (c *Container) makeRoot(o *CreateOptions) error {
 	return nil
 }
 
-// mountRoot mounts the guest's root on dir, with all that the specification's mounts need.
-func (c *Container) mountRoot(dir string, o *CreateOptions) error {
+// mountRoot mounts the guest's root on at, see the other one, with all that the specification's
+// mounts need.
+func (c *Container) mountRoot(dir, at string, o *CreateOptions) error {
 	lower := []string{c.spec.Root.Path}
 	if o.Layer != "" {
 		lower = []string{o.Layer, c.spec.Root.Path}
 	}
-	if err := mountRoot(dir, lower, !c.spec.Root.Readonly, int(c.entry.IDs.First)); err != nil {
+	if err := mountRoot(dir, at, lower, !c.spec.Root.Readonly, int(c.entry.IDs.First)); err != nil {
 		return fmt.Errorf("container %s: making its root: %w", c.id, err)
 	}
 	points := append(missingMountPoints(c.spec.Mounts), o.MountPoints...)
-	if err := fillRoot(dir, points, o.RootFiles); err != nil {
+	if err := fillRoot(at, points, o.RootFiles); err != nil {
 		return fmt.Errorf("container %s: filling its root: %w", c.id, err)
 	}
 	return nil

@@ -34,9 +34,10 @@ const (
 // rootMode is the mode of the directory that a root is mounted on.
 const rootMode = 0o711
 
-// mountRoot mounts an overlay of the directories in lower, the uppermost first, on dir.
-// uid owns the top directory if the guest may write there.
-func mountRoot(dir string, lower []string, writable bool, uid int) error {
+// mountRoot mounts an overlay of the directories in lower, the uppermost first, on at, which is
+// dir or dir/root: in that both are detached at once, and to detach something waits for all
+// processors. uid owns the top directory if the guest may write there.
+func mountRoot(dir, at string, lower []string, writable bool, uid int) error {
 	options := readOnlyUpper
 	if writable {
 		options = writableUpper
@@ -45,7 +46,10 @@ func mountRoot(dir string, lower []string, writable bool, uid int) error {
 		return &os.PathError{Op: "mounting tmpfs on", Path: dir, Err: err}
 	}
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
-	for _, path := range []string{upper, work} {
+	for _, path := range []string{upper, work, at} {
+		if path == dir {
+			continue
+		}
 		if err := mkdirMode(path, 0o755); err != nil {
 			return err
 		}
@@ -65,7 +69,7 @@ func mountRoot(dir string, lower []string, writable bool, uid int) error {
 		}
 	}
 	data := "lowerdir=" + strings.Join(layers[2:], ":") + ",upperdir=" + layers[0] + ",workdir=" + layers[1] + ",xino=off"
-	if err := unix.Mount("psi", dir, "overlay", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+	if err := unix.Mount("psi", at, "overlay", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		return fmt.Errorf("mounting an overlay of %s: %w", strings.Join(lower, " over "), err)
 	}
 	return nil

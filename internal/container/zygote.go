@@ -51,6 +51,7 @@ type Zygote struct {
 	place   sync.Mutex // guards what follows
 	entry   entry
 	parents map[string]string // of its guests' cgroups, by controller
+	devices []string          // the v1 group with their device rules, which they share; nil without v1
 
 	roots sync.Mutex // one root at a time on entry.Mounts
 }
@@ -106,7 +107,7 @@ func StartZygote(o ZygoteOptions) (_ *Zygote, err error) {
 	if err := os.Mkdir(z.entry.Mounts, rootMode); err != nil {
 		return nil, err
 	}
-	if err := mountRoot(z.entry.Mounts, lower, false, uid); err != nil {
+	if err := mountRoot(z.entry.Mounts, z.entry.Mounts, lower, false, uid); err != nil {
 		return nil, err
 	}
 	if err := fillRoot(z.entry.Mounts, zygotePoints(), map[string][]byte{zygoteModulePath: zygoteModule}); err != nil {
@@ -276,10 +277,11 @@ func (z *Zygote) makeRoot(c *Container, o *CreateOptions) (root *os.File, err er
 			root.Close()
 		}
 	}()
-	if err := c.mountRoot(dir, o); err != nil {
+	at := filepath.Join(dir, "root")
+	if err := c.mountRoot(dir, at, o); err != nil {
 		return nil, err
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return nil, &os.PathError{Op: "open_tree", Path: dir, Err: err}
 	}

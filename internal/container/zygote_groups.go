@@ -30,7 +30,18 @@ func (z *Zygote) groupPaths(config *configs.Config, name string) (paths map[stri
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := z.shareDevices(config, parents); err != nil {
+		if parent := parents["devices"]; parent != "" {
+			rules, err := json.Marshal(config.Cgroups.Devices)
+			if err != nil {
+				return nil, nil, err
+			}
+			z.devices = []string{filepath.Join(parent, "@"+digest(string(rules)))}
+			delete(parents, "devices")
+		}
+		if err := z.keepGroups(parents); err != nil {
+			return nil, nil, err
+		}
+		if err := z.shareDevices(config); err != nil {
 			return nil, nil, err
 		}
 		z.parents = parents
@@ -39,7 +50,7 @@ func (z *Zygote) groupPaths(config *configs.Config, name string) (paths map[stri
 	for controller, parent := range z.parents {
 		paths[controller] = filepath.Join(parent, name)
 	}
-	return paths, z.entry.Shared, nil
+	return paths, z.devices, nil
 }
 
 // groupParents are the directories in which the cgroups of guests are made.
@@ -65,25 +76,29 @@ func groupParents(config *configs.Config, name string) (map[string]string, error
 	return parents, nil
 }
 
-// shareDevices moves the zygote into a v1 group with the device rules of its guests, and takes
-// the controller out of parents. No container has an id with an @ in it.
-func (z *Zygote) shareDevices(config *configs.Config, parents map[string]string) error {
-	parent := parents["devices"]
-	if parent == "" {
+// keepGroups notes what the zygote is to keep, with what its guests share: the parents of their
+// groups, which else were made for each guest that is alone, as often as its own.
+func (z *Zygote) keepGroups(parents map[string]string) error {
+	if z.entry.Shared != nil {
+		return nil // by an attempt that failed
+	}
+	z.entry.Shared = slices.Clone(z.devices)
+	for _, parent := range parents {
+		if filepath.Base(parent) == groupParent {
+			z.entry.Shared = append(z.entry.Shared, parent)
+		}
+	}
+	z.entry.owner.use(z.entry.commonGroups())
+	return z.entry.write()
+}
+
+// shareDevices moves the zygote into a v1 group with the device rules of its guests. No
+// container has an id with an @ in it.
+func (z *Zygote) shareDevices(config *configs.Config) error {
+	if z.devices == nil {
 		return nil
 	}
-	delete(parents, "devices")
-	rules, err := json.Marshal(config.Cgroups.Devices)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Join(parent, "@"+digest(string(rules)))
-	z.entry.Shared = []string{dir}
-	z.entry.owner.use(z.entry.commonGroups())
-	if err := z.entry.write(); err != nil {
-		return err
-	}
-	group, err := manager.NewWithPaths(config.Cgroups, map[string]string{"devices": dir})
+	group, err := manager.NewWithPaths(config.Cgroups, map[string]string{"devices": z.devices[0]})
 	if err == nil {
 		err = group.Apply(z.process.Pid)
 	}
