@@ -21,17 +21,9 @@ func (c *Container) inside(do func() error) error {
 		v = visitor{visits: make(chan visit)}
 		go v.run()
 	}
-	done := make(chan visited, 1)
+	done := make(chan error, 1)
 	v.visits <- visit{c, do, done}
-	r := <-done
-	if r.back {
-		select {
-		case visitors <- v:
-		default:
-			close(v.visits)
-		}
-	}
-	return r.err
+	return <-done
 }
 
 // visitor is a thread that enters guests' mount namespaces, one after another, and is in
@@ -41,15 +33,10 @@ type visitor struct{ visits chan visit }
 type visit struct {
 	c    *Container
 	do   func() error
-	done chan<- visited
+	done chan<- error
 }
 
-type visited struct {
-	err  error
-	back bool // the thread is in its own namespace again; else it ends
-}
-
-// visitors are those that wait.
+// visitors are those that wait, at home.
 var visitors = make(chan visitor, 4)
 
 // home is this process's own mount namespace, and stays open.
@@ -57,6 +44,7 @@ var home = sync.OnceValues(func() (int, error) {
 	return unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 })
 
+// run goes on visits, as long as there is room for one more to wait in between.
 func (v visitor) run() {
 	runtime.LockOSThread() // never unlocked
 	home, err := home()
@@ -71,13 +59,16 @@ func (v visitor) run() {
 			err = unix.Setns(int(visit.c.pidfd.Fd()), unix.CLONE_NEWNS)
 		}
 		if err != nil {
-			visit.done <- visited{err: fmt.Errorf("entering the mounts of container %s: %w", visit.c.id, err)}
+			visit.done <- fmt.Errorf("entering the mounts of container %s: %w", visit.c.id, err)
 			return
 		}
-		result := visit.do()
-		err = unix.Setns(home, unix.CLONE_NEWNS)
-		visit.done <- visited{result, err == nil}
-		if err != nil {
+		visit.done <- visit.do()
+		if err = unix.Setns(home, unix.CLONE_NEWNS); err != nil {
+			return
+		}
+		select {
+		case visitors <- v:
+		default:
 			return
 		}
 	}

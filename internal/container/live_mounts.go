@@ -20,9 +20,11 @@ type live struct {
 	writable *os.File // the guest's root as a mount of its own, opened when needed
 }
 
+// close lets go of the guest's root. With the last descriptor a mount that is attached to nothing
+// is dissolved, which waits for all processors; nobody has to wait for that.
 func (l *live) close() {
 	if l.writable != nil {
-		l.writable.Close()
+		go l.writable.Close()
 	}
 }
 

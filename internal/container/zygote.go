@@ -54,6 +54,7 @@ type Zygote struct {
 	devices []string          // the v1 group with their device rules, which they share; nil without v1
 
 	roots sync.Mutex // one root at a time on entry.Mounts
+	stuck error      // one cannot be detached
 }
 
 //go:embed zygote/zygote_amd64.so
@@ -234,6 +235,8 @@ func (z *Zygote) Close() error {
 	z.control = nil
 	_ = z.process.Kill()
 	_, err := z.process.Wait()
+	z.roots.Lock()
+	defer z.roots.Unlock()
 	z.place.Lock()
 	defer z.place.Unlock()
 	return errors.Join(err, z.entry.forget(z.run), z.entry.owner.leave(z.run, z.entry.commonGroups()))
@@ -267,15 +270,20 @@ func order(filter []byte, limits []configs.Rlimit, hostname string) ([]byte, err
 	return append(out, filter...), nil
 }
 
-// makeRoot makes a guest's root, attached to nothing.
+// makeRoot makes a guest's root, attached to nothing. The next one waits until this one is off
+// the zygote's directory; nobody else has to.
 func (z *Zygote) makeRoot(c *Container, o *CreateOptions) (root *os.File, err error) {
 	z.roots.Lock()
-	defer z.roots.Unlock()
+	if z.stuck != nil {
+		z.roots.Unlock()
+		return nil, z.stuck
+	}
 	dir := z.entry.Mounts
 	defer func() {
-		if err = errors.Join(err, detachRoot(dir)); err != nil && root != nil {
-			root.Close()
-		}
+		go func() {
+			defer z.roots.Unlock()
+			z.stuck = detachRoot(dir)
+		}()
 	}()
 	at := filepath.Join(dir, "root")
 	if err := c.mountRoot(dir, at, o); err != nil {
