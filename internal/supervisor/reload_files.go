@@ -3,7 +3,6 @@ package supervisor
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
@@ -78,11 +77,4 @@ func (s *Supervisor) plan(p policy.Policy) (bundle.View, error) {
 		return bundle.PlanLive(p)
 	}
 	return bundle.PlanView(p)
-}
-
-// sameImports says whether two policies have the same list, or both none.
-func sameImports(a, b policy.Policy) bool {
-	one, limited := a.Imports()
-	other, alsoLimited := b.Imports()
-	return limited == alsoLimited && slices.Equal(one, other)
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/pkg/bundle"
 )
 
 // modules shows the guest the modules of the new import list, and writes files into its
@@ -22,7 +23,7 @@ func (r *reloading) modules(files map[string][]byte) error {
 	for _, dir := range slices.Concat(g.layer.dirs, next.dirs) {
 		covered = append(covered, filepath.Join(dir, "x"))
 	}
-	dirs := outermost(covered...)
+	dirs := bundle.Directories(covered)
 	for _, m := range slices.Concat(g.shown, r.view.Shown) {
 		for _, dir := range dirs {
 			if strings.HasPrefix(m.Dest, "/"+dir+"/") {
