@@ -181,6 +181,8 @@ var keeping = map[string][2]string{
 	"where it is":       {"posix.chdir(library + '/ctypes')", "posix.chdir('/')"},
 	"in a child":        {"d = posix.open(library + '/xml', 0); r, w = posix.pipe()\nchild = posix.fork()\nif not child: posix.close(w); posix.read(r, 1); posix._exit(0)\nposix.close(d)", "posix.close(w); posix.close(r); posix.waitpid(child, 0)"},
 	"on its way":        {"d = posix.open(library + '/ctypes', 0); a, b = _socket.socketpair(); a.sendmsg([b'x'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, d.to_bytes(4, 'little'))]); posix.close(d)", "a.close(); b.close()"},
+	"out of band":       {"d = posix.open(library + '/ctypes', 0); a, b = _socket.socketpair(); a.sendmsg([b'x'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, d.to_bytes(4, 'little'))], _socket.MSG_OOB); posix.close(d)", "a.close(); b.close()"},
+	"not yet accepted":  {"d = posix.open(library + '/ctypes', 0); a, b = _socket.socket(_socket.AF_UNIX), _socket.socket(_socket.AF_UNIX)\na.bind('/tmp/s'); a.listen(); b.connect('/tmp/s'); b.sendmsg([b'x'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, d.to_bytes(4, 'little'))]); posix.close(d)", "a.close(); b.close(); posix.unlink('/tmp/s')"},
 	"on its way, twice": {"d = posix.open(library + '/ctypes', 0); a, b = _socket.socketpair(); c, e = _socket.socketpair()\nfor s, fd in (a, d), (c, b.fileno()): s.sendmsg([b'x'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, 'little'))])\nposix.close(d); b.close()", "a.close(); c.close(); e.close()"},
 }
 
@@ -272,6 +274,9 @@ func TestApplyImportsToWhoKeepsThem(t *testing.T) {
 	importers(t, func(t *testing.T, i *importer) {
 		i.does("import posix, sys, _socket; library = '/usr/lib/python%d.%d' % sys.version_info[:2]")
 		for name, code := range keeping {
+			if name == "not yet accepted" && i.id == "own" {
+				continue // it can listen nowhere
+			}
 			t.Run(name, func(t *testing.T) {
 				if said := i.does(code[0]); said != "" {
 					t.Fatal(said)
