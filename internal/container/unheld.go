@@ -2,6 +2,7 @@ package container
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -10,8 +11,9 @@ import (
 // Unheld refuses to cover directories of a frozen container's root if one of its processes
 // could open from elsewhere what is in them: it has one of them, or one below, open or is in
 // it, or descriptors are under way in a socket, of which nobody can tell what they are. Files
-// that are open or mapped are not in the way. The error wraps [ErrBusy].
-func (c *Container) Unheld(dirs []string) error {
+// that are open or mapped are not in the way, nor is what is under way in sockets to which only
+// the host sends, which /proc calls ours. The error wraps [ErrBusy].
+func (c *Container) Unheld(dirs []string, ours ...string) error {
 	group, err := c.UnifiedCgroup()
 	if err != nil {
 		return err
@@ -21,7 +23,7 @@ func (c *Container) Unheld(dirs []string) error {
 		return err
 	}
 	for _, pid := range pids {
-		err := eachDescriptor(pid, func(d descriptor) error { return d.unheld(pid, dirs) })
+		err := eachDescriptor(pid, func(d descriptor) error { return d.unheld(pid, dirs, ours) })
 		if gone(err) != nil {
 			return err
 		}
@@ -29,8 +31,8 @@ func (c *Container) Unheld(dirs []string) error {
 	return nil
 }
 
-func (d descriptor) unheld(pid int, dirs []string) error {
-	if strings.HasPrefix(d.target, "socket:") {
+func (d descriptor) unheld(pid int, dirs, ours []string) error {
+	if strings.HasPrefix(d.target, "socket:") && !slices.Contains(ours, d.target) {
 		waiting, err := d.info("scm_fds")
 		if err == nil && waiting != "" && waiting != "0" {
 			err = fmt.Errorf("%w: process %d has a socket in which %s descriptors are under way", ErrBusy, pid, waiting)

@@ -59,15 +59,20 @@ func (r *reloading) change(change container.Change) error {
 	who := r.g.client.peer
 	change.ClientUID, change.ClientGID = int(who.uid), int(who.gid)
 	applied, err := r.g.container.Apply(change)
-	if errors.Is(err, container.ErrBusy) {
-		return fmt.Errorf("%w: %w: have it close that, or end the guest", errPolicy, err)
-	}
-	if err != nil {
+	if err := busy(err); err != nil {
 		return err
 	}
 	r.end = append(r.end, applied.Keep)
 	r.undo.add(applied.Undo)
 	return nil
+}
+
+// busy says what to do about what a guest has open.
+func busy(err error) error {
+	if errors.Is(err, container.ErrBusy) {
+		err = fmt.Errorf("%w: %w: have it close that, or end the guest", errPolicy, err)
+	}
+	return err
 }
 
 // plan finds out what a policy's file rules show: whole directories where the kernel

@@ -11,7 +11,8 @@ import (
 )
 
 // modules shows the guest the modules of the new import list, and writes files into its
-// root. What it has loaded already it keeps, and files that it has open.
+// root. What it has loaded already it keeps, and files that it has open: no directories, from
+// which it could open more.
 func (r *reloading) modules(files map[string][]byte) error {
 	g := r.g
 	next, done, err := g.s.layers.use(g.s.place, r.next, g.kind.root)
@@ -30,6 +31,13 @@ func (r *reloading) modules(files map[string][]byte) error {
 				return fmt.Errorf("%w: imports of a running guest cannot change while %s is shown among its modules: spawn a new guest for it", errPolicy, m.Dest)
 			}
 		}
+	}
+	places := make([]string, len(dirs))
+	for i, dir := range dirs {
+		places[i] = "/" + dir
+	}
+	if err := busy(g.container.Unheld(places, g.socket)); err != nil {
+		return err
 	}
 	err = r.change(container.Change{Files: files, Cover: &container.LiveLayer{
 		Lower: g.kind.root.Path, Layer: next.mount, Dirs: dirs, Place: filepath.Join(g.s.place, g.id+"-modules"),
