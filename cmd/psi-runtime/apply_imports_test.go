@@ -43,49 +43,52 @@ const (
 	narrow = "imports: [sys, posix, mmap, _socket, math]"
 )
 
-// importers are a bundle of psi's own and a container that an engine made, whose root may be written.
+// importers are a bundle of psi's own and a container that an engine made.
 func importers(t *testing.T, each func(t *testing.T, i *importer)) {
-	begin := func(t *testing.T, l *line, id, bundle string) *importer {
-		s := &subject{line: l, id: id}
-		s.clean()
-		cmd := l.command("run", "-b", bundle, id)
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { in.Close(); l.run("delete", "--force", id); _ = cmd.Wait() })
-		i := &importer{s, in, bufio.NewReader(out)}
-		i.does("") // it runs
-		return i
-	}
 	t.Run("own", func(t *testing.T) {
 		l, bundle := newLine(t), filepath.Join(t.TempDir(), "bundle")
 		l.ok("bundle", "--policy", write(t, "before.yml", wide), "--entry", write(t, "entry.py", runner), "--rootfs", pythonRoot(t), "-o", bundle)
-		i := begin(t, l, "own", bundle)
-		i.probe = []string{"/usr/bin/python3", "-I", "-S", "-c", "pass"}
-		each(t, i)
+		each(t, importerOf(l, "own", bundle))
 	})
-	t.Run("engine", func(t *testing.T) {
-		l, image := newLine(t), filepath.Join(t.TempDir(), "image")
-		if out, err := exec.Command("cp", "-a", pythonRoot(t), image).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		i := begin(t, l, "engine", l.bundle("", func(spec *specs.Spec) {
-			spec.Root = &specs.Root{Path: image}
-			spec.Process.Args = []string{"/usr/bin/python3", "-I", "-S", "-c", runner}
-			spec.Annotations = map[string]string{engine.PolicyKey: "{" + wide + "}"}
-			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}})
-		}))
-		i.probe = []string{"/usr/bin/python3", "-I", "-S", "-c", "pass"}
-		each(t, i)
-	})
+	t.Run("engine", func(t *testing.T) { each(t, engineImporter(t)) })
+}
+
+// engineImporter may write its image.
+func engineImporter(t *testing.T) *importer {
+	l, image := newLine(t), filepath.Join(t.TempDir(), "image")
+	if out, err := exec.Command("cp", "-a", pythonRoot(t), image).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return importerOf(l, "engine", l.bundle("", func(spec *specs.Spec) {
+		spec.Root = &specs.Root{Path: image}
+		spec.Process.Args = []string{"/usr/bin/python3", "-I", "-S", "-c", runner}
+		spec.Annotations = map[string]string{engine.PolicyKey: "{" + wide + "}"}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}})
+	}))
+}
+
+// importerOf begins the container of a bundle.
+func importerOf(l *line, id, bundle string) *importer {
+	t := l.t
+	t.Helper()
+	s := &subject{line: l, id: id, probe: []string{"/usr/bin/python3", "-I", "-S", "-c", "pass"}}
+	s.clean()
+	cmd := l.command("run", "-b", bundle, id)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); l.run("delete", "--force", id); _ = cmd.Wait() })
+	i := &importer{s, in, bufio.NewReader(out)}
+	i.does("") // it runs
+	return i
 }
 
 // does runs code in the container, to its end.
@@ -307,29 +310,25 @@ func TestApplyImportsToWhoKeepsThem(t *testing.T) {
 // A container that may write its image moves what is masked, and writes another graph: it is shown
 // nothing by that.
 func TestApplyImportsToAWrittenImage(t *testing.T) {
-	importers(t, func(t *testing.T, i *importer) {
-		if i.id != "engine" {
-			return // it can write nothing there
-		}
-		i.does("import posix, sys; library = '/usr/lib/python%d.%d' % sys.version_info[:2]")
-		i.applies("imports: [sys, posix, mmap]")
-		if said := i.does(`
+	i := engineImporter(t)
+	i.does("import posix, sys; library = '/usr/lib/python%d.%d' % sys.version_info[:2]")
+	i.applies("imports: [sys, posix, mmap]")
+	if said := i.does(`
 graph = open("/usr/lib/psi/modules.json", "rb").read()
 open("/usr/lib/psi/modules.json", "wb").write(graph.replace(b'"base": [', b'"base": ["subprocess", "ctypes", '))
 posix.rename(library + "/lib-dynload", library + "/moved")
 posix.mkdir(library + "/lib-dynload")
 open(library + "/lib-dynload/_ctypes.cpython-311-x86_64-linux-gnu.so", "w").close()`); said != "" {
-			t.Fatal(said)
-		}
-		i.refused("imports: [sys, posix, mmap, ctypes]", `the mask of /usr/lib/python3.11/lib-dynload/.* is at "/usr/lib/python3.11/moved/.*" now: somebody has moved the directory`)
-		const find = "print(*[n for d in ('moved', 'lib-dynload', '') for n in ('_ctypes.cpython-311-x86_64-linux-gnu.so', 'subprocess.py') if readable(library + '/' + d + '/' + n)])"
-		if said := i.does(opens + "\n" + find); said != "types \n" {
-			t.Errorf("it opens %q", said)
-		}
-		i.does("posix.unlink(library + '/lib-dynload/_ctypes.cpython-311-x86_64-linux-gnu.so'); posix.rmdir(library + '/lib-dynload'); posix.rename(library + '/moved', library + '/lib-dynload')")
-		i.applies("imports: [sys, posix, mmap, csv]")
-		if said := i.does(opens); said != "csv csv types " {
-			t.Errorf("it opens %q", said)
-		}
-	})
+		t.Fatal(said)
+	}
+	i.refused("imports: [sys, posix, mmap, ctypes]", `the mask of /usr/lib/python3.11/lib-dynload/.* is at "/usr/lib/python3.11/moved/.*" now: somebody has moved the directory`)
+	const find = "print(*[n for d in ('moved', 'lib-dynload', '') for n in ('_ctypes.cpython-311-x86_64-linux-gnu.so', 'subprocess.py') if readable(library + '/' + d + '/' + n)])"
+	if said := i.does(opens + "\n" + find); said != "types \n" {
+		t.Errorf("it opens %q", said)
+	}
+	i.does("posix.unlink(library + '/lib-dynload/_ctypes.cpython-311-x86_64-linux-gnu.so'); posix.rmdir(library + '/lib-dynload'); posix.rename(library + '/moved', library + '/lib-dynload')")
+	i.applies("imports: [sys, posix, mmap, csv]")
+	if said := i.does(opens); said != "csv csv types " {
+		t.Errorf("it opens %q", said)
+	}
 }

@@ -77,8 +77,8 @@ func (r *reload) files() (err error) {
 		return err
 	}
 	if modules {
-		done, err := r.coverModules(&change)
-		if err != nil {
+		var done func() error
+		if done, err = r.coverModules(&change); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, done()) }()

@@ -65,10 +65,10 @@ func cloneBelow(root *os.File, dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/"+dir), nil
 }
 
-// LayerOver makes what shows directories of a root file system, in container of psi's own,
+// LayerOver makes what shows directories of a root file system, in a container of psi's own,
 // without some of their files: paths relative to it, sorted. done takes it away again: what
-// was shown with it stays. Until then it is mounted where the container's root was made, so
-// that [Container.Delete] and GC find it.
+// was shown with it stays. Until then it is mounted where the container's root was made, where
+// [Container.Delete] and [GC] find it.
 func (c *Container) LayerOver(lower *os.File, hidden, dirs []string) (cover *LiveLayer, done func() error, err error) {
 	place := c.entry.Mounts
 	if place == "" {
