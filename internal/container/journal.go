@@ -256,10 +256,10 @@ func (e *entry) stopAttendant() error {
 func (e *entry) forget(run runDir) error {
 	if e.Mounts != "" {
 		err := unix.Rmdir(e.Mounts)
-		if err == unix.EBUSY { // who attended the container was killed over a change, see LayerOver
+		if errors.Is(err, unix.EBUSY) { // who attended the container was killed over a change, see LayerOver
 			err = errors.Join(detachRoot(e.Mounts), unix.Rmdir(e.Mounts))
 		}
-		if err != nil && err != unix.ENOENT {
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return &os.PathError{Op: "rmdir", Path: e.Mounts, Err: err}
 		}
 	}
