@@ -54,7 +54,10 @@ for host, port in ("127.0.0.1", %d), ("127.0.0.1", %d), ("10.0.0.1", 81):
     with socket.socket() as s:
         s.settimeout(5)
         print(port, errno.errorcode.get(s.connect_ex((host, port)), "connected"))
-print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, ports[0], ports[1])}
+print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())
+for name in "csv", "json":
+    try: print(__import__(name).__name__)
+    except ImportError: print("no", name)`, ports[0], ports[1])}
 
 	t.Run("own", func(t *testing.T) {
 		s := &subject{line: newLine(t), id: "own"}
@@ -63,8 +66,8 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, p
 		s.clean()
 		small(t, s.root)
 		before, after := policies(`, "db.example.org:5432"`)
-		before = strings.Replace(before, "}", fmt.Sprintf(", fs: ['%s/*.csv']}", dir), 1)
-		after = strings.Replace(after, "}", fmt.Sprintf(", fs: ['%[1]s/**/*.txt', {write: '%[1]s/out'}]}", dir), 1)
+		before = strings.Replace(before, "}", fmt.Sprintf(", fs: ['%s/*.csv'], imports: [errno, os, resource, socket, time, csv]}", dir), 1)
+		after = strings.Replace(after, "}", fmt.Sprintf(", fs: ['%[1]s/**/*.txt', {write: '%[1]s/out'}], imports: [errno, os, resource, socket, time]}", dir), 1)
 		s.runs(before)
 		s.settled()
 		each(t, s, before, after)
@@ -76,8 +79,8 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE), open("/etc/hosts").read())`, p
 		s.clean()
 		small(t, s.root)
 		before, after := policies("")
-		before = strings.Replace(before, "}", fmt.Sprintf(", fs: [{write: %[1]s}, {deny: %[1]s/out/old}]}", dir), 1)
-		after = strings.Replace(after, "}", fmt.Sprintf(", fs: [{read: %[1]s}, {deny: %[1]s/out/old}, {deny: %[1]s/secret}, {deny: %[1]s/a.csv}]}", dir), 1)
+		before = strings.Replace(before, "}", fmt.Sprintf(", fs: [{write: %[1]s}, {deny: %[1]s/out/old}], imports: [errno, os, resource, socket, time, csv]}", dir), 1)
+		after = strings.Replace(after, "}", fmt.Sprintf(", fs: [{read: %[1]s}, {deny: %[1]s/out/old}, {deny: %[1]s/secret}, {deny: %[1]s/a.csv}], imports: [errno, os, resource, socket, time, json]}", dir), 1)
 		s.detached("run", "-d", "-b", s.bundle("", withVolume(t, dir, before)), s.id)
 		s.settled()
 		each(t, s, before, after)

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -230,6 +232,7 @@ type attendance struct {
 	events   *control.EventLog
 	policies *control.PolicyServer
 	id       string
+	rootfs   *os.File // see reloader
 }
 
 // attend puts the policy into force; the container must not have been started.
@@ -258,14 +261,36 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	}
 	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell,
 		hosts: string(attend.RootFiles(g.record.Policy)["/etc/hosts"])}
-	if !g.record.Own && files.programs == nil {
-		r.held, r.unknown = c.FindMasks(g.record.Files.Places(), g.record.Files.Masks)
+	err = g.findFiles(c, r, files.programs != nil)
+	var policies *control.PolicyServer
+	if err == nil {
+		policies, err = control.ServePolicy(c.StateDir(), r.change)
 	}
-	policies, err := control.ServePolicy(c.StateDir(), r.change)
 	if err != nil {
 		return &attendance{}, errors.Join(fmt.Errorf("enforcing the policy of container %s: %w", c.ID(), err), a.Close(), events.Close())
 	}
-	return &attendance{a: a, events: events, policies: policies, id: c.ID()}, nil
+	return &attendance{a: a, events: events, policies: policies, id: c.ID(), rootfs: r.rootfs}, nil
+}
+
+// findFiles notes what later policies have to know of the container's files: it has not run yet,
+// and could change them.
+func (g *guard) findFiles(c *container.Container, r *reloader, programs bool) (err error) {
+	_, limited := g.record.Policy.Imports()
+	if !g.record.Own && (limited || !programs) {
+		r.held, r.unknown = c.FindMasks(g.record.Files.Places(), slices.Concat(g.record.Files.Masks, g.record.Files.Modules))
+	}
+	switch {
+	case !limited:
+	case g.record.Own: // its root is the bundle's, where it cannot write
+		r.rootfs, err = os.OpenFile(c.Rootfs(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		r.modules = func() (*engine.Modules, error) {
+			return engine.ReadModules(fmt.Sprintf("/proc/self/fd/%d", r.rootfs.Fd()))
+		}
+	default:
+		found, err := engine.ReadModules(c.Rootfs())
+		r.modules = func() (*engine.Modules, error) { return found, err }
+	}
+	return err
 }
 
 // tellEvent writes an event down for `psi-runtime events`, and into the log.
@@ -311,6 +336,9 @@ func (a *attendance) end() error {
 		return nil
 	}
 	err := errors.Join(a.policies.Close(), a.a.Close())
+	if a.rootfs != nil {
+		err = errors.Join(err, a.rootfs.Close())
+	}
 	switch cause, limit, observed := a.a.Cause(); cause {
 	case "":
 	case attend.CauseOOM:

@@ -28,10 +28,14 @@ import (
 //	limits       the cgroup's, of what the engine has given; written down with the rest
 //	             from here on the container is frozen, if one of the next changes
 //	open_files   raised, in every process
-//	names        /etc/hosts of a bundle of psi's own; what its agent has to know, message and output
+//	names        /etc/hosts of a bundle of psi's own; what its agent has to know: imports, message
+//	             and output
 //	files        mounts of such a bundle, which show what the rules match now, and the size of
 //	             its /tmp; of an engine's container, where no LSM programs hold it, which volumes
 //	             are read-only, and masks. Nothing that is taken away may be open
+//	             modules that the import list hides: in such a bundle the directories with modules
+//	             in them are mounted over, in an engine's container files are masked. No directory
+//	             of them may be open
 //	fs tcp …     the tables of the eBPF programs, the proxy, the clocks; where LSM programs hold
 //	             an engine's container, nothing may be open that is taken away
 //	state        what state, exec and update go by
@@ -42,8 +46,10 @@ type reloader struct {
 	root, id string
 	a        *attend.Attendant
 	tell     func(attend.Event)
-	held     *container.Masks // where mounts hold an engine's container; nil: or unknown says why not
+	held     *container.Masks // what is masked in an engine's container; nil: or unknown says why not
 	unknown  error
+	modules  func() (*engine.Modules, error) // of the root as it was before the container ran
+	rootfs   *os.File                        // of a bundle of psi's own
 
 	mu    sync.Mutex // one at a time; guards the fields below
 	hosts string     // what /etc/hosts of a bundle of psi's own says
@@ -81,6 +87,7 @@ func (r *reloader) change(request control.PolicyChange) (any, error) {
 	}
 	var by engine.Holds
 	by.Network, by.Files = r.a.Holds()
+	by.Modules = r.modules
 	record, err := old.Reload(next, request.Source, by)
 	if err != nil {
 		return nil, fmt.Errorf("%w: container %s: %w", control.ErrPolicy, r.id, err)

@@ -30,7 +30,8 @@ func (r *reload) notices() error {
 	if r.names = string(hosts); r.names != r.hosts {
 		files["/etc/hosts"] = hosts
 	}
-	if before, after := r.old.Policy.Limits(), r.next.Policy.Limits(); before.Message != after.Message || before.Output != after.Output {
+	before, after := r.old.Policy.Limits(), r.next.Policy.Limits()
+	if before.Message != after.Message || before.Output != after.Output || !r.old.Policy.SameImports(r.next.Policy) {
 		if files[bundle.ReloadedFile], err = bundle.AgentConfig(r.next.Policy); err != nil {
 			return err
 		}
@@ -68,13 +69,48 @@ func (r *reload) files() (err error) {
 	if before, after := r.old.Policy.Limits().Tmp, r.next.Policy.Limits().Tmp; before != after {
 		change.Tmp = after
 	}
-	if len(change.Hide)+len(change.Show) == 0 && change.Tmp == 0 {
+	modules := !slices.Equal(r.old.Files.Modules, r.next.Files.Modules)
+	if len(change.Hide)+len(change.Show) == 0 && change.Tmp == 0 && !modules {
 		return nil
 	}
 	if err := r.freeze(); err != nil {
 		return err
 	}
+	if modules {
+		var done func() error
+		if done, err = r.coverModules(&change); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, done()) }()
+	}
 	return r.apply(change)
+}
+
+// coverModules has a change show the directories of modules without those that the import list
+// hides.
+func (r *reload) coverModules(change *container.Change) (done func() error, err error) {
+	dirs := bundle.Directories(slices.Concat(r.old.Files.Modules, r.next.Files.Modules))
+	if err := r.unheld(dirs); err != nil {
+		return nil, err
+	}
+	for i, dir := range dirs {
+		dirs[i] = dir[1:]
+	}
+	hidden := make([]string, len(r.next.Files.Modules))
+	for i, name := range r.next.Files.Modules {
+		hidden[i] = name[1:]
+	}
+	change.Cover, done, err = r.c.LayerOver(r.rootfs, hidden, dirs)
+	return done, err
+}
+
+// unheld refuses to hide something of directories that a process could reach in another way.
+func (r *reload) unheld(dirs []string) error {
+	err := r.c.Unheld(dirs)
+	if errors.Is(err, container.ErrBusy) {
+		err = fmt.Errorf("%w: imports: %w: have it close or receive that, or end the container", control.ErrPolicy, err)
+	}
+	return err
 }
 
 // apply makes a change of what the container sees.
@@ -82,18 +118,26 @@ func (r *reload) apply(change container.Change) error {
 	return r.applied(r.c.Apply(change))
 }
 
-// masks has the mounts of an engine's container hold its rules, where no LSM programs do.
+// masks has the mounts of an engine's container hold its import list, and its rules where no LSM
+// programs do.
 func (r *reload) masks() error {
-	if _, programs := r.a.Holds(); programs || slices.Equal(r.old.Policy.FS(), r.next.Policy.FS()) {
+	_, programs := r.a.Holds()
+	rules := !programs && !slices.Equal(r.old.Policy.FS(), r.next.Policy.FS())
+	if !rules && slices.Equal(r.old.Files.Modules, r.next.Files.Modules) {
 		return nil
 	}
 	if r.held == nil {
-		return fmt.Errorf("what holds its file rules could not be told when it was made: make a new container: %w", r.unknown)
+		return fmt.Errorf("what masks its files could not be told when it was made: make a new container: %w", r.unknown)
 	}
 	if err := r.freeze(); err != nil {
 		return err
 	}
 	remounting := r.old.Remounting(r.next)
+	if len(remounting.Hidden) > 0 {
+		if err := r.unheld(remounting.Hidden); err != nil {
+			return err
+		}
+	}
 	open, err := r.c.Held()
 	if err != nil {
 		return err

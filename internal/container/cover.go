@@ -69,23 +69,27 @@ func (r *remasking) putOn(c *cover) error {
 	return nil
 }
 
-// note remembers a mask that was put on.
+// note remembers a mask that was put on. What is not known of a new one settle finds.
 func (r *remasking) note(c *cover, tree *os.File) error {
 	id, _, err := mountOf(tree)
 	if err != nil {
 		return err
 	}
 	info := r.all[c.was] // the same, but for its id
-	if info.id = id; c.was == 0 {
-		all, err := listMounts()
-		if err != nil {
-			return err
-		}
-		info = all[id]
-	}
-	c.id = id
+	info.id, c.id = id, id
 	r.m.placed[c.path] = mask{info, c.life}
 	return nil
+}
+
+// settle completes what is known of new masks, once for all of them: there may be hundreds.
+func (r *remasking) settle() error {
+	all, err := listMounts()
+	for path, known := range r.m.placed {
+		if known.what == "" {
+			r.m.placed[path] = mask{all[known.id], known.life}
+		}
+	}
+	return err
 }
 
 // newMask is what to mount over what is at a place: an empty directory that nobody can write,

@@ -255,7 +255,11 @@ func (e *entry) stopAttendant() error {
 // that the container is deleted, and its poststop hooks run.
 func (e *entry) forget(run runDir) error {
 	if e.Mounts != "" {
-		if err := unix.Rmdir(e.Mounts); err != nil && err != unix.ENOENT {
+		err := unix.Rmdir(e.Mounts)
+		if errors.Is(err, unix.EBUSY) { // who attended the container was killed over a change, see LayerOver
+			err = errors.Join(detachRoot(e.Mounts), unix.Rmdir(e.Mounts))
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return &os.PathError{Op: "rmdir", Path: e.Mounts, Err: err}
 		}
 	}

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -140,4 +141,51 @@ func TestCover(t *testing.T) {
 	look("with less", "sleep")
 	cover(layer).Keep()
 	look("as at first", "cat sleep")
+}
+
+// TestLayerOver is killed, so to speak, between making a layer and taking it away: it goes with the
+// container. A link in the root file system leads nowhere.
+func TestLayerOver(t *testing.T) {
+	f := newFixture(t)
+	lower := filepath.Join(t.TempDir(), "lower")
+	if err := os.MkdirAll(filepath.Join(lower, "a/b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc", filepath.Join(lower, "link")); err != nil {
+		t.Fatal(err)
+	}
+	c := f.create(f.options(autoSpec("sleep 1000")))
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(lower)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for range 2 {
+		cover, done, err := c.LayerOver(root, []string{"a/b"}, []string{"usr", "link"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if trees, err := coverTrees(*cover); err == nil {
+			closeTrees(trees)
+			t.Error("a directory that is not there was shown")
+		}
+		cover.Dirs = []string{"a", "link"}
+		trees, err := coverTrees(*cover)
+		closeTrees(trees)
+		if !errors.Is(err, unix.ELOOP) || len(trees) != 1 {
+			t.Errorf("%d directories, %v", len(trees), err)
+		}
+		if err := done(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, _, err := c.LayerOver(root, []string{"no/such"}, nil); err == nil {
+		t.Error("a file that is not there was hidden")
+	}
+	if _, _, err := c.LayerOver(root, []string{"a/b"}, nil); err != nil {
+		t.Error(err)
+	}
 }

@@ -28,23 +28,65 @@ func coverTrees(l LiveLayer) (trees []*os.File, err error) {
 		defer func() { err = errors.Join(err, UnmountLayer(l.Place)) }()
 		from = l.Place
 	}
+	root, err := os.OpenFile(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening a layer: %w", err)
+	}
+	defer root.Close()
 	for _, dir := range l.Dirs {
-		path := filepath.Join(from, dir)
-		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		tree, err := cloneBelow(root, dir)
 		if err != nil {
-			return trees, &os.PathError{Op: "open_tree", Path: path, Err: err}
+			return trees, err
 		}
-		trees = append(trees, os.NewFile(uintptr(fd), "/"+dir))
+		trees = append(trees, tree)
 		attr := unix.MountAttr{
 			Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
 			Propagation: unix.MS_PRIVATE,
 		}
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			return trees, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
+		if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			return trees, &os.PathError{Op: "mount_setattr", Path: dir, Err: err}
 		}
 	}
 	return trees, nil
 }
+
+// cloneBelow clones the mount at a directory of a root file system, in which a bundle's author
+// could have put links that lead out of it.
+func cloneBelow(root *os.File, dir string) (*os.File, error) {
+	at, err := openWithoutLinks(int(root.Fd()), dir, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return nil, &os.PathError{Op: "opening", Path: dir, Err: err}
+	}
+	defer at.Close()
+	fd, err := unix.OpenTree(int(at.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: dir, Err: err}
+	}
+	return os.NewFile(uintptr(fd), "/"+dir), nil
+}
+
+// LayerOver makes what shows directories of a root file system, in a container of psi's own,
+// without some of their files: paths relative to it, sorted. done takes it away again: what
+// was shown with it stays. Until then it is mounted where the container's root was made, where
+// [Container.Delete] and [GC] find it.
+func (c *Container) LayerOver(lower *os.File, hidden, dirs []string) (cover *LiveLayer, done func() error, err error) {
+	place := c.entry.Mounts
+	if place == "" {
+		return nil, nil, fmt.Errorf("container %s has no root of its own", c.id)
+	}
+	if err := unix.Mount("psi", place, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=4k"); err != nil {
+		return nil, nil, &os.PathError{Op: "mounting tmpfs on", Path: place, Err: err}
+	}
+	done = func() error { return detachRoot(place) }
+	layer := filepath.Join(place, "layer")
+	if err := MountLayer(layer, fdPath(lower), hidden); err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	return &LiveLayer{Lower: fdPath(lower), Layer: layer, Dirs: dirs, Place: filepath.Join(place, "root")}, done, nil
+}
+
+// Rootfs is the root file system as the bundle names it, absolute.
+func (c *Container) Rootfs() string { return c.entry.Rootfs }
 
 // mountLowers mounts an overlay that nobody can write on place, which it makes.
 func mountLowers(place, upper, lower string) error {
@@ -67,7 +109,7 @@ func mountLowers(place, upper, lower string) error {
 }
 
 // cover puts a tree over a directory of the guest's root. What the guest has open or
-// mapped of what was there stays with it.
+// mapped of what was there stays with it, see [Container.Unheld].
 func (l *live) cover(tree *os.File) error {
 	place, err := openPlace(tree.Name())
 	if err != nil {

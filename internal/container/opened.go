@@ -63,47 +63,66 @@ func descriptors(pid int) (open []OpenedFile, err error) {
 
 // handles are the descriptors of all threads, and where these are.
 func handles(pid int) (open []OpenedFile, err error) {
+	err = eachDescriptor(pid, func(d descriptor) error {
+		switch {
+		case d.number == "":
+			open = append(open, OpenedFile{PID: pid, Path: d.target})
+			return nil
+		case !strings.HasPrefix(d.target, "/"):
+			return nil // no file
+		}
+		field, err := d.info("flags")
+		if err != nil {
+			return err
+		}
+		flags, err := strconv.ParseInt(field, 8, 64)
+		access, handle := flags&unix.O_ACCMODE, flags&unix.O_PATH != 0
+		open = append(open, OpenedFile{pid, d.target, !handle && access != unix.O_WRONLY, !handle && access != unix.O_RDONLY})
+		return err
+	})
+	return open, err
+}
+
+// descriptor is one of a thread's, or, without a number, its working directory or root.
+type descriptor struct {
+	thread, number string // its directory in /proc
+	link, target   string
+}
+
+// info is a field of the kernel's about a descriptor; "" if it has none.
+func (d descriptor) info(field string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(d.thread, "fdinfo", d.number))
+	_, rest, _ := strings.Cut("\n"+string(data), "\n"+field+":")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line), err
+}
+
+// eachDescriptor calls do for all that the threads of a process have.
+func eachDescriptor(pid int, do func(descriptor) error) error {
 	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, thread := range threads {
 		dir := filepath.Join("/proc", strconv.Itoa(pid), "task", thread.Name())
-		for _, name := range []string{"/cwd", "/root"} {
-			if path, err := os.Readlink(dir + name); err == nil {
-				open = append(open, OpenedFile{PID: pid, Path: path})
-			}
-		}
 		names, err := os.ReadDir(dir + "/fd")
 		if gone(err) != nil {
-			return nil, err
+			return err
 		}
+		all := []descriptor{{thread: dir, link: dir + "/cwd"}, {thread: dir, link: dir + "/root"}}
 		for _, name := range names {
-			path, err := os.Readlink(filepath.Join(dir, "fd", name.Name()))
-			if err != nil || !strings.HasPrefix(path, "/") {
-				continue // closed, or no file
+			all = append(all, descriptor{thread: dir, number: name.Name(), link: filepath.Join(dir, "fd", name.Name())})
+		}
+		for _, d := range all {
+			if d.target, err = os.Readlink(d.link); err == nil {
+				err = do(d)
 			}
-			flags, err := descriptorFlags(filepath.Join(dir, "fdinfo", name.Name()))
-			if err != nil {
-				return nil, err
+			if gone(err) != nil { // closed is no error
+				return err
 			}
-			access := flags & unix.O_ACCMODE
-			handle := flags&unix.O_PATH != 0
-			open = append(open, OpenedFile{pid, path, !handle && access != unix.O_WRONLY, !handle && access != unix.O_RDONLY})
 		}
 	}
-	return open, nil
-}
-
-func descriptorFlags(file string) (int, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(data), "flags:")
-	line, _, _ := strings.Cut(rest, "\n")
-	flags, err := strconv.ParseInt(strings.TrimSpace(line), 8, 64)
-	return int(flags), err
+	return nil
 }
 
 // mappings are the files that a process has mapped.

@@ -268,5 +268,5 @@ func (r *remasking) apply() error {
 		}
 		r.undo.add(func() error { return r.takeOff(c) })
 	}
-	return nil
+	return r.settle()
 }

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/confine"
-	"github.com/psi-runtime/psi/pkg/modules"
 )
 
 // Look finds out what Narrow has to know of the host for a bundle.
@@ -63,7 +62,7 @@ func Look(spec *specs.Spec, bundle string, rules Rules) (Host, error) {
 			root = filepath.Join(bundle, root)
 		}
 		h.List = func(dir string) ([]string, error) { return list(root, dir) }
-		h.Hidden = func(imports []string) ([]string, error) { return hidden(root, imports) }
+		h.Modules = func() (*Modules, error) { return ReadModules(root) }
 	}
 	h.Doors = doors
 	return h, nil
@@ -149,35 +148,6 @@ func list(root, dir string) ([]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// hidden names the files of the image that an import list hides. A link needs no hiding:
-// what it leads to is.
-func hidden(root string, imports []string) ([]string, error) {
-	r, err := os.OpenRoot(root)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	graph, err := modules.Read(r.FS())
-	if err != nil {
-		return nil, err
-	}
-	all, err := graph.Closure(imports).Hidden(r.FS())
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, name := range all {
-		info, err := r.Lstat(name)
-		if err != nil {
-			return nil, err
-		}
-		if info.IsDir() || info.Mode().IsRegular() {
-			names = append(names, name)
-		}
-	}
-	return names, atMost(names, "files of the image to hide")
 }
 
 // doors names the sockets and FIFOs below a directory of the host. No link is followed:

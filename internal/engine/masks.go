@@ -28,11 +28,8 @@ func (n *narrowing) settleMasks(given *specs.Spec) {
 		n.kept = append(n.kept, given.Linux.MaskedPaths...)
 	}
 	slices.SortFunc(all[asked:], deeperFirst)
-	for _, name := range n.masks {
-		if !slices.Contains(n.kept, name) {
-			n.out.Files.Masks = append(n.out.Files.Masks, name)
-		}
-	}
+	other := func(name string) bool { return slices.Contains(n.kept, name) }
+	n.out.Files.Masks, n.out.Files.Modules = slices.DeleteFunc(n.masks, other), slices.DeleteFunc(n.modules, other)
 }
 
 // deeperFirst sorts what is in a directory before the directory.

@@ -39,6 +39,10 @@ type Files struct {
 	// Masks are the paths in the container that are masked because rules say so, and for no
 	// other reason: where mounts hold the rules, others can take them away again.
 	Masks []string `json:"masks,omitempty"`
+	// Modules are the paths in the container that are hidden because its import list says so,
+	// and for no other reason than that and rules; of a bundle of psi's own those that its
+	// root has in spite of that.
+	Modules []string `json:"modules,omitempty"`
 }
 
 // Volume is a mount that shows files of the host.
@@ -105,9 +109,8 @@ type Host struct {
 	Pairs func() Pairs
 	// List names the files and directories (no links) in a directory of the image.
 	List func(dir string) ([]string, error)
-	// Hidden names the files of the image that an import list hides. The error wraps
-	// [modules.ErrNoGraph] if the image does not say which modules its files are.
-	Hidden func(imports []string) ([]string, error)
+	// Modules are those of the image, see [ReadModules]. It is called when a policy limits imports.
+	Modules func() (*Modules, error)
 	// Doors names the sockets and FIFOs in a directory of the host and below it, relative
 	// to it: they lead out of a container. The error says why they cannot be told.
 	Doors func(dir string) ([]string, error)
@@ -139,8 +142,9 @@ type narrowing struct {
 	opening, denying []pattern
 	denied           []string // literal paths
 
-	masks []string // see Files.Masks; some may be masked for another reason too
-	kept  []string // what is masked for other reasons
+	masks   []string // see Files.Masks; some may be masked for another reason too
+	modules []string // see Files.Modules, likewise
+	kept    []string // what is masked for other reasons
 }
 
 // Narrow puts a policy on a container of an engine. It changes nothing that it is
@@ -194,17 +198,18 @@ func (n *narrowing) agent() error {
 	if !limited {
 		return nil
 	}
-	rule := fmt.Sprintf("imports: %v", allowed)
-	hidden, err := n.host.Hidden(allowed)
+	rule := importsRule(allowed)
+	all, err := n.host.Modules()
+	if err == nil {
+		n.modules, err = all.Hidden(allowed)
+	}
 	if errors.Is(err, modules.ErrNoGraph) {
 		return n.misses(rule, fmt.Errorf("only an image that `psi-runtime rootfs` has made tells which files its modules are (%s): use one, or leave imports out", modules.File))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", rule, err)
 	}
-	for _, name := range hidden {
-		n.mask("/" + name)
-	}
-	n.holds(rule, "masked files of the image: %d", len(hidden))
+	n.spec.Linux.MaskedPaths = union(n.spec.Linux.MaskedPaths, n.modules)
+	n.holds(rule, maskedModules, len(n.modules))
 	return nil
 }

@@ -61,10 +61,8 @@ func testHost() Host {
 		Landlock:      6,
 		Files:         func() error { return errors.New("no BPF-LSM") },
 		List:          func(string) ([]string, error) { return []string{"usr", "etc", "srv"}, nil },
-		Hidden: func(imports []string) ([]string, error) {
-			return []string{"usr/lib/hidden-by-" + strings.Join(imports, "+")}, nil
-		},
-		Doors: func(dir string) ([]string, error) { return []string{"/run/" + path.Base(dir) + ".sock"}, nil },
+		Modules:       testModules,
+		Doors:         func(dir string) ([]string, error) { return []string{"/run/" + path.Base(dir) + ".sock"}, nil },
 	}
 }
 
@@ -210,7 +208,7 @@ func TestRefused(t *testing.T) {
 func TestDegraded(t *testing.T) {
 	host := testHost()
 	host.Network, host.Landlock = errors.New("no eBPF"), 0
-	host.Hidden = func([]string) ([]string, error) { return nil, modules.ErrNoGraph }
+	host.Modules = func() (*Modules, error) { return nil, modules.ErrNoGraph }
 	host.Doors = func(dir string) ([]string, error) {
 		if dir == "/more" {
 			return nil, errors.New("too many files")
@@ -243,15 +241,17 @@ func TestDegraded(t *testing.T) {
 // it is an error.
 func TestImports(t *testing.T) {
 	n := narrow(t, engineSpec(), parse(t, "imports: [math, json]"))
-	if !slices.Contains(n.Spec.Linux.MaskedPaths, "/usr/lib/hidden-by-json+math") {
-		t.Errorf("masked: %q", n.Spec.Linux.MaskedPaths)
+	hidden := []string{"/lib/py/csv", "/lib/py/sub.py"}
+	masked := n.Spec.Linux.MaskedPaths
+	if !slices.Equal(n.Files.Modules, hidden) || len(union(masked, hidden)) != len(masked) {
+		t.Errorf("masked: %q, modules: %q", masked, n.Files.Modules)
 	}
-	if !slices.Contains(n.Enforced, Enforcement{Rule: "imports: [json math]", By: "masked files of the image: 1"}) {
+	if !slices.Contains(n.Enforced, Enforcement{Rule: "imports: [json math]", By: "masked files of the image: 2"}) {
 		t.Errorf("%v", n.Enforced)
 	}
 	host := testHost()
 	for want, err := range map[string]error{"psi-runtime rootfs": modules.ErrNoGraph, "broken": errors.New("broken")} {
-		host.Hidden = func([]string) ([]string, error) { return nil, err }
+		host.Modules = func() (*Modules, error) { return nil, err }
 		if _, err := Narrow(engineSpec(), parse(t, "imports: []"), host); err == nil || !strings.Contains(err.Error(), "imports: []") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}

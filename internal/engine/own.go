@@ -43,7 +43,7 @@ func Own(p policy.Policy, by Holds, pairs Pairs) []Enforcement {
 	n.holds("message: "+size(l.Message), agent)
 	n.holds("output: "+size(l.Output), agent)
 	if modules, limited := p.Imports(); limited {
-		n.holds(fmt.Sprintf("imports: %v", modules), "files of the root, which was made with the bundle; "+agent)
+		n.holds(importsRule(modules), "files of the root, which was made with the bundle; "+agent)
 	}
 	return n.out.Enforced
 }

@@ -17,6 +17,9 @@ import (
 type Holds struct {
 	Network error // why eBPF programs do not hold its network rules; nil if they do
 	Files   bool  // LSM programs hold its file rules
+	// Modules are those of its root as it was before it ran. It is called when a list of
+	// imports is to be another one.
+	Modules func() (*Modules, error)
 }
 
 // cannot is the error for a rule that a container which runs cannot be given.
@@ -32,12 +35,18 @@ func (r *Record) fixed(next policy.Policy) map[string]string {
 		"read_only":      "its root was mounted when it was made",
 		"tmp":            "its /tmp was mounted when it was made",
 		"seccomp":        "its filter of system calls is for life",
-		"imports":        agent, "message": agent, "output": agent,
+		"message":        agent, "output": agent,
 		"preload": "its interpreter has begun", "isolation": "its interpreter has begun",
 	}
 	if r.Own {
 		delete(why, "message")
 		delete(why, "output")
+	}
+	_, limited := r.Policy.Imports()
+	if _, limits := next.Imports(); !limited {
+		why["imports"] = "what may import everything has done so"
+	} else if r.Own && !limits {
+		why["imports"] = "its root has the files of the list that the bundle was compiled with"
 	}
 	if r.Own && r.Policy.Limits().Tmp > 0 && next.Limits().Tmp > 0 { // one that cannot be written stays so
 		delete(why, "tmp")
@@ -62,6 +71,9 @@ func (r *Record) Reload(next policy.Policy, source string, by Holds) (*Record, e
 		return r.reloadOwn(&out, by)
 	}
 	n := &narrowing{policy: next, host: Host{Network: by.Network}, running: true}
+	if err := r.reloadImports(n, &out, by); err != nil {
+		return nil, err
+	}
 	files := !slices.Equal(r.Policy.FS(), next.FS())
 	if err := n.network(); err != nil {
 		return nil, err
@@ -85,7 +97,7 @@ func (r *Record) Reload(next policy.Policy, source string, by Holds) (*Record, e
 	limits := next.Limits()
 	n.limits(r.Given.Resources(limits))
 	n.openFiles(r.Given.OpenFiles(limits))
-	live := []string{"fs", "mem", "cpu", "pids", "open_files", "cpu_ms", "wall_ms", "tcp", "udp", "expose", "net_conns", "net_rate", "net_bytes"}
+	live := []string{"fs", "imports", "mem", "cpu", "pids", "open_files", "cpu_ms", "wall_ms", "tcp", "udp", "expose", "net_conns", "net_rate", "net_bytes"}
 	kept := slices.DeleteFunc(slices.Clone(r.Enforced), func(e Enforcement) bool { return slices.Contains(live, keyOf(e)) })
 	out.Enforced = slices.Concat(n.out.Enforced, kept)
 	return &out, nil
@@ -153,10 +165,18 @@ func (r *Record) reloadOwn(out *Record, by Holds) (*Record, error) {
 	case wildcards(next) && !wildcards(made):
 		return nil, cannot("tcp", "it has no name server for wildcards in its /etc/resolv.conf, which was written before it started: allow the names themselves")
 	}
+	if err := r.reloadImports(&narrowing{policy: next}, out, by); err != nil {
+		return nil, err
+	}
 	out.Enforced = Own(next, by, r.Made.Pairs)
 	for i, e := range out.Enforced {
-		if strings.HasPrefix(e.Rule, "fs:") {
+		switch keyOf(e) {
+		case "fs":
 			out.Enforced[i].By = strings.Replace(e.By, "the bundle was", "the policy came", 1)
+		case "imports":
+			if out.Files.Modules != nil {
+				out.Enforced[i].By = fmt.Sprintf("files of the root, of which %d are hidden; the guest's agent", len(out.Files.Modules))
+			}
 		}
 	}
 	return out, nil

@@ -170,6 +170,13 @@ func TestReloadAddsNothing(t *testing.T) {
 func TestReloadWithinBounds(t *testing.T) {
 	r := made(t, "mem: 64MiB")
 	r.Made.Bounds = []Bound{{"the mandatory policy strict", parse(t, "mem: 128MiB")}}
+	limited := made(t, "imports: [math]")
+	limited.Made.Bounds = []Bound{{"the mandatory policy strict", parse(t, "imports: [math, csv]")}}
+	for document, want := range map[string]string{"imports: [csv]": "", "imports: [json]": "import json", "{}": "import every module"} {
+		if _, err := limited.Reload(parse(t, document), "wide.yml", Holds{Modules: testModules}); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", document, err)
+		}
+	}
 	if _, err := r.Reload(parse(t, "mem: 128MiB"), "wide.yml", Holds{}); err != nil {
 		t.Error(err)
 	}
@@ -272,10 +279,17 @@ func TestReloadOfOwn(t *testing.T) {
 		"more in /tmp":     {"tmp: 1MiB", "tmp: 2MiB", ""},
 		"a /tmp at last":   {"tmp: 0", "tmp: 2MiB", "tmp cannot change"},
 		"no /tmp any more": {"tmp: 1MiB", "tmp: 0", "tmp cannot change"},
-		"modules":          {"imports: [math]", "imports: [json]", "imports cannot change"},
+		"fewer modules":    {"imports: [json, math]", "imports: [math]", ""},
+		"no modules":       {"imports: [math]", "imports: []", ""},
+		"no such module":   {"imports: [math]", "imports: [math, other]", ""},
+		"modules, lacking": {"imports: [math]", "imports: [math, big]", "imports: [big math]: it cannot change in a running container: for big its root has no file of big.part, because the policy that the bundle was compiled with hides it"},
+		"every module":     {"imports: [math]", "{}", `imports cannot change in a running container, from ["math"] to nothing: its root has the files of the list`},
+		"modules at last":  {"{}", "imports: [math]", `imports cannot change in a running container, from nothing to ["math"]: what may import everything has done so`},
+		"among modules":    {"{imports: [json, math], fs: [/lib/py/data]}", "{imports: [math], fs: [/lib/py/data]}", "imports: it cannot change in a running container: /lib/py/data is mounted among its modules, in /lib/py: keep the list"},
+		"then among them":  {"imports: [json, math]", "{imports: [math], fs: [/lib/py/data]}", "is mounted among its modules"},
 		"denied beside it": {"fs: [/srv/a]", "fs: [/srv/a, {deny: /srv/a/x}]", ""},
 	} {
-		for _, holds := range []Holds{{}, {Files: true}} {
+		for _, holds := range []Holds{{Modules: testModules}, {Files: true, Modules: testModules}} {
 			r := own(tc.before)
 			next, err := r.Reload(parse(t, tc.after), "test", holds)
 			if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {

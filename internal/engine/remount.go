@@ -173,13 +173,14 @@ type Remounting struct {
 	ReadOnly map[string]bool // volumes that change, by their place
 	Unmask   []string        // paths
 	Masks    []Mask          // all that there are to be
+	Hidden   []string        // of these, what an import list hides now and did not before
 }
 
 // Mask is a path that is masked.
 type Mask struct {
 	Path   string
 	Volume string // the place of the volume that it is in; "" is none
-	New    bool   // it was not to be masked before
+	New    bool   // a rule masks it, which none did before
 	Inside bool   // of another mask, and so there need not be such a path
 }
 
@@ -201,7 +202,28 @@ func (r *Record) Remounting(next *Record) Remounting {
 		m.Inside = slices.ContainsFunc(next.Files.Masks, func(other string) bool { return other != name && covers(other, name) })
 		out.Masks = append(out.Masks, m)
 	}
-	out.Unmask = slices.DeleteFunc(slices.Clone(r.Files.Masks), func(name string) bool { return slices.Contains(next.Files.Masks, name) })
+	before, after := setOf(r.Files.Modules), setOf(next.Files.Modules)
+	for _, name := range next.Files.Modules {
+		if !slices.Contains(next.Files.Masks, name) {
+			out.Masks = append(out.Masks, Mask{Path: name})
+		}
+		if !before[name] {
+			out.Hidden = append(out.Hidden, name)
+		}
+	}
+	for _, name := range slices.Concat(r.Files.Masks, r.Files.Modules) {
+		if !after[name] && !slices.Contains(next.Files.Masks, name) {
+			out.Unmask = append(out.Unmask, name)
+		}
+	}
+	return out
+}
+
+func setOf(names []string) map[string]bool {
+	out := make(map[string]bool, len(names))
+	for _, name := range names {
+		out[name] = true
+	}
 	return out
 }
 

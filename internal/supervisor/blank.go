@@ -126,6 +126,9 @@ func (s *Supervisor) makeBlank(k kind) (_ *guest, err error) {
 	undo.add(outside.Close)
 	defer inside.Close()
 	g.channel = outside
+	if g.socket, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", inside.Fd())); err != nil {
+		return nil, fmt.Errorf("naming the guest's channel: %w", err)
+	}
 
 	// container and attendance: everything but life
 	if err = s.create(g, plan, inside, &undo); err != nil {

@@ -38,6 +38,7 @@ type guest struct {
 	kind      kind // of blank
 	attendant *attend.Attendant
 	channel   *os.File      // the client's end, until the client has it
+	socket    string        // what /proc calls the guest's end
 	stderr    *os.File      // memfd that the guest's stderr goes to
 	ended     chan struct{} // closed when no process of the guest runs
 

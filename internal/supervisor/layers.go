@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,7 +65,7 @@ func (l *layers) get(place string, p policy.Policy, r bundle.RootfsInfo) (layer,
 	if err != nil {
 		return layer{}, err
 	}
-	made := layer{mount: filepath.Join(place, "layer-"+strconv.Itoa(l.next)), dirs: outermost(hidden...)}
+	made := layer{mount: filepath.Join(place, "layer-"+strconv.Itoa(l.next)), dirs: bundle.Directories(hidden)}
 	l.next++
 	if err := container.MountLayer(made.mount, r.Path, hidden); err != nil {
 		return layer{}, err
@@ -76,22 +75,6 @@ func (l *layers) get(place string, p policy.Policy, r bundle.RootfsInfo) (layer,
 	}
 	l.made[key] = made
 	return made, nil
-}
-
-// outermost lists the directories of some files, without those below others of them.
-func outermost(files ...string) []string {
-	dirs := make([]string, 0, len(files))
-	for _, file := range files {
-		dirs = append(dirs, filepath.Dir(file))
-	}
-	slices.SortFunc(dirs, func(a, b string) int { return strings.Compare(a+"/", b+"/") })
-	var out []string
-	for _, dir := range dirs {
-		if len(out) == 0 || dir != out[len(out)-1] && !strings.HasPrefix(dir, out[len(out)-1]+"/") {
-			out = append(out, dir)
-		}
-	}
-	return out
 }
 
 // trim takes all layers away when there are too many.

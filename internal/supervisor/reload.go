@@ -286,7 +286,7 @@ func (r *reloading) notices() error {
 	if r.hosts = string(hosts); r.hosts != r.g.hosts {
 		files["/etc/hosts"] = hosts
 	}
-	same := sameImports(r.old, r.next)
+	same := r.old.SameImports(r.next)
 	a, b := r.old.Limits(), r.next.Limits()
 	if !same || a.Message != b.Message || a.Output != b.Output {
 		if files[bundle.ReloadedFile], err = bundle.AgentConfig(r.next); err != nil {

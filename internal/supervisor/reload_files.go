@@ -3,7 +3,6 @@ package supervisor
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/psi-runtime/psi/internal/attend"
 	"github.com/psi-runtime/psi/internal/container"
@@ -60,15 +59,20 @@ func (r *reloading) change(change container.Change) error {
 	who := r.g.client.peer
 	change.ClientUID, change.ClientGID = int(who.uid), int(who.gid)
 	applied, err := r.g.container.Apply(change)
-	if errors.Is(err, container.ErrBusy) {
-		return fmt.Errorf("%w: %w: have it close that, or end the guest", errPolicy, err)
-	}
-	if err != nil {
+	if err := busy(err); err != nil {
 		return err
 	}
 	r.end = append(r.end, applied.Keep)
 	r.undo.add(applied.Undo)
 	return nil
+}
+
+// busy says what to do about what a guest has open.
+func busy(err error) error {
+	if errors.Is(err, container.ErrBusy) {
+		err = fmt.Errorf("%w: %w: have it close that, or end the guest", errPolicy, err)
+	}
+	return err
 }
 
 // plan finds out what a policy's file rules show: whole directories where the kernel
@@ -78,11 +82,4 @@ func (s *Supervisor) plan(p policy.Policy) (bundle.View, error) {
 		return bundle.PlanLive(p)
 	}
 	return bundle.PlanView(p)
-}
-
-// sameImports says whether two policies have the same list, or both none.
-func sameImports(a, b policy.Policy) bool {
-	one, limited := a.Imports()
-	other, alsoLimited := b.Imports()
-	return limited == alsoLimited && slices.Equal(one, other)
 }

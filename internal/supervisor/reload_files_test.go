@@ -172,6 +172,32 @@ func TestReloadImports(t *testing.T) {
 	}
 }
 
+// A directory that a guest holds would show it what is mounted over: it keeps its list then. Files
+// that it has open are its own.
+func TestReloadImportsOfWhatIsHeld(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "keeper", map[string]any{"imports": []any{"posix", "csv", "_socket"}})
+	next := map[string]any{"imports": []any{"posix", "_socket"}}
+	const library = "import posix, _socket; d = posix.open('/usr/lib/python3.11/csv.py', 0); library = posix.open('/usr/lib/python3.11', posix.O_PATH); post(1)"
+	const open = "try: posix.close(posix.open('csv.py', 0, dir_fd=library)); post('open')\nexcept OSError as e: post(type(e).__name__)"
+	g.run(t, library)
+	refused := func(want string) {
+		t.Helper()
+		c.refused(t, control.KindPolicy, want, map[string]any{"op": "reload", "guest": g.id, "policy": next})
+	}
+	refused("has the directory \"/usr/lib/python3.11\", of which files are hidden: have it close that")
+	if got := g.run(t, open); got != "open" {
+		t.Errorf("after a reload that failed: %s", got)
+	}
+	g.run(t, "a, b = _socket.socketpair(); a.sendmsg([b'x'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, library.to_bytes(4, 'little'))]); posix.close(library); post(1)")
+	refused("has a socket in which 1 descriptors are under way")
+	g.run(t, "a.close(); b.close(); post(1)")
+	c.reload(t, g, next)
+	if got := g.run(t, "post(len(posix.read(d, 10)))\ntry: posix.open('/usr/lib/python3.11/csv.py', 0)\nexcept OSError as e: post(type(e).__name__)"); got != "10 FileNotFoundError" {
+		t.Errorf("after one that did not: %s", got)
+	}
+}
+
 func TestReloadNames(t *testing.T) {
 	_, c := embedded(t)
 	g := c.spawn(t, "caller", map[string]any{"tcp": []any{"a.example:80"}})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -43,6 +44,22 @@ func HiddenFiles(p policy.Policy, r RootfsInfo) ([]string, error) {
 		return nil, fmt.Errorf("holding the import list: %w", err)
 	}
 	return graph.Closure(allowed).Hidden(root)
+}
+
+// Directories lists those that files are in, sorted, without those below others of them.
+func Directories(files []string) []string {
+	dirs := make([]string, 0, len(files))
+	for _, file := range files {
+		dirs = append(dirs, filepath.Dir(file))
+	}
+	slices.SortFunc(dirs, func(a, b string) int { return strings.Compare(a+"/", b+"/") })
+	var out []string
+	for _, dir := range dirs {
+		if len(out) == 0 || dir != out[len(out)-1] && !strings.HasPrefix(dir, out[len(out)-1]+"/") {
+			out = append(out, dir)
+		}
+	}
+	return out
 }
 
 // linkTree makes the tree at to look like the one at from: directories anew,

@@ -100,6 +100,11 @@ func (p Policy) Imports() (modules []string, limited bool) {
 	return slices.Clone(p.imports), p.importsLimited
 }
 
+// SameImports reports whether two policies have the same list of imports, or both none.
+func (p Policy) SameImports(q Policy) bool {
+	return p.importsLimited == q.importsLimited && slices.Equal(p.imports, q.imports)
+}
+
 // AllowDegraded reports whether the guest may start on a host that cannot
 // enforce all of the policy. The guest's state then says what is missing.
 func (p Policy) AllowDegraded() bool { return p.allowDegraded }
