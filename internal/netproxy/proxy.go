@@ -111,7 +111,7 @@ func (p *Proxy) judge(protocol endpoint.Protocol, dest netip.AddrPort) (name str
 
 // Open makes the endpoints exist in the network namespace netns, which must have
 // nothing but a loopback, and serves them until Close. If there are none the namespace is
-// left as it is: see [Proxy.Prepare]. netns remains the caller's. The caller needs
+// left as it is: see [Proxy.Prepare] and [Options.Ahead]. netns remains the caller's. The caller needs
 // CAP_SYS_ADMIN and CAP_NET_ADMIN over the namespace. On an error nothing serves.
 func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
