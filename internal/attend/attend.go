@@ -96,6 +96,9 @@ type Options struct {
 	// Filter: the container's network is its engine's. The policy's endpoints are held by
 	// the programs alone, names among them not at all, and nothing is opened.
 	Filter bool
+	// Ahead: the guest is made for a policy with endpoints that is not known yet: its network
+	// is prepared for them.
+	Ahead bool
 	// Pairs: the guest may make pairs of datagram sockets, and no other AF_UNIX socket, and
 	// the programs have to see to it that the pairs lead nowhere.
 	Pairs bool

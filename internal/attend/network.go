@@ -112,7 +112,7 @@ func openNetwork(c Container, p policy.Policy, opts Options) (n network, err err
 	if opts.Net.Steer == nil {
 		opts.Net.Steer = steer
 	}
-	opts.Net.Budget = opts.Budget
+	opts.Net.Budget, opts.Net.Ahead = opts.Budget, opts.Ahead
 	opts.Net.MaxConns, opts.Net.Rate, opts.Net.Total, opts.Net.Memory = netLimits(p.Limits())
 	if n.proxy, err = netproxy.Open(netns, eps, opts.Net); err == nil && len(p.Expose()) > 0 {
 		err = n.proxy.Prepare()

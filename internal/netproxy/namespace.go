@@ -1,20 +1,16 @@
 package netproxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/psi-runtime/psi/internal/endpoint"
 )
 
 // A socket buffer is what each of a connection's sockets may hold in either direction,
@@ -55,25 +51,122 @@ var home = sync.OnceValues(func() (int, error) {
 	return fd, nil
 })
 
-// inside runs f on a thread that is in the network namespace: this one, which serves
-// nobody else meanwhile. It returns when the thread is back.
-func inside(netns *os.File, f func() error) error {
-	home, err := home()
-	if err != nil {
+// stay is this thread's in a network namespace.
+type stay struct {
+	netns *os.File
+	there bool
+}
+
+// enter begins it, if it has not begun. The thread serves nobody else until leave.
+func (s *stay) enter() error {
+	if s.there {
+		return nil
+	}
+	if _, err := home(); err != nil {
 		return err
 	}
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+	if err := unix.Setns(int(s.netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
 		return fmt.Errorf("entering the guest's network namespace: %w", err)
 	}
-	defer func() {
-		// Only for lack of kernel memory; whatever came next would be in the guest's namespace.
-		for unix.Setns(home, unix.CLONE_NEWNET) != nil {
-			time.Sleep(time.Millisecond)
-		}
-	}()
+	s.there = true
+	return nil
+}
+
+// leave ends it, if it has begun.
+func (s *stay) leave() {
+	if !s.there {
+		return
+	}
+	home, _ := home()
+	// Only for lack of kernel memory; whatever came next would be in the guest's namespace.
+	for unix.Setns(home, unix.CLONE_NEWNET) != nil {
+		time.Sleep(time.Millisecond)
+	}
+	s.there = false
+	runtime.UnlockOSThread()
+}
+
+// inside runs f on a thread that is in the network namespace. It returns when the thread is
+// back.
+func inside(netns *os.File, f func() error) error {
+	there := stay{netns: netns}
+	defer there.leave()
+	if err := there.enter(); err != nil {
+		return err
+	}
 	return f()
+}
+
+// namespace is the guest's while something in it changes. Sockets belong to it wherever they
+// are used, so a thread goes there only to open what is not open yet, and once for all of it.
+// Between changes nothing is, but for what [Options.Ahead] has opened.
+type namespace struct {
+	stay
+	netlink routes
+	tcp     *net.TCPListener // over IPv4; it listens nowhere yet
+}
+
+// routes are those of the namespace.
+func (n *namespace) routes() (_ routes, err error) {
+	if n.netlink.fd < 0 {
+		if err = n.enter(); err == nil {
+			n.netlink, err = openRoutes()
+		}
+	}
+	return n.netlink, err
+}
+
+// prepare brings the loopback up and sets what the namespace's sockets are like.
+func (n *namespace) prepare() (ipv6 bool, err error) {
+	if err := n.enter(); err != nil {
+		return false, err
+	}
+	routes, err := n.routes()
+	if err == nil {
+		err = errors.Join(routes.loopbackUp(), boundBuffers(), plainCongestion())
+	}
+	return hasIPv6(), err
+}
+
+// spare opens what most endpoints need.
+func (n *namespace) spare() (err error) {
+	if err = n.enter(); err == nil {
+		n.tcp, err = openTCP(false)
+	}
+	return err
+}
+
+// listen opens a listener.
+func (n *namespace) listen(s socket) (listener, error) {
+	if !s.udp && !s.ipv6 && n.tcp != nil {
+		l := n.tcp
+		n.tcp = nil
+		return listen(l, s)
+	}
+	if err := n.enter(); err != nil {
+		return nil, err
+	}
+	if s.udp {
+		return listenUDP(s)
+	}
+	l, err := openTCP(s.ipv6)
+	if err != nil {
+		return nil, err
+	}
+	return listen(l, s)
+}
+
+// rest ends a change.
+func (n *namespace) rest() {
+	n.leave()
+	n.netlink.close()
+	n.netlink = routes{-1}
+	if n.tcp != nil {
+		_ = n.tcp.Close()
+		n.tcp = nil
+	}
 }
 
 // boundBuffers keeps the kernel from growing the buffers of the guest's own sockets:
@@ -117,32 +210,6 @@ func setTCP(name, value string) error {
 func isLocalAnyway(block netip.Prefix) bool {
 	return block.Addr().Is4() && block.Bits() >= 8 && block.Addr().IsLoopback() ||
 		block == netip.PrefixFrom(netip.IPv6Loopback(), 128)
-}
-
-// listen opens a socket that accepts connections to every local address at port.
-// Which of them are served is decided for each connection. Its buffers are left alone
-// ([boundBuffers] holds them): fixed ones would bound the window of what it accepts for good. Port 0 is for what is
-// steered to it: the socket itself is bound where nobody looks for it.
-func listen(ipv6 bool, port uint16) (listener, error) {
-	network, where := "tcp4", netip.IPv4Unspecified()
-	switch {
-	case ipv6 && port == 0:
-		network, where = "tcp6", netip.IPv6Loopback()
-	case ipv6:
-		network, where = "tcp6", netip.IPv6Unspecified()
-	case port == 0:
-		where = endpoint.Resolver().Addr()
-	}
-	var config net.ListenConfig
-	config.SetMultipathTCP(false)
-	// On this thread, and so in the guest's namespace, because there is no name to look up.
-	// The backlog is as long as the kernel allows (net.core.somaxconn): a guest that
-	// connects a thousand times at once waits for nobody.
-	l, err := config.Listen(context.Background(), network, net.JoinHostPort(where.String(), strconv.Itoa(int(port))))
-	if err != nil {
-		return nil, fmt.Errorf("listening at port %d in the guest's network namespace: %w", port, err)
-	}
-	return l.(*net.TCPListener), nil
 }
 
 // hasIPv6 reports whether the namespace of this thread has IPv6: the kernel may

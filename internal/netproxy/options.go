@@ -24,6 +24,8 @@ type Options struct {
 	// they can with buffers of 64 KiB: the larger it is for each connection, the faster
 	// they are. 0 means 1 MiB for each.
 	Memory int64
+	// Ahead: endpoints will come with an Update, and what all of them need is done before.
+	Ahead bool
 	// Budget is shared with the other guests of this process; nil bounds nothing.
 	Budget *Budget
 	// Steer serves ranges of ports; without it they are an error.

@@ -2,6 +2,7 @@ package netproxy
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 
@@ -64,44 +65,47 @@ func difference[K comparable, A, B any](want map[K]A, have map[K]B) (missing, su
 	return missing, surplus
 }
 
-// extend makes what is missing, all or nothing. The routes are for withdraw, and the
-// caller's to close. The caller holds change.
-func (p *Proxy) extend(change plan) (routes, error) {
-	namespace := routes{-1}
-	routesChange := len(change.newRoutes)+len(change.oldRoutes) > 0
-	if !routesChange && len(change.newSockets) == 0 {
-		return namespace, nil
+// extend makes what the rules need and is missing, all or nothing. The caller holds change.
+func (p *Proxy) extend(r rules) (change plan, err error) {
+	n := &p.namespace
+	defer n.leave()
+	if len(r.eps) > 0 {
+		if err := p.prepare(); err != nil {
+			return change, err
+		}
+	}
+	change = p.plan(r.list)
+	var routes routes
+	if len(change.newRoutes)+len(change.oldRoutes) > 0 {
+		if routes, err = n.routes(); err == nil {
+			err = routes.add(change.newRoutes)
+		}
+		if err != nil {
+			return change, err
+		}
 	}
 	listeners := make(map[socket]listener)
-	err := inside(p.netns, func() (err error) {
-		if routesChange {
-			if namespace, err = openRoutes(); err != nil {
-				return err
+	for _, s := range change.newSockets {
+		l, err := n.listen(s)
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
 			}
-			if err := namespace.add(change.newRoutes); err != nil {
-				return err
-			}
+			return change, errors.Join(err, routes.remove(change.newRoutes))
 		}
-		for _, s := range change.newSockets {
-			l, err := p.open(s)
-			if err != nil {
-				return errors.Join(err, namespace.remove(change.newRoutes))
-			}
-			listeners[s] = l
-		}
-		return nil
-	})
-	if err != nil {
-		for _, l := range listeners {
-			l.Close()
-		}
-		return namespace, err
+		listeners[s] = l
 	}
+	maps.Copy(p.listeners, listeners)
 	for _, block := range change.newRoutes {
 		p.routes[block] = true
 	}
-	for s, l := range listeners {
-		p.listeners[s] = l
+	return change, nil
+}
+
+// listen begins to serve what comes to the sockets. The caller holds change.
+func (p *Proxy) listen(sockets []socket) {
+	for _, s := range sockets {
+		l := p.listeners[s]
 		p.served.Go(func() {
 			switch l := l.(type) {
 			case *net.UDPConn:
@@ -111,20 +115,11 @@ func (p *Proxy) extend(change plan) (routes, error) {
 			}
 		})
 	}
-	return namespace, nil
-}
-
-// open opens the socket in the namespace of this thread.
-func (p *Proxy) open(s socket) (listener, error) {
-	if s.udp {
-		return listenUDP(s)
-	}
-	return listen(s.ipv6, s.port)
 }
 
 // withdraw removes what is left over. Nothing there is allowed any more, so what
 // fails to go is refused when it is used. The caller holds change.
-func (p *Proxy) withdraw(change plan, namespace routes) error {
+func (p *Proxy) withdraw(change plan) error {
 	for _, s := range change.oldSockets {
 		p.listeners[s].Close()
 		delete(p.listeners, s)
@@ -132,5 +127,5 @@ func (p *Proxy) withdraw(change plan, namespace routes) error {
 	for _, block := range change.oldRoutes {
 		delete(p.routes, block)
 	}
-	return namespace.remove(change.oldRoutes)
+	return p.namespace.netlink.remove(change.oldRoutes)
 }

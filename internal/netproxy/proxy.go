@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +30,7 @@ type Proxy struct {
 
 	// change is held while what exists in the namespace changes.
 	change    sync.Mutex
+	namespace namespace
 	prepared  bool
 	ipv6      bool // the guest's namespace has it; known once it is prepared
 	listeners map[socket]listener
@@ -54,19 +54,6 @@ type Proxy struct {
 	dynamic           dynamicNames
 	quota             quota
 	bytesOut, bytesIn atomic.Uint64
-}
-
-// listener is a *net.TCPListener or a *net.UDPConn.
-type listener interface {
-	io.Closer
-	syscall.Conn
-}
-
-// socket is what a listener listens at.
-type socket struct {
-	udp  bool
-	ipv6 bool
-	port uint16 // 0: that of every range of ports
 }
 
 // rules is the policy as a connection needs it.
@@ -124,7 +111,7 @@ func (p *Proxy) judge(protocol endpoint.Protocol, dest netip.AddrPort) (name str
 
 // Open makes the endpoints exist in the network namespace netns, which must have
 // nothing but a loopback, and serves them until Close. If there are none the namespace is
-// left as it is: see [Proxy.Prepare]. netns remains the caller's. The caller needs
+// left as it is: see [Proxy.Prepare] and [Options.Ahead]. netns remains the caller's. The caller needs
 // CAP_SYS_ADMIN and CAP_NET_ADMIN over the namespace. On an error nothing serves.
 func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -134,6 +121,7 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 	p := &Proxy{
 		opts:      opts.withDefaults(),
 		netns:     os.NewFile(uintptr(fd), netns.Name()),
+		namespace: namespace{netlink: routes{-1}},
 		listeners: make(map[socket]listener),
 		routes:    make(map[netip.Prefix]bool),
 		conns:     make(map[*conn]bool),
@@ -142,8 +130,13 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 		steering:  nopCloser{},
 	}
 	p.SetLimits(p.opts.MaxConns, p.opts.Rate, p.opts.Total, p.opts.Memory)
+	p.namespace.netns = p.netns
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	if err := p.Update(eps); err != nil {
+	err = p.Update(eps)
+	if err == nil && p.opts.Ahead {
+		err = p.ahead()
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -154,25 +147,31 @@ func Open(netns *os.File, eps []policy.Endpoint, opts Options) (*Proxy, error) {
 func (p *Proxy) Prepare() error {
 	p.change.Lock()
 	defer p.change.Unlock()
+	if p.prepared {
+		return nil
+	}
+	defer p.namespace.rest()
 	return p.prepare()
 }
 
 // prepare is Prepare for who holds change.
-func (p *Proxy) prepare() error {
-	if p.prepared {
-		return nil
+func (p *Proxy) prepare() (err error) {
+	if !p.prepared {
+		p.ipv6, err = p.namespace.prepare()
+		p.prepared = err == nil
 	}
-	err := inside(p.netns, func() error {
-		namespace, err := openRoutes()
-		if err != nil {
-			return err
-		}
-		defer namespace.close()
-		p.ipv6 = hasIPv6()
-		return errors.Join(namespace.loopbackUp(), boundBuffers(), plainCongestion())
-	})
-	p.prepared = err == nil
 	return err
+}
+
+// ahead is Prepare for endpoints that come later, and leaves open what they need.
+func (p *Proxy) ahead() error {
+	p.change.Lock()
+	defer p.change.Unlock()
+	defer p.namespace.leave()
+	if err := p.prepare(); err != nil {
+		return err
+	}
+	return p.namespace.spare()
 }
 
 // Hosts returns the address at which the guest finds each name, as [Names] does,
@@ -236,25 +235,20 @@ func (p *Proxy) Update(eps []policy.Endpoint) error {
 	if err != nil {
 		return err
 	}
-	if len(eps) > 0 {
-		if err := p.prepare(); err != nil {
-			return err
-		}
-	}
-	plan := p.plan(r.list)
-	namespace, err := p.extend(plan)
-	defer namespace.close()
+	defer p.namespace.rest()
+	plan, err := p.extend(r)
 	if err != nil {
 		return err
 	}
 	steering, err := p.steer(r)
 	if err != nil {
-		return errors.Join(err, p.withdraw(plan.undo(), namespace))
+		return errors.Join(err, p.withdraw(plan.undo()))
 	}
 	p.use(r)
+	p.listen(plan.newSockets)
 	old := p.steering
 	p.steering = steering
-	return errors.Join(old.Close(), p.withdraw(plan, namespace))
+	return errors.Join(old.Close(), p.withdraw(plan))
 }
 
 // SetLimits replaces what [Options] says of connections, bytes and memory, from now on;
@@ -319,6 +313,7 @@ func (p *Proxy) Close() error {
 	for _, l := range p.listeners {
 		l.Close()
 	}
+	p.namespace.rest()
 	p.served.Wait()
 	p.pipes.close()
 	if err := errors.Join(p.steering.Close(), p.netns.Close()); err != nil {

@@ -24,14 +24,14 @@ const maxAsked = 64
 //	nlmsghdr | rtmsg | rtattr dst, address | rtattr oif, index     ──► kernel
 //	nlmsghdr | nlmsgerr: 0 or -errno                               ◄── one for each
 //
-// A library's requests allocate 64 KiB each, which a reload of a thousand guests pays for.
+// A library's requests allocate 64 KiB each, which a reload of a thousand guests pays for. -1 is none.
 type routes struct{ fd int }
 
 // openRoutes opens those of the namespace that this thread is in.
 func openRoutes() (routes, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return routes{}, fmt.Errorf("opening a netlink socket in the guest's network namespace: %w", err)
+		return routes{-1}, fmt.Errorf("opening a netlink socket in the guest's network namespace: %w", err)
 	}
 	return routes{fd}, nil
 }

@@ -34,22 +34,13 @@ const (
 type flow struct{ from, to netip.AddrPort }
 
 // listenUDP opens a socket that gets datagrams to every local address at port, and is
-// told where they were sent to. Port 0 is as for listen.
+// told where they were sent to.
 func listenUDP(s socket) (*net.UDPConn, error) {
-	where := netip.AddrPortFrom(netip.IPv4Unspecified(), s.port)
 	level, option := unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR
-	switch {
-	case s.ipv6 && s.port == 0:
-		where = netip.AddrPortFrom(netip.IPv6Loopback(), 0)
-	case s.ipv6:
-		where = netip.AddrPortFrom(netip.IPv6Unspecified(), s.port)
-	case s.port == 0:
-		where = netip.AddrPortFrom(endpoint.Resolver().Addr(), 0)
-	}
 	if s.ipv6 {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_RECVORIGDSTADDR
 	}
-	c, err := socketUDP(where, netip.AddrPort{}, func(fd int) error { return unix.SetsockoptInt(fd, level, option, 1) })
+	c, err := socketUDP(s.where(), netip.AddrPort{}, func(fd int) error { return unix.SetsockoptInt(fd, level, option, 1) })
 	if err != nil {
 		return nil, fmt.Errorf("listening for datagrams at port %d in the guest's network namespace: %w", s.port, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -34,9 +35,14 @@ type kind struct {
 	root   bundle.RootfsInfo
 	policy policy.Policy // see policy.BeforeStart
 	digest string        // of policy
+	// reaches: its guests' policies have endpoints that policy has not, for which their network
+	// is prepared. One without that can become such a guest too, and takes longer.
+	reaches bool
 }
 
-func (k kind) key() string { return k.root.Path + "\x00" + k.root.Digest + "\x00" + k.digest }
+func (k kind) key() string {
+	return k.root.Path + "\x00" + k.root.Digest + "\x00" + k.digest + "\x00" + strconv.FormatBool(k.reaches)
+}
 
 // blankPatience is how long a guest's agent may take to start.
 const blankPatience = 60 * time.Second
@@ -183,7 +189,7 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 			g.container = c
 			g.attendant, err = attend.Start(c, g.policy, attend.Options{
 				OnEvent: g.attended, Programs: s.programs, Files: s.files, OwnFiles: func(policy.Policy) []policy.FSRule { return bundle.OwnFiles() }, Budget: s.budget, Throttles: s.throttles,
-				Pairs: s.holdsPairs(g.policy),
+				Pairs: s.holdsPairs(g.policy), Ahead: g.kind.reaches,
 			})
 			return err
 		},

@@ -115,6 +115,7 @@ func (c *client) greet(in io.Reader) error {
 // goroutine that has read it, so that what is wanted soon need not wait until somebody is woken;
 // before anything that takes long another one reads on.
 func (c *client) read(in io.Reader, end chan<- error) {
+	growStack()
 	for {
 		data, err := c.frame(in)
 		if err != nil {

@@ -23,11 +23,12 @@ type policies struct {
 type understood struct {
 	policy, blank       policy.Policy // see policy.BeforeStart
 	digest, blankDigest string
+	reaches             bool // see kind
 }
 
 func understand(p policy.Policy) understood {
 	blank := p.BeforeStart()
-	return understood{p, blank, p.Digest(), blank.Digest()}
+	return understood{p, blank, p.Digest(), blank.Digest(), len(p.Endpoints()) > len(blank.Endpoints())}
 }
 
 // resolve finds out what a request asks for; it calls slow before it reads a document.

@@ -66,6 +66,9 @@ func (p *pool) take(k kind, client peer, shows bool, slow func()) (*guest, error
 		if g == nil {
 			break
 		}
+		if g.kind.reaches != k.reaches {
+			slow()
+		}
 		if !g.hasEnded() {
 			return g, nil
 		}
@@ -92,8 +95,17 @@ func (p *pool) pick(k kind, client peer, shows bool) (g *guest) {
 		p.shelves[k.key()] = s
 	}
 	s.client, s.wanted, s.shows = client, time.Now(), s.shows || shows
-	if n := len(s.ready); n > 0 {
-		g, s.ready = s.ready[n-1], s.ready[:n-1]
+	if g = s.pop(); g == nil && k.reaches {
+		k.reaches = false
+		g = p.shelves[k.key()].pop()
+	}
+	return g
+}
+
+func (s *shelf) pop() (g *guest) {
+	if s != nil && len(s.ready) > 0 {
+		last := len(s.ready) - 1
+		g, s.ready = s.ready[last], s.ready[:last]
 	}
 	return g
 }

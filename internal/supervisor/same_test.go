@@ -46,7 +46,14 @@ seen["names"] = [list(os.uname())[:2], lines("/etc/hosts"), lines("/etc/resolv.c
 seen["slack"] = lines("/proc/1/timerslack_ns")
 seen["oom"] = [lines("/proc/1/oom_score_adj"), lines("/proc/1/oom_adj")]
 seen["ids"] = [os.getpid(), os.getppid(), os.getpgid(0), os.getsid(0), os.getresuid(), os.getresgid(), os.getgroups()]
-seen["net"] = [lines("/proc/net/dev")[2].split()[0], len(lines("/proc/net/dev")), sorted(lines("/proc/net/route")), lines("/proc/sys/net/ipv4/tcp_rmem"), lines("/proc/sys/net/ipv4/tcp_wmem")]
+def sockets(line): # without the ports that the kernel chose, for ranges
+    where, other, state = line.split()[1:4]
+    address, port = where.split(":")
+    return [address, port if int(port, 16) < 32768 else "any", other, state]
+seen["net"] = [lines("/proc/net/dev")[2].split()[0], len(lines("/proc/net/dev")), sorted(lines("/proc/net/route")),
+    [lines("/proc/sys/net/ipv4/" + n) for n in ("tcp_rmem", "tcp_wmem", "tcp_congestion_control")],
+    [sorted(lines("/proc/net/" + n)) for n in ("fib_trie", "if_inet6", "ipv6_route", "igmp", "igmp6")],
+    [sorted(map(sockets, lines("/proc/net/" + n)[1:])) for n in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6")], len(lines("/proc/net/unix"))]
 def entry(path):
     st = os.lstat(path)
     return [path, oct(st.st_mode), st.st_uid, st.st_gid, os.readlink(path) if os.path.islink(path) else st.st_rdev]
@@ -198,7 +205,8 @@ func samePolicies(t *testing.T) map[string]map[string]any {
 		"preload": {"imports": []string{"json", "os", "sys", "decimal"}, "preload": []string{"decimal"}}, "nothing to write": {"tmp": 0},
 		"limits": {"mem": "64MiB", "cpu": 0.5, "pids": 20, "open_files": 64, "tmp": "1MiB", "message": "1MiB", "output": "2MiB"},
 		"fs":     {"fs": []any{shared + "/*.csv", map[string]any{"write": written}}},
-		"net":    {"tcp": []string{"127.0.0.1:9200", "example.org:443", "*.example.com:80", "10.0.0.0/8:1-99"}, "udp": []string{"127.0.0.1:53"}},
+		"tcp":    {"tcp": []string{"127.0.0.1:9200"}}, "address": {"tcp": []string{"10.1.2.3:5432", "10.1.2.3:5433"}},
+		"net": {"tcp": []string{"127.0.0.1:9200", "example.org:443", "*.example.com:80", "10.0.0.0/8:1-99"}, "udp": []string{"127.0.0.1:53"}},
 	}
 }
 

@@ -31,7 +31,7 @@ func (s *Supervisor) spawn(c *client, r control.Request, slow func()) (_ *guest,
 	if err := s.room(c, r.Name); err != nil {
 		return nil, nil, err
 	}
-	if r.Rootfs != "" || len(want.policy.FS())+len(want.policy.Endpoints()) > 0 {
+	if r.Rootfs != "" || len(want.policy.FS()) > 0 {
 		slow()
 	}
 	root, err := s.rootfs(c.peer, r.Rootfs)
@@ -47,7 +47,7 @@ func (s *Supervisor) spawn(c *client, r control.Request, slow func()) (_ *guest,
 	defer opened.Close()
 
 	// blank: a guest whose agent waits to be told
-	g, err := s.pool.take(kind{root, want.blank, want.blankDigest}, c.peer, len(opened.Shown) > 0, slow)
+	g, err := s.pool.take(kind{root, want.blank, want.blankDigest, want.reaches}, c.peer, len(opened.Shown) > 0, slow)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -155,7 +155,7 @@ func zygoteKind(k kind) kind {
 	if len(k.policy.Preload()) > 0 {
 		p = k.policy.Loading()
 	}
-	return kind{k.root, p, p.Digest()}
+	return kind{root: k.root, policy: p, digest: p.Digest()}
 }
 
 // startZygote starts one: as an agent in every respect, so that its guests are.
