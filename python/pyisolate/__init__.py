@@ -21,7 +21,7 @@ from typing import Dict, Optional, Sequence
 
 from ._engine import EngineLike, engine_fields, engine_words
 from ._events import Event
-from ._request import PolicyLike, check_name, imports_field, policy_fields
+from ._request import PolicyLike, check_name, spawn_fields
 from ._supervisor import Supervision
 from .errors import (
     CPUExceeded,
@@ -82,11 +82,10 @@ def spawn(
     end it (:func:`list_active` has it still). Raises PolicyError, SandboxError.
     """
     check_name(name)
+    if engine is None:
+        return _supervision.spawn(name, spawn_fields(policy, allowed_imports))
     words = engine_words(engine)
-    if words:
-        return _supervision.spawn(name, engine_fields(policy, allowed_imports), words)
-    fields: Dict[str, object] = {**policy_fields(policy), "allowed_imports": imports_field(allowed_imports)}
-    return _supervision.spawn(name, fields)
+    return _supervision.spawn(name, engine_fields(policy, allowed_imports), words)
 
 
 def list_active() -> Dict[str, Sandbox]:

@@ -54,9 +54,7 @@ class WaitExpired(Exception):
 class Channel:
     """The client's end of a guest's channel. Once it is open any thread may use any method."""
 
-    _sock: socket.socket
-    _outbox: Outbox
-    _reader: FrameReader  # the leader's
+    _sock: socket.SocketType
     _flags = 0  # of what is sent
 
     def __init__(self, on_backlog: Callable[["Channel"], None], hear: Callable[[], None]) -> None:
@@ -64,6 +62,9 @@ class Channel:
         ``set_limit`` was called, if the supervisor had news."""
         self._on_backlog = on_backlog
         self._hear = hear
+        self._outbox = Outbox()
+        self._reader = FrameReader()  # the leader's
+        self.set_limit = self._reader.set_limit  # when a reload has changed it
         self._poll = select.poll()  # the leader's
         self._patience = 1  # the leader's: so many reads until it polls again; a guest's first answer takes longer
         self._vain = 0  # the leader's: so many will follow when it polls in vain
@@ -78,16 +79,15 @@ class Channel:
         self.ended = False  # no more frames will come
         self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
 
-    def open(self, sock: socket.socket, message_limit: int, direct: bool, ready: Optional[Dict[str, object]]) -> None:
+    def open(self, sock: socket.SocketType, message_limit: int, direct: bool, ready: Optional[Dict[str, object]]) -> None:
         """Begin. ``direct``: the other end of the socket is the guest's own, so that descriptors get there. ``ready`` is what
         the guest has said already when it was ready, if it was."""
-        self._reader = FrameReader(message_limit)
-        self.set_limit = self._reader.set_limit  # when a reload has changed it
+        self._reader.begin(message_limit)
         self._filing.ready = ready
         self._sock = sock
         sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
         self._poll.register(sock, select.POLLIN)
-        self._outbox = Outbox(sock)
+        self._outbox.open(sock)
         if direct and _memfd.SUPPORTED:
             self._flags = wire.TAKES_MEMFDS
 
@@ -408,8 +408,9 @@ class Channel:
         """After fork, in the child: close this process's copy; the parent's channel is not touched."""
         self._closed = self.ended = True
         self._lock = make_lock()
-        self._sock.close()
         self._reader.close()
+        with suppress(AttributeError):  # it was never opened
+            self._sock.close()
 
     def __del__(self) -> None:
         try:

@@ -17,6 +17,12 @@
 
 A descriptor comes with the first byte of its reply. Replies that carry one come in the order in which
 their descriptors came, so a queue matches them; what nobody asked for is closed.
+
+The process's I/O thread reads, and wakes who asked. Two threads that are woken one after another are a tenth of
+a spawn, so who waits for the only reply that is to come may lead, and read it: then the I/O thread does not see
+the socket (it polls an epoll, from which the leader takes it). It goes on where the leader stops, who may be
+interrupted (KeyboardInterrupt) at any moment: what the kernel gives is recorded inside one call into C, and a
+message stays, to be looked at again, until one assignment takes it away.
 """
 
 from __future__ import annotations
@@ -28,9 +34,11 @@ import os
 import select
 import socket
 import struct
-from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
+import time
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ._io import IOThread
+from ._lock import make_lock
 from ._outbox import Outbox, OutboxFull
 from ._waiting import Bell
 from .errors import PolicyAuthError, PolicyError, SandboxError, TimeoutError
@@ -40,43 +48,42 @@ MAX_FRAME = 1 << 20
 _MAX_FDS = 16
 _ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_encode = json.JSONEncoder().encode  # as json.dumps and json.loads, with fewer steps
+_decode = json.JSONDecoder().raw_decode
 
 Message = Dict[str, Any]
 OnOK = Callable[[Message, Optional[int]], Any]  # what becomes of an "ok", and of the descriptor that came along
+_Got = Tuple[bytes, List[Tuple[int, int, bytes]], int, Any]  # what recvmsg returns
 
 
 class ConnectionLost(SandboxError):
     """The supervisor is gone; the text says how that was seen."""
 
 
-class Pending:
-    """A request that waits for its reply."""
+class Pending(Bell):
+    """A request that waits for its reply: the bell rings when it is there."""
+
+    asked = False  # it went off, or will by itself
+    stopped = False  # who has led reads no more
+    result: Any = None
+    error: Optional[SandboxError] = None
+    _tell: Optional[Callable[[], None]] = None
 
     def __init__(self, on_ok: Optional[OnOK]) -> None:
+        super().__init__()
         self.on_ok = on_ok
-        self.asked = False  # it went off, or will by itself
-        self.result: Any = None
-        self.error: Optional[SandboxError] = None
-        self._tell: Optional[Callable[[], None]] = None
-        self._bell = Bell()
-        self.wait = self._bell.wait  # whether the reply is there, within so many seconds
-
-    @property
-    def done(self) -> bool:
-        """Whether the reply is there."""
-        return self._bell.rung
 
     def finish(self, result: Any, error: Optional[SandboxError] = None) -> None:
         """The reply is there. Once."""
         self.result, self.error = result, error
-        self._bell.ring()
+        self.ring()
         if self._tell is not None:
             self._tell()
 
     def notify(self, tell: Callable[[], None]) -> None:
         """Have ``tell`` called when the reply is there, by any thread, perhaps twice."""
         self._tell = tell
-        if self.done:
+        if self.rung:
             tell()
 
     def value(self) -> Any:
@@ -86,31 +93,46 @@ class Pending:
         return self.result
 
 
+class _Unread(NamedTuple):
+    """What has come and was not taken. Replaced as a whole, so that it is never half changed."""
+
+    data: bytes
+    start: int  # of the next message
+    fds: Tuple[int, ...]
+    got: List[_Got]  # one read that has not been looked at, stored there by the call itself
+
+
 class Connection:
     """One connection to a supervisor.
 
-    ``ask``, ``tell`` and ``send`` may be called by any thread; everything else runs in the I/O thread. ``on_push``
-    gets every message without an id, ``on_lost`` the reason when the connection ends (once).
+    ``ask``, ``tell``, ``send``, ``wait`` and ``lead`` may be called by any thread; everything else runs in the I/O thread.
+    ``on_push`` gets every message without an id, ``on_lost`` the reason when the connection ends (once).
     """
 
     def __init__(
         self,
         sock: socket.socket,
-        wake: Callable[[Callable[[], None]], None],
+        io: IOThread,
         on_push: Callable[["Connection", Message], None],
         on_lost: Callable[["Connection", str], None],
     ) -> None:
         sock.setblocking(False)
         self.lost: Optional[str] = None
         self._sock = sock
-        self._wake = wake
+        self._io = io
         self._on_push = on_push
         self._on_lost = on_lost
         self._pending: Dict[int, Pending] = {}
         self._ids = itertools.count(1)
-        self._outbox = Outbox(sock)
-        self._in = bytearray()
-        self._fds: Deque[int] = deque()
+        self._outbox = Outbox()
+        self._outbox.open(sock)
+        self._unread = _Unread(b"", 0, (), [])
+        self._reading = make_lock()  # guards reading without a leader, and who becomes one
+        self._leader: Optional[Pending] = None  # whose reply is read by who waits for it
+        self._arrival = select.poll()  # the leader's
+        self._arrival.register(sock, select.POLLIN)
+        self._gate = select.epoll()  # the I/O thread's
+        self._gate.register(sock, select.EPOLLIN)
 
     def ask(
         self,
@@ -132,6 +154,46 @@ class Connection:
             raise no_answer(op, timeout)
         return pending.value()
 
+    def lead(self, pending: Pending, op: str, timeout: float) -> Any:
+        """As ``wait``, and if nobody else waits read the reply here. ``on_ok`` may then be interrupted, and called again."""
+        end = time.monotonic() + timeout
+        try:
+            with self._reading:
+                if not pending.rung and self._leader is None and self._alone(pending):
+                    self._leader = pending
+            if self._leader is pending:
+                if self._read_reply(pending, timeout):
+                    self._gate.modify(self._sock, select.EPOLLIN)
+                    self._leader = None
+                else:
+                    self._stop_leading(pending)
+        except BaseException:  # interrupted
+            with self._reading:  # which Python 3.9 may have left locked
+                pass
+            if self._leader is pending:
+                self._stop_leading(pending)
+            raise
+        return self.wait(pending, op, max(0.0, end - time.monotonic()))
+
+    def _alone(self, pending: Pending) -> bool:
+        """Whether no other reply is to come. What was interrupted before it went off gets none."""
+        return len(self._pending) == 1 or [each for each in list(self._pending.values()) if each.asked] == [pending]
+
+    def _read_reply(self, pending: Pending, timeout: float) -> bool:
+        """Whether the reply is all that came; else the I/O thread has to go on."""
+        try:
+            self._gate.modify(self._sock, 0)
+            while not pending.rung:
+                if not self._arrival.poll(timeout * 1000) or not self._receive() or not self._take_messages(pending):
+                    return False
+        except Exception:
+            return False  # it meets the same, and knows what to do
+        return not any(self._unread)
+
+    def _stop_leading(self, pending: Pending) -> None:
+        pending.stopped = True
+        self._io.serve(self)
+
     def tell(
         self,
         op: str,
@@ -146,7 +208,7 @@ class Connection:
     def send(self, pending: Pending, op: str, fields: Mapping[str, object]) -> None:
         """Send a request, or leave to the I/O thread what the supervisor does not take at once."""
         id = next(self._ids)
-        data = json.dumps({"id": id, "op": op, **fields}).encode()
+        data = _encode({"id": id, "op": op, **fields}).encode()
         if len(data) > MAX_FRAME:
             raise PolicyError(f"a request of {len(data)} bytes; at most {MAX_FRAME} fit: make the policy smaller")
         self._pending[id] = pending
@@ -162,7 +224,7 @@ class Connection:
             pass  # it is gone: the next read tells
         finally:
             if self._outbox.waits:
-                self._wake(lambda: None)  # the I/O thread looks for what wants to be written
+                self._io.call(lambda: None)  # the I/O thread looks for what wants to be written
         pending.asked = True
 
     def close(self) -> None:
@@ -175,43 +237,52 @@ class Connection:
     def disown(self) -> None:
         """After fork, in the child: close this process's copy of the socket."""
         self.lost = "the connection belongs to the parent process"
+        self._gate.close()
         self._sock.close()
 
     # The I/O thread --------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The socket, -1 when it is closed."""
-        return self._sock.fileno()
+        """What can be read when the I/O thread has to read."""
+        return self._gate.fileno()
 
-    def wants_write(self) -> bool:
-        """Whether a part of a request waits to be sent."""
-        return self._outbox.waits
+    def writes_to(self) -> int:
+        """The socket, if a part of a request waits to be sent, or -1."""
+        return self._sock.fileno() if self._outbox.waits else -1
 
     def on_ready(self, events: int) -> bool:
         """Read and write what is possible; False at the end of the connection."""
         if events & select.POLLOUT:
             self._flush()
-        if not events & ~select.POLLOUT:
+        if events == select.POLLOUT:
             return True
-        try:
-            going = self._receive()
-        except BlockingIOError:
-            return True
-        self._take_messages()
-        return going
+        with self._reading:
+            if self._leader is not None:
+                if not self._leader.stopped:
+                    return True
+                self._leader = None
+                self._gate.modify(self._sock, select.EPOLLIN)
+            try:
+                going = self._receive()
+            except BlockingIOError:
+                going = True
+            self._take_messages()
+            return going
 
     def fail(self, why: str) -> None:
         """The connection has ended: tell everybody who waits, and the owner."""
         self.lost = why
+        self._gate.close()
         self._outbox.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+        for fd in self._unread.fds:
+            os.close(fd)
         while self._pending:
             try:
                 _, pending = self._pending.popitem()
             except KeyError:
                 break  # the thread that was about to send it has taken it
-            pending.finish(None, ConnectionLost(why))
+            if not pending.rung:
+                pending.finish(None, ConnectionLost(why))
         self._on_lost(self, why)
 
     def _flush(self) -> None:
@@ -221,45 +292,64 @@ class Connection:
             pass  # gone: the next read tells
 
     def _receive(self) -> bool:
-        data, ancillary, _, _ = self._sock.recvmsg(64 << 10, _ROOM, _CLOEXEC)
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-                self._fds.extend(fds)
-        self._in += data
-        return bool(data)
+        data, start, fds, got = self._unread
+        if not got:
+            got.extend(map(self._sock.recvmsg, (64 << 10,), (_ROOM,), (_CLOEXEC,)))
+        more, ancillary, _, _ = got[0]
+        self._unread = _Unread(data[start:] + more, 0, fds + _descriptors(ancillary), [])
+        return bool(more)
 
-    def _take_messages(self) -> None:
-        messages: List[Message] = []
-        while len(self._in) >= 4:
-            (size,) = struct.unpack_from("!I", self._in)
+    def _take_messages(self, only: Optional[Pending] = None) -> bool:
+        """Take what has come, or the reply for a leader; False if there was something else."""
+        while True:
+            data, start, fds, got = self._unread
+            begin = start + 4
+            if len(data) < begin:
+                break
+            size = int.from_bytes(data[start:begin], "big")
             if size > MAX_FRAME:
                 raise ValueError(f"a message of {size} bytes; at most {MAX_FRAME} are allowed")
-            if len(self._in) < 4 + size:
+            end = begin + size
+            if len(data) < end:
                 break
-            messages.append(json.loads(str(self._in[4 : 4 + size], "utf-8")))
-            del self._in[: 4 + size]
-        for message in messages:
-            self._take(message)
-        while self._fds and not self._in:
-            os.close(self._fds.popleft())
+            message, _ = _decode(str(data[begin:end], "utf-8"))
+            id = message.get("id")
+            pending = self._pending.get(id)
+            if only is not None and pending is not only:
+                return False
+            took = self._take(message, pending, fds)
+            self._unread = _Unread(data, end, fds[took:], got) if end < len(data) else _Unread(b"", 0, fds[took:], got)
+            self._pending.pop(id, None)
+        if only is None and not data and fds:
+            self._unread = _Unread(b"", 0, (), got)
+            for fd in fds:
+                os.close(fd)
+        return True
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, pending: Optional[Pending], fds: Tuple[int, ...]) -> int:
+        """Tell whom it concerns; returns how many descriptors were taken."""
         if "id" not in message:
             self._on_push(self, message)
-            return
-        pending = self._pending.pop(message["id"], None)
+            return 0
         if pending is None:
             raise ValueError(f"a reply to request {message['id']!r}, which was not asked")
         if "error" in message:
             pending.finish(None, _error(message["error"]))
-            return
-        fd = self._fds.popleft() if pending.on_ok is not None and self._fds else None
+            return 0
+        took = 1 if pending.on_ok is not None and fds else 0
         try:
-            pending.finish(pending.on_ok(message["ok"], fd) if pending.on_ok else message["ok"])
+            pending.finish(pending.on_ok(message["ok"], fds[0] if took else None) if pending.on_ok else message["ok"])
         except SandboxError as error:
             pending.finish(None, error)
+        return took
+
+
+def _descriptors(ancillary: List[Tuple[int, int, bytes]]) -> Tuple[int, ...]:
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return tuple(fds)
 
 
 def no_answer(op: str, timeout: float) -> SandboxError:

@@ -10,7 +10,7 @@ import os
 import shlex
 from typing import Dict, Optional, Sequence, Tuple, Union
 
-from ._request import PolicyLike, imports_field, policy_fields
+from ._request import PolicyLike, imports_field, spawn_fields
 from .errors import SandboxError
 
 EngineLike = Union[str, Sequence[str], None]
@@ -38,7 +38,6 @@ def engine_words(engine: EngineLike) -> Optional[Tuple[str, ...]]:
 
 def engine_fields(policy: PolicyLike, allowed_imports: Optional[Sequence[str]]) -> Dict[str, object]:
     """The fields of a spawn request: a policy only if there is one, for not every engine takes it."""
-    fields = {} if policy is None else policy_fields(policy)
-    if allowed_imports is not None:
-        fields["allowed_imports"] = imports_field(allowed_imports)
-    return fields
+    if policy is not None:
+        return spawn_fields(policy, allowed_imports)
+    return {} if allowed_imports is None else {"allowed_imports": imports_field(allowed_imports)}

@@ -136,17 +136,21 @@ class FrameReader:
 
     __slots__ = ("_changes", "_limits", "_state")
 
-    def __init__(self, value_limit: int) -> None:
+    def __init__(self, value_limit: int = 0) -> None:
         """``value_limit``: the policy's limit for a message, in bytes."""
-        self._limits = _Limits(value_limit + VALUE_SLACK, value_limit + VALUE_SLACK, 0)
+        self.begin(value_limit)
         self._changes: List[int] = []  # limits that were set and not looked at
         self._state = _State(_buffer(_FIRST), 0, [], deque(), 0, None, [], 0)
+
+    def begin(self, value_limit: int) -> None:
+        """Set the limit before anything is read."""
+        self._limits = _new(_Limits, (value_limit + VALUE_SLACK, value_limit + VALUE_SLACK, 0))
 
     def set_limit(self, value_limit: int) -> None:
         """Another limit for a message, in bytes. Any thread may call this."""
         self._changes.append(value_limit + VALUE_SLACK)
 
-    def take_changes(self, sock: socket.socket) -> None:
+    def take_changes(self, sock: socket.SocketType) -> None:
         """Begin to hold the guest to the limits that were set; for who could read now."""
         changes = len(self._changes)
         if not changes:
@@ -172,7 +176,7 @@ class FrameReader:
         """Whether the next ``read`` has something to say without new bytes."""
         return bool(self._state[3] or self._state[2])
 
-    def read(self, sock: socket.socket, flags: int = 0) -> bool:
+    def read(self, sock: socket.SocketType, flags: int = 0) -> bool:
         """Read once, unless there are frames already; False at the end of the stream.
 
         Raises BlockingIOError, ProtocolError, or the OSError of a connection that was reset.
@@ -195,7 +199,7 @@ class FrameReader:
             self._cut()
         return True
 
-    def read_again(self, sock: socket.socket, flags: int) -> Optional[str]:
+    def read_again(self, sock: socket.SocketType, flags: int) -> Optional[str]:
         """The fault of a frame that was TooLarge, if it still is when all news have been heard."""
         try:
             self.read(sock, flags)

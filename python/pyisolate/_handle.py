@@ -44,6 +44,7 @@ class Handle:
         self._owner = owner
         self.policy_file: Optional[str] = policy_file(asked)  # where its policy was read
         self._fs = fs_rules(asked)
+        self._budget = Limits()
         self._classes: Dict[str, Callable[..., object]] = {}
         self._channel = Channel(on_backlog, self._hear_supervisor)
         self._exit: Message = {}
@@ -53,7 +54,7 @@ class Handle:
         self._reported = False
         self.on_end: Callable[[], None] = lambda: None  # called by any thread when it has ended or is closed
 
-    def begin(self, connection: Connection, made: Message, channel: socket.socket) -> None:
+    def begin(self, connection: Connection, made: Message, channel: socket.SocketType) -> None:
         """The supervisor has made the guest."""
         self.connection = connection
         self.id: str = made["guest"]  # on the host: psi-…
@@ -61,7 +62,7 @@ class Handle:
         self.enforced: List[Dict[str, str]] = made.get("enforced", [])  # which mechanism holds which rule
         self.limits: Mapping[str, Any] = made["limits"]  # in force, in the units of a policy document
         self._message_limit = int(self.limits["message"])
-        self._budget = Limits(message=self._message_limit + wire.VALUE_SLACK)
+        self._budget.message = self._message_limit + wire.VALUE_SLACK
         self._channel.open(channel, self._message_limit, not made.get("relayed"), made.get("ready"))
 
     def on_limits(self, limits: Mapping[str, Any]) -> None:

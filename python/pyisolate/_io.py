@@ -32,13 +32,13 @@ class Endpoint(Protocol):
     """A connection that is always read. ``fail`` is called once, when the thread cannot go on with it."""
 
     def fileno(self) -> int:
-        """The socket, -1 when it is closed."""
+        """What can be read when the thread has to read, -1 when it is closed."""
 
-    def wants_write(self) -> bool:
-        """Whether bytes wait to be sent."""
+    def writes_to(self) -> int:
+        """The socket for which bytes wait, -1 if none do."""
 
     def on_ready(self, events: int) -> bool:
-        """Do what the poll events allow; False when the connection has ended."""
+        """Do what the poll events allow, or after :meth:`IOThread.serve` whatever is to do; False when the connection has ended."""
 
     def fail(self, why: str) -> None:
         """The connection has ended."""
@@ -73,6 +73,10 @@ class IOThread:
         """Serve a connection until it ends."""
         self.call(lambda: self._endpoints.add(endpoint))
 
+    def serve(self, endpoint: Endpoint) -> None:
+        """Serve a connection now, although nothing may have come."""
+        self.call(lambda: self._serve(endpoint, 0))
+
     def drain(self, sink: Sink) -> None:
         """Flush ``sink`` whenever it can be written, until nothing is left."""
         self.call(lambda: self._sinks.add(sink))
@@ -103,9 +107,10 @@ class IOThread:
         poll.register(self._wake_read, select.POLLIN)
         endpoints: Dict[int, Endpoint] = {}
         for endpoint in self._endpoints:
-            if endpoint.fileno() >= 0:
-                endpoints[endpoint.fileno()] = endpoint
-                poll.register(endpoint.fileno(), select.POLLIN | (select.POLLOUT if endpoint.wants_write() else 0))
+            for fd, events in ((endpoint.fileno(), select.POLLIN), (endpoint.writes_to(), select.POLLOUT)):
+                if fd >= 0:
+                    endpoints[fd] = endpoint
+                    poll.register(fd, events)
         self._sinks = {sink for sink in self._sinks if sink.fileno() >= 0}
         sinks = {sink.fileno(): sink for sink in self._sinks}
         for fd in sinks:
@@ -119,6 +124,8 @@ class IOThread:
             self._todo.popleft()()
 
     def _serve(self, endpoint: Endpoint, events: int) -> None:
+        if endpoint not in self._endpoints:
+            return  # it has ended
         why = "the connection to the supervisor ended"
         try:
             going = endpoint.on_ready(events)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import ContextManager
+from typing import Callable, ContextManager
 
 
 class _HealingLock:
@@ -28,8 +28,7 @@ class _HealingLock:
             self._lock.release()
 
 
-def make_lock() -> "ContextManager[bool]":
-    """A new lock, not locked."""
-    if sys.version_info >= (3, 10):
-        return threading.Lock()
-    return _HealingLock()
+#: Makes a lock, not locked.
+make_lock: Callable[[], ContextManager[bool]] = _HealingLock
+if sys.version_info >= (3, 10):
+    make_lock = threading.Lock

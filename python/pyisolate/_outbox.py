@@ -39,14 +39,20 @@ class _Entry(NamedTuple):
 class Outbox:
     """The frames that a guest has not taken yet, oldest first. Any thread may use it."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    _sock: socket.SocketType
+
+    def __init__(self) -> None:
+        """It is of use after :meth:`open`."""
         self._lock = make_lock()
         self._queue: Deque[_Entry] = deque()
         self._sent: List[int] = [0]  # its sum is the position that has been reached
         self._flying = 0  # bytes of the files that went since the guest had last read everything
         self._files = 0  # … and how many they are
         self._closed = False
+
+    def open(self, sock: socket.SocketType) -> None:
+        """Where the frames go."""
+        self._sock = sock
 
     def put(self, frame: bytes, file: Optional[Memfd] = None) -> bool:
         """Send or queue one frame; False if something waits, and ``flush`` must be called later.
@@ -125,6 +131,6 @@ class Outbox:
         return True
 
 
-def _unread(sock: socket.socket) -> int:
+def _unread(sock: socket.SocketType) -> int:
     """What of a socket's output has not been read: 0 if nothing."""
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

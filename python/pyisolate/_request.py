@@ -29,6 +29,8 @@ def policy_fields(policy: PolicyLike) -> Dict[str, object]:
     """The fields for a policy: a name, a file (read here, with the caller's rights), a document."""
     if policy is None:
         return {"policy_name": "defaults"}
+    if isinstance(policy, str):
+        return _file_fields(policy) if "/" in policy or policy.endswith(_SUFFIXES) else {"policy_name": policy}
     if isinstance(policy, Policy):
         return {"policy": policy.to_dict()}
     if isinstance(policy, Mapping):
@@ -36,19 +38,19 @@ def policy_fields(policy: PolicyLike) -> Dict[str, object]:
         return {"policy": Policy.from_dict(policy).to_dict()}
     if isinstance(policy, os.PathLike):
         return _file_fields(os.fspath(policy))
-    if not isinstance(policy, str):
-        raise PolicyError(
-            f"a policy is a name, a file's path, a dict, a Policy or None, not {type(policy).__name__}"
-        )
-    if "/" in policy or policy.endswith(_SUFFIXES):
-        return _file_fields(policy)
-    return {"policy_name": policy}
+    raise PolicyError(f"a policy is a name, a file's path, a dict, a Policy or None, not {type(policy).__name__}")
 
 
-def imports_field(names: Optional[Sequence[str]]) -> Optional[List[str]]:
-    """The field for ``allowed_imports``: None leaves the policy's own list as it is."""
-    if names is None:
-        return None
+def spawn_fields(policy: PolicyLike, allowed_imports: Optional[Sequence[str]]) -> Dict[str, object]:
+    """The fields of a spawn request. Without ``allowed_imports`` the policy's own list holds."""
+    fields = policy_fields(policy)
+    if allowed_imports is not None:
+        fields["allowed_imports"] = imports_field(allowed_imports)
+    return fields
+
+
+def imports_field(names: Sequence[str]) -> List[str]:
+    """The field for ``allowed_imports``."""
     if isinstance(names, str):
         raise PolicyError(f"allowed_imports is a list of module names; write [{names!r}]")
     modules = list(names)

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import weakref
+from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _locate
@@ -49,7 +50,7 @@ class Supervision:
         self._connections: Dict[Place, Connection] = {}  # that live
         self._processes: List["subprocess.Popen[bytes]"] = []
         self._names: Dict[str, Making] = {}
-        self._given_up: Dict[str, Making] = {}  # the supervisor may still hold these names
+        self.given_up: Dict[str, Making] = {}  # earlier spawns: the supervisor may still hold these names
         self._guests: Dict[str, Sandbox] = {}  # by the supervisor's id
 
     # Calls of the user's threads -----------------------------------------------------------------------
@@ -61,11 +62,12 @@ class Supervision:
 
     def spawn(self, name: str, fields: Mapping[str, object], engine: Words = None) -> Sandbox:
         """Make a guest and wait until it is ready."""
-        given_up = self.given_up(name)
+        given_up = self.given_up.get(name)
         if given_up is not None:
             given_up.settle()
-        made = self.reserve(name, fields)
+        made = self.making(name, fields)
         try:
+            self.reserve(name, made)
             sandbox = self._ask_for(name, fields, engine, made)
             sandbox.wait_ready(READY)
             return sandbox
@@ -73,36 +75,30 @@ class Supervision:
             self.give_up(name, made)
             raise
 
-    def given_up(self, name: str) -> "Optional[Making]":
-        """An earlier spawn of this name that the supervisor may still be busy with."""
-        return self._given_up.get(name)
+    def making(self, name: str, fields: Mapping[str, object]) -> "Making":
+        """A spawn that has not begun."""
+        return Making(lambda: self._prepare(name, fields))
 
-    def reserve(self, name: str, fields: Mapping[str, object]) -> "Making":
+    def reserve(self, name: str, made: "Making") -> None:
         """Begin a spawn."""
-        made = Making(lambda: Sandbox(self, self._io.drain, name, fields))
         with self._lock:
-            self._given_up.pop(name, None)
+            self.given_up.pop(name, None)
             if name in self._names:
                 raise SandboxError(f"a sandbox named {name!r} is active; close it or choose another name")
             self._names[name] = made
-        return made
 
     def give_up(self, name: str, made: "Making") -> None:
         """End a spawn that came to nothing."""
         made.abandon()
         with self._lock:
             if not made.settled:
-                self._given_up[name] = made
+                self.given_up[name] = made
             if self._names.get(name) is made:
                 del self._names[name]
 
     def ask_for(self, name: str, fields: Mapping[str, object], connection: Connection, made: "Making") -> None:
         """Ask for the guest: ``made.pending`` will have the sandbox, which is not ready then."""
-
-        def adopt(ok: Message, channel: Optional[int]) -> Sandbox:
-            return self._adopt(connection, ok, channel, made)
-
-        made.pending = Pending(adopt)
+        made.pending = Pending(partial(self._adopt, connection, made, []))
         connection.send(made.pending, "spawn", {"name": name, **fields})
         made.prepare()  # while the supervisor works
 
@@ -171,26 +167,37 @@ class Supervision:
     # Spawning --------------------------------------------------------------------------------------------
 
     def _ask_for(self, name: str, fields: Mapping[str, object], engine: Words, made: "Making") -> Sandbox:
-        connection, fresh = self.connected(engine)
         while True:
+            fresh = False
+            connection = self.living(engine)
+            if connection is None:
+                connection, fresh = self.connected(engine)
             self.ask_for(name, fields, connection, made)
             assert made.pending is not None
             try:
-                sandbox: Sandbox = connection.wait(made.pending, "spawn", SPAWN)
+                sandbox: Sandbox = connection.lead(made.pending, "spawn", SPAWN)
                 return sandbox
             except ConnectionLost:
                 if fresh:
-                    raise
-            connection, fresh = self.connected(engine)  # it had died before: this is the "next spawn"
+                    raise  # else it had died before: this is the "next spawn"
 
-    def _adopt(self, connection: Connection, ok: Message, channel: Optional[int], made: "Making") -> Sandbox:
-        # In the I/O thread, before the guest's events and its end are looked at.
+    def _prepare(self, name: str, fields: Mapping[str, object]) -> Sandbox:
+        sandbox = Sandbox(self, self._io.drain, name, fields)
+        self._handles.add(sandbox)
+        return sandbox
+
+    def _adopt(
+        self, connection: Connection, made: "Making", sock: List[socket.SocketType], ok: Message, channel: Optional[int]
+    ) -> Sandbox:
+        # Before the guest's events and its end are looked at; again, in the I/O thread, after an interrupt.
+        if made.sandbox is not None:
+            return made.sandbox
         if channel is None:
             raise SandboxError("the supervisor sent no channel for the new guest")
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)  # which is not asked what it is then
+        if not sock:  # made and kept in one call into C, and not asked what it is
+            sock.extend(map(socket.SocketType, (socket.AF_UNIX,), (socket.SOCK_STREAM,), (0,), (channel,)))
         sandbox = made.prepare()
-        sandbox.begin(connection, ok, sock)
-        self._handles.add(sandbox)
+        sandbox.begin(connection, ok, sock[0])
         with self._lock:
             self._guests[sandbox.id] = sandbox
         made.adopt(sandbox)
@@ -209,7 +216,7 @@ class Supervision:
         else:
             sock, process = _start(_command(engine))
             self._processes.append(process)
-        connection = Connection(sock, self._io.call, self._pushed, self._lost)
+        connection = Connection(sock, self._io, self._pushed, self._lost)
         self._io.add(connection)
         try:
             connection.ask("hello", {"version": VERSION, "client": CLIENT}, _HELLO)
@@ -285,7 +292,7 @@ class Making:
     @property
     def settled(self) -> bool:
         """Whether nothing is under way any more."""
-        return all(each is None or each.done for each in (self.pending, self._ending))
+        return all(each is None or each.rung for each in (self.pending, self._ending))
 
     def settle(self) -> None:
         """Wait until a guest that was given up is gone."""

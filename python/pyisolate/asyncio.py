@@ -30,7 +30,7 @@ from ._hint import fs_rules
 from ._outbox import OutboxFull
 from ._output import OutputText
 from ._reload import Change, changes, policy_file, reload_fields
-from ._request import PolicyLike, check_name, imports_field, policy_fields
+from ._request import PolicyLike, check_name, spawn_fields
 from ._supervisor import READY, SPAWN, Making, Words
 from ._waiting import Request
 from ._watch import ChannelWatch
@@ -53,16 +53,14 @@ async def spawn(
     """Start a guest and return its handle when it is ready to run code: see :func:`pyisolate.spawn`."""
     check_name(name)
     words = engine_words(engine)
-    if words:
-        fields = engine_fields(policy, allowed_imports)
-    else:
-        fields = {**policy_fields(policy), "allowed_imports": imports_field(allowed_imports)}
+    fields = engine_fields(policy, allowed_imports) if words else spawn_fields(policy, allowed_imports)
     supervision = pyisolate._supervision
-    given_up = supervision.given_up(name)
+    given_up = supervision.given_up.get(name)
     if given_up is not None:
         await asyncio.get_running_loop().run_in_executor(None, given_up.settle)
-    made = supervision.reserve(name, fields)
+    made = supervision.making(name, fields)
     try:
+        supervision.reserve(name, made)
         sandbox = Sandbox(await _ask_for(name, fields, words, made))
         await sandbox._ready()
         return sandbox

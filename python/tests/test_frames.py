@@ -166,7 +166,8 @@ class Sending(Pairs):
         self.addCleanup(signal.signal, signal.SIGALRM, before)
         thread = threading.Thread(target=take)
         thread.start()
-        outbox = Outbox(self.ours)
+        outbox = Outbox()
+        outbox.open(self.ours)
         rng = random.Random(3)
         sent: List[bytes] = []
         interrupts = 0
@@ -193,13 +194,15 @@ class Sending(Pairs):
         self.assertGreater(interrupts, 20)
 
     def test_it_is_bounded_and_never_blocks(self) -> None:
-        outbox = Outbox(self.ours)
+        outbox = Outbox()
+        outbox.open(self.ours)
         self.assertFalse(outbox.put(b"x" * (LIMIT + 5)))  # alone, any size
         with self.assertRaisesRegex(OutboxFull, str(LIMIT)):
             outbox.put(b"x" * (1 << 20))
 
     def test_a_closed_channel(self) -> None:
-        outbox = Outbox(self.ours)
+        outbox = Outbox()
+        outbox.open(self.ours)
         self.theirs.close()
         with self.assertRaises(OSError):
             outbox.put(b"x")

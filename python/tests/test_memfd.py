@@ -224,7 +224,8 @@ class Descriptors(unittest.TestCase):
 
     def test_the_outbox_sends_each_file_with_its_frame(self) -> None:
         before = descriptors()
-        outbox = Outbox(self.ours)
+        outbox = Outbox()
+        outbox.open(self.ours)
         for size in range(5):
             file = _memfd.Memfd([b"%d" % size * LEAST])
             outbox.put(wire.pack(wire.POST, 0, b"x" * 30_000))
@@ -248,7 +249,8 @@ class Descriptors(unittest.TestCase):
 
     def test_files_on_their_way_are_bounded(self) -> None:
         """By bytes and by number, until the guest has read everything."""
-        outbox = Outbox(self.ours)
+        outbox = Outbox()
+        outbox.open(self.ours)
         self.assertTrue(outbox.takes_file(500 * MIB))  # alone, any size
         outbox.put(b"frame", _memfd.Memfd([b"x" * LEAST]))
         self.assertFalse(outbox.takes_file(MIB))

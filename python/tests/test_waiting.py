@@ -7,15 +7,18 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import unittest
+from types import FrameType
 from typing import Any, Callable, Dict, List, Set, Tuple
 
 import pyisolate as psi
+from pyisolate import _lock
 from pyisolate._waiting import Bell
 
-from .guests import GuestTest
+from .guests import GuestTest, wait_for
 
 
 class Timeouts(GuestTest):
@@ -190,6 +193,53 @@ class ControlC(GuestTest):
         while "interrupted" in names and time.monotonic() < deadline:
             names = {each["name"] for each in listed.ask("list", {}, 5)["guests"]}
         self.assertNotIn("interrupted", names)
+
+    def test_at_any_step_of_a_spawn(self) -> None:
+        """Nothing is left of it, and the connection goes on."""
+        base = self.spawn()
+        self.assert_works(base)
+        listed = psi._supervision._connections[None]
+        files = len(os.listdir("/proc/self/fd"))
+        left = 0
+
+        def profile(frame: FrameType, event: str, arg: object) -> None:
+            nonlocal left
+            if frame.f_code.co_filename == _lock.__file__:
+                return  # Python 3.9: its locks heal when the same thread comes again, and others wait
+            left -= event in ("call", "c_return")  # where CPython looks for signals
+            if left == 0:
+                left = -1
+                raise KeyboardInterrupt
+
+        def interrupted(at: int) -> bool:
+            nonlocal left
+            # The thread that spawns reads the reply itself if no other is to come.
+            self.assertTrue(wait_for(lambda: not any(each.asked for each in listed._pending.values())))
+            left = at
+            try:
+                sys.setprofile(profile)
+                psi.spawn(f"interrupted-{at}")
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.setprofile(None)
+            done = psi.list_active().get(f"interrupted-{at}")
+            if done is not None:
+                done.close()
+            return left < 0
+
+        gc.disable()  # an interrupt inside a destructor would be reported and swallowed
+        self.addCleanup(gc.enable)
+        steps = missed = 0
+        while missed < 20:  # how many steps there are depends on which thread was quicker
+            steps += 1
+            missed = 0 if interrupted(steps) else missed + 1
+        self.assertGreater(steps, 100)
+        guests = lambda: {each["name"] for each in listed.ask("list", {}, 5)["guests"]}  # noqa: E731
+        self.assertTrue(wait_for(lambda: guests() == {base.name}), "guests that nobody has")
+        self.assertEqual(list(psi._supervision._names), [base.name])
+        self.assertTrue(wait_for(lambda: len(os.listdir("/proc/self/fd")) <= files), "descriptors that nobody has")
+        self.assert_works(base)
 
     def test_a_storm(self) -> None:
         """^C again and again between any two bytecodes: what arrives is in order, and nothing hangs."""
