@@ -14,6 +14,8 @@ INBOX_MESSAGES = 1024
 INBOX_BYTES = 16 << 20  # reading stops beyond it; the message that crosses it is kept
 OUTPUT_TAIL = 256 << 10  # bytes kept of stdout and of stderr
 OUTPUT_BACKLOG = 64  # output frames that wait for a callback
+OUTPUT_EARLY = 4 << 20  # bytes of them while who asked has only sent the request, and another thread reads; more are lost
+OUTPUT_FRAME = 256  # bytes that a frame takes, beside its own
 
 
 class Filing:
@@ -82,7 +84,10 @@ class Filing:
         request = self.requests.get(frame.id)
         if request is None or request.output is None or request.abandoned:
             return
-        if len(request.output) < OUTPUT_BACKLOG or request in self.listeners:
+        if request in self.listeners:
+            request.output.append(frame)
+        elif request.early < OUTPUT_EARLY:
+            request.early += OUTPUT_FRAME + len(frame.data)
             request.output.append(frame)
 
     def _note(self, frame: Frame) -> None:

@@ -12,13 +12,14 @@ from ._frames import Frame
 class Request:
     """One exec or call; ``reply`` is its DONE, RESULT or ERROR frame once that came."""
 
-    __slots__ = ("id", "kind", "reply", "output", "abandoned")
+    __slots__ = ("id", "kind", "reply", "output", "early", "abandoned")
 
     def __init__(self, id: int, kind: int, listening: bool) -> None:
         self.id = id
         self.kind = kind
         self.reply: Optional[Frame] = None
         self.output: Optional[Deque[Frame]] = deque() if listening else None
+        self.early = 0  # bytes of output that came before anybody took it
         self.abandoned = False  # nobody wants to know how it ends
 
     def take(self) -> Optional[Frame]:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Callable, Dict, List, Set, Tuple
 
 import pyisolate as psi
+from pyisolate import _frames as wire
 from pyisolate import _lock
 from pyisolate._waiting import Bell
 
@@ -120,6 +121,14 @@ class Threads(GuestTest):
             lambda: self.assertEqual(sandbox.recv(timeout=30), "end"),
         )
         self.assertEqual("".join(seen).split(), [str(i) for i in range(1000)])
+
+    def test_output_that_another_thread_reads_before_anybody_takes_it(self) -> None:
+        sandbox = self.spawn()
+        request = sandbox._channel.request(wire.EXEC, sandbox.source("for i in range(1000): print(i, flush=True)\npost('end')"), True)
+        self.assertEqual(sandbox.recv(timeout=30), "end")
+        seen: List[wire.Frame] = []
+        sandbox._channel.answer(request, None, seen.append)
+        self.assertEqual(b"".join(each.data for each in seen).split(), [b"%d" % i for i in range(1000)])
 
     def test_no_thread_per_guest(self) -> None:
         before = threading.active_count()
