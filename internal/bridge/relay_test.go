@@ -150,11 +150,15 @@ func TestRelayEndsAGuestThatBreaksTheRules(t *testing.T) {
 		r.next(channel.Ready)
 		r.exec(`
 import fcntl, os, stat, struct, time
-def writes(fd):
-    try: return stat.S_ISFIFO(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
-    except OSError: return False
-captured = {os.fstat(1).st_ino, os.fstat(2).st_ino}
-channel = [fd for fd in range(3, 1024) if writes(fd) and os.fstat(fd).st_ino not in captured][-1]
+def pipes(mode):
+    for fd in range(1024):
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == mode:
+                yield os.fstat(fd).st_ino, fd
+        except OSError:
+            pass
+own = dict(pipes(os.O_RDONLY)) # captured output, and the agent's pipe to itself
+channel = [fd for inode, fd in pipes(os.O_WRONLY) if inode not in own][-1]
 os.write(channel, ` + attack + `)
 time.sleep(100)`)
 		if code, err := r.end(); !errors.Is(err, channel.ErrProtocol) || !strings.Contains(err.Error(), says) {
