@@ -107,7 +107,8 @@ class Guard:
 
     def give_back(self) -> None:
         """After fork, in the child: signals mean what they mean to any program."""
-        self._set_wake(self._their_wake, warn_on_full_buffer=False)
+        if self._their_wake == -1:  # else it is theirs that is set
+            self._set_wake(-1)
         for fd in self._wake:
             try:
                 posix.close(fd)

@@ -3,6 +3,8 @@ package agenttest
 import (
 	"fmt"
 	"testing"
+
+	"github.com/psi-runtime/psi/pkg/channel"
 )
 
 // A signal that comes when the guest is about to sleep until the host says something wakes
@@ -52,7 +54,22 @@ if pid == 0:
     os.kill(os.getpid(), signal.SIGUSR1)
     os._exit(0)
 os.waitpid(pid, 0)
-post([before, os.read(r, 1), signal.set_wakeup_fd(-1) == w])`)
+post([before, os.read(r, 1), signal.set_wakeup_fd(-1) == w])
+signal.set_wakeup_fd(w)
+os.close(w) # and it is still the one
+pid = os.fork()
+if pid == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+post(os.WTERMSIG(os.waitpid(pid, 0)[1]))`)
 	g.posted(int64(-1))
 	g.posted([]any{int64(-1), []byte{10}, true})
+	f, err := g.read()
+	for err == nil && f.Type != channel.GuestPost { // CPython complains that it is closed
+		f, err = g.read()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.isValue(f, int64(15))
 }
