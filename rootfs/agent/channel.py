@@ -74,18 +74,18 @@ class Channel(Writer):
 
     def connect(self, reader: int, writer: int) -> None:
         super().connect(reader, writer)
-        self._watcher.fd = reader
+        self._watcher.look_at(reader, self._end.blocking)
 
     def available(self) -> bool:
         """Whether something has arrived that nobody has read."""
         return self._end.available()
 
     def watch(self) -> None:
-        """Begins to look out for what arrives, which else begins with the first frame."""
-        self._watcher.start()
+        """Begins to look out for what arrives, as after each read."""
+        self._watcher.unpark()
 
     def leave_unwatched(self, left: bool) -> None:
-        """Whether no thread is started for this channel, which is then read only by who waits for something."""
+        """Whether nobody looks out for what arrives on this channel, which is then read only by who waits for something."""
         self._watcher.parked = not left
 
     # --- reading
@@ -104,7 +104,7 @@ class Channel(Writer):
             if self.ended:
                 raise EOFError("the host has closed the channel")
             if self._reading.acquire(False):
-                self._watcher.reader = me
+                self._begin(me)
                 try:
                     in_time = ready() or self._fill(deadline, me == self.guard.main)
                 finally:
@@ -119,6 +119,13 @@ class Channel(Writer):
         self._flusher.posts = 0
         if self._burst:
             self._window(True, self._send, [], None)
+
+    def _begin(self, me: int) -> None:
+        """Begins this thread's turn to read."""
+        watcher = self._watcher
+        watcher.reader = me
+        if watcher.armed:
+            watcher.disarm()
 
     def _release(self) -> None:
         """Ends this thread's turn to read."""
@@ -144,7 +151,7 @@ class Channel(Writer):
         received = self._received
         if received or self._stop or self._large or not self._end.blocking or not self._reading.acquire(False):
             return None
-        self._watcher.reader = guard.main
+        self._begin(guard.main)
         payload = None
         try:
             guard.critical = False
@@ -171,7 +178,7 @@ class Channel(Writer):
         if self.held > self.message or not self.open or not self._reading.acquire(False):
             return
         me = get_ident()
-        self._watcher.reader = me
+        self._begin(me)
         main = me == self.guard.main
         before = self.guard.critical
         if main:

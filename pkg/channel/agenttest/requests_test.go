@@ -154,6 +154,23 @@ func TestInterrupt(t *testing.T) {
 	g.alive()
 }
 
+// Who has read often enough gets a thread that looks out for interrupts; before that the kernel does.
+func TestThreadOnlyWhenItPays(t *testing.T) {
+	g := start(t, nil)
+	threads := func() uint32 { return g.exec("import os; post(len(os.listdir('/proc/self/task')))") }
+	for _, expected := range []int64{1, 2} {
+		id := threads()
+		g.posted(expected)
+		g.done(id)
+		busy := g.busy("while True: pass")
+		g.send(channel.Interrupt, busy, nil)
+		g.failed(busy, "KeyboardInterrupt")
+		for range 40 {
+			g.result(g.call("abs", -5), int64(5))
+		}
+	}
+}
+
 func TestInterruptCanBeCaught(t *testing.T) {
 	g := start(t, nil)
 	id := g.busy("import time\ntry:\n  while True: time.sleep(0.01)\nexcept KeyboardInterrupt: post('caught')")
