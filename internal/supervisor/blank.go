@@ -24,7 +24,7 @@ import (
 // A guest is made in two steps, so that one can be ready before anybody asks for it:
 //
 //	blank       a whole container, nobody's, with no host file and no endpoint; its agent has
-//	            started and waits on the channel to be told its policy
+//	            started, with the configuration that most policies need, and waits on the channel
 //	specialise  (spawn.go) limits, files, endpoints, names and imports of a client's policy
 //
 // Every guest is made this way, whether its blank was waiting in the pool or is made when it
@@ -51,6 +51,7 @@ const blankPatience = 60 * time.Second
 type blankPlan struct {
 	spec   *specs.Spec
 	filter []byte // of spec, compiled
+	config string // what their agents can be told before anybody wants them
 }
 
 // planBlank compiles a kind, once.
@@ -73,7 +74,11 @@ func (s *Supervisor) planBlank(k kind) (blankPlan, error) {
 	if err != nil {
 		return plan, err
 	}
-	plan = blankPlan{spec, filter}
+	config, err := bundle.AgentConfig(k.policy)
+	if err != nil {
+		return plan, err
+	}
+	plan = blankPlan{spec, filter, string(config)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.plans) >= maxPlans {
@@ -100,7 +105,7 @@ func (s *Supervisor) makeBlank(k kind) (_ *guest, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guest{s: s, id: id, kind: k, policy: k.policy, started: time.Now(), ended: make(chan struct{})}
+	g := &guest{s: s, id: id, kind: k, policy: k.policy, started: time.Now(), ended: make(chan struct{}), told: bundle.CommonConfig}
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
@@ -198,6 +203,15 @@ func (s *Supervisor) createWith(zygote *container.Zygote, g *guest, plan blankPl
 		err = errors.Join(err, g.attendant.Close())
 	}
 	return err
+}
+
+// tellBlank has the agent of a blank, which nobody waits for, take what it can know already.
+func (s *Supervisor) tellBlank(g *guest) error {
+	plan, err := s.planBlank(g.kind)
+	if err != nil {
+		return err
+	}
+	return g.configure(plan.config)
 }
 
 // await returns when the guest's agent has started, and takes what it says then: its client

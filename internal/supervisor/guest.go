@@ -46,6 +46,7 @@ type guest struct {
 	running bool    // the client knows of it; guarded by Supervisor.mu
 
 	ready json.RawMessage // what its agent has said, see await; nil: the client hears it. Set before it is anybody's
+	told  string          // the configuration that its agent has, or will have read before any request
 
 	importsLimit func(policy.Policy) (policy.Policy, error) // what spawn's allowed_imports leaves of a policy; nil: all
 	layer        layer                                      // over the root; a reload changes it

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/psi-runtime/psi/internal/control"
+	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/policy"
 )
 
@@ -23,12 +24,17 @@ type policies struct {
 type understood struct {
 	policy, blank       policy.Policy // see policy.BeforeStart
 	digest, blankDigest string
-	reaches             bool // see kind
+	config              string // what its guests' agents have to know
+	reaches             bool   // see kind
 }
 
-func understand(p policy.Policy) understood {
+func understand(p policy.Policy) (understood, error) {
+	config, err := bundle.AgentConfig(p)
+	if err != nil {
+		return understood{}, err
+	}
 	blank := p.BeforeStart()
-	return understood{p, blank, p.Digest(), blank.Digest(), len(p.Endpoints()) > len(blank.Endpoints())}
+	return understood{p, blank, p.Digest(), blank.Digest(), string(config), len(p.Endpoints()) > len(blank.Endpoints())}, nil
 }
 
 // resolve finds out what a request asks for; it calls slow before it reads a document.
@@ -38,7 +44,7 @@ func (c *policies) resolve(r control.Request, slow func()) (u understood, err er
 		return u.policy, err
 	})
 	if err == nil && r.ImportsLimited {
-		u = understand(p)
+		return understand(p)
 	}
 	return u, err
 }
@@ -56,7 +62,9 @@ func (c *policies) parse(d control.Document, slow func()) (understood, error) {
 	if err != nil {
 		return understood{}, err
 	}
-	u = understand(p)
+	if u, err = understand(p); err != nil {
+		return understood{}, err
+	}
 	if d.Size() > maxKeptPolicy {
 		return u, nil
 	}

@@ -209,7 +209,10 @@ func (p *pool) add(s *shelf) error {
 	if err != nil {
 		return err
 	}
-	if err = g.await(); err == nil && shows {
+	if err = g.await(); err == nil {
+		err = p.s.tellBlank(g)
+	}
+	if err == nil && shows {
 		err = errors.Join(g.container.MapClient(int(client.uid), int(client.gid)), bundle.ReadMounts())
 	}
 	if err != nil {

@@ -8,9 +8,7 @@ import (
 
 	"github.com/psi-runtime/psi/internal/control"
 	"github.com/psi-runtime/psi/internal/view"
-	"github.com/psi-runtime/psi/pkg/bundle"
 	"github.com/psi-runtime/psi/pkg/channel"
-	"github.com/psi-runtime/psi/pkg/policy"
 )
 
 // spawn gives a client a guest, with the client's end of its channel. On error nothing of
@@ -136,8 +134,8 @@ func (g *guest) specialise(want understood, opened view.Opened) error {
 		name   string
 		change func() error
 	}{
-		// First: the agent takes it in meanwhile. It runs nothing before it is asked to.
-		{"agent", func() error { return g.configure(p) }},
+		// First: the agent takes it in meanwhile, if it has to. It runs nothing before it is asked to.
+		{"agent", func() error { return g.configure(want.config) }},
 		{"limits", r.limits}, {"files", r.fresh}, {"endpoints", func() error { return g.attendant.Begin(p) }},
 	} {
 		if err := part.change(); err != nil {
@@ -151,11 +149,12 @@ func (g *guest) specialise(want understood, opened view.Opened) error {
 	return nil
 }
 
-// configure tells the agent what it has to know of the policy.
-func (g *guest) configure(p policy.Policy) error {
-	config, err := bundle.AgentConfig(p)
-	if err != nil {
-		return err
+// configure tells the agent what it has to know of a policy, unless it knows that already: then
+// it need not wake up.
+func (g *guest) configure(config string) error {
+	if config == g.told {
+		return nil
 	}
-	return channel.NewWriter(g.channel).Write(channel.Frame{Type: channel.Config, Payload: config})
+	g.told = config
+	return channel.NewWriter(g.channel).Write(channel.Frame{Type: channel.Config, Payload: []byte(config)})
 }

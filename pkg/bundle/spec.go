@@ -142,9 +142,12 @@ type agentConfig struct {
 	Threads int64    `json:"threads,omitempty"` // that numerical libraries may start; 0: the environment says it
 }
 
-// AgentConfig is the payload of the CONFIG frame that an agent waits for, and the content
-// of [ReloadedFile].
+// AgentConfig is the payload of a CONFIG frame, and the content of [ReloadedFile].
 func AgentConfig(p policy.Policy) ([]byte, error) { return encodeConfig(p, threads(p)) }
+
+// CommonConfig is the AgentConfig of a default policy, which an agent that waits has taken
+// already when it starts.
+const CommonConfig = `{"imports":null,"message":67108864,"output":16777216,"threads":1}`
 
 func encodeConfig(p policy.Policy, threads int64) ([]byte, error) {
 	l := p.Limits()

@@ -144,11 +144,11 @@ func TestCompileLimits(t *testing.T) {
 	}
 }
 
-// Zygotes take over the default configuration before anybody is told it: the agent has a copy.
+// Agents have taken the default configuration before anybody tells them another: they have a copy.
 func TestAgentKnowsDefaults(t *testing.T) {
 	config, err := AgentConfig(policy.Defaults())
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || string(config) != CommonConfig {
+		t.Fatalf("CommonConfig is not %s (%v)", config, err)
 	}
 	source, err := os.ReadFile("../../rootfs/agent/agent.py")
 	if err != nil {

@@ -15,7 +15,7 @@
 //	 3 POST       for the guest's recv   value
 //	 4 INTERRUPT  of request id          -
 //	 5 CANCEL     of request id          -
-//	 6 CONFIG     of the agent           JSON; the first frame, or never
+//	 6 CONFIG     of the agent           JSON; before any request
 //	guest to host
 //	16 READY      python, pid, protocol  JSON
 //	17 DONE       exec id has ended      -

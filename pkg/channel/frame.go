@@ -9,7 +9,7 @@ import (
 )
 
 // Protocol is the version of the frames, as READY announces it.
-const Protocol = 1
+const Protocol = 2
 
 // HeaderSize is the number of bytes before each payload.
 const HeaderSize = 12

@@ -65,7 +65,7 @@ func FuzzDecode(f *testing.F) {
 
 // FuzzReports reads the JSON frames of a guest.
 func FuzzReports(f *testing.F) {
-	f.Add([]byte(`{"python":"3.11.2","pid":1,"protocol":1}`))
+	f.Add([]byte(`{"python":"3.11.2","pid":1,"protocol":2}`))
 	f.Add([]byte(`{"type":"E","module":"m","qualname":"E","message":"","traceback":"","args":[1]}`))
 	f.Add([]byte(`{"output":"cut","limit":5}`))
 	f.Fuzz(func(t *testing.T, payload []byte) {

@@ -97,7 +97,7 @@ func TestKillers(t *testing.T) {
 }
 
 func TestReports(t *testing.T) {
-	if _, err := ParseReady([]byte(`{"python":"3.11.2","pid":1,"protocol":2}`)); !errors.Is(err, ErrProtocol) {
+	if _, err := ParseReady([]byte(`{"python":"3.11.2","pid":1,"protocol":3}`)); !errors.Is(err, ErrProtocol) {
 		t.Errorf("another version: %v", err)
 	}
 	found, err := ParseError([]byte(`{"type":"KeyError","module":"builtins","qualname":"KeyError","message":"'k'","traceback":"","args":[{"$":["tuple",[1]]}]}`))

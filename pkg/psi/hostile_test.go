@@ -250,7 +250,7 @@ func FuzzSession(f *testing.F) {
 		}
 		f.Add([]byte(wire.String()))
 	}
-	add(channel.Frame{Type: channel.Ready, Payload: []byte(`{"protocol":1}`)}, channel.Frame{Type: channel.Done, ID: 1})
+	add(channel.Frame{Type: channel.Ready, Payload: []byte(`{"protocol":2}`)}, channel.Frame{Type: channel.Done, ID: 1})
 	add(channel.Frame{Type: channel.Error, ID: 1, Flags: 1, Payload: []byte("{}")}, channel.Frame{Type: channel.Result, ID: 2, Payload: []byte("J1")})
 	add(channel.Frame{Type: channel.Stdout, ID: 1, Payload: []byte("x")}, channel.Frame{Type: channel.GuestPost, Payload: []byte("Sx")})
 	f.Add([]byte("not a frame"))

@@ -4,7 +4,8 @@ The other modules lie beside this one and are imported as a package of a name
 that guest code will not want. PSI_CONFIG, JSON, says what the policy says:
 {"imports": null or [names], "preload": [names], "message": bytes, "output": bytes,
 "threads": n}. A guest with PSI_CONFIG="channel [PRELOAD...]" was started before
-anybody knew the rest of its policy: it comes as the channel's first frame (CONFIG).
+anybody knew the rest of its policy: it takes what most policies say (_COMMON), and is told
+what differs by CONFIG frames before its first request.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import posix
 import sys
 
-# What most guests are told (a default policy's CONFIG): a zygote has taken it over already.
+# The CONFIG of a default policy; pkg/bundle has the same, and the supervisor sends no other.
 _COMMON = b'{"imports":null,"message":67108864,"output":16777216,"threads":1}'
 _HOME = __file__.rpartition("/")[0] + "/"
 if __package__ != "_psi":
@@ -57,16 +58,15 @@ def main() -> None:
 
         session = prepare(config, _HOME)
         if waits:
+            _take_configuration(session, _COMMON)
             session.configure = lambda payload: _take_configuration(session, payload)
         warm = False
         if waits and is_zygote():
             rehearse(lambda: prepare(config, _HOME), _take_configuration)
-            _take_configuration(session, _COMMON)
-            session.configure = lambda payload: _take_another(session, payload)
             connected, live = serve(session)
             if connected:
                 start(session, connected)
-                run_through(session, _COMMON)
+                run_through(session)
                 warm = True
                 live()
             else:
@@ -81,7 +81,7 @@ def main() -> None:
         say_ready(session)
         if waits and not session.channel.available():  # nobody waits for this
             if not warm:
-                run_through(session, _COMMON)
+                run_through(session)
             session.channel.watch()
         session.serve()
 
@@ -110,23 +110,16 @@ def _preload(names: list[str]) -> None:
 def _take_configuration(session: Session, payload: Payload) -> None:
     """Takes over what a guest that is made already is told of its policy."""
     config = _configuration(bytes(payload))  # type: ignore[arg-type]
-    session.resize(config)
+    session.reloaded.take(config)
     threads = b"%d" % config["threads"]
     for library in (b"BLIS", b"MKL", b"NUMEXPR", b"OMP", b"OPENBLAS"):
         posix.environ[library + b"_NUM_THREADS"] = threads
         posix.putenv(library + b"_NUM_THREADS", threads)
     if "os" in sys.modules:
         sys.modules["os"].environ._data.update(posix.environ)
-    _limit_imports(config, session.reloaded)
+    if not session.limited:
+        session.limited = _limit_imports(config, session.reloaded)
     session.reloaded.look_again()
-
-
-def _take_another(session: Session, payload: Payload) -> None:
-    """The same, in a guest whose zygote has taken over what most are told."""
-    if bytes(payload) == _COMMON:  # type: ignore[arg-type]
-        session.reloaded.look_again()
-    else:
-        _take_configuration(session, payload)
 
 
 def _add_site_packages() -> None:
@@ -141,9 +134,12 @@ def _add_site_packages() -> None:
         return
 
 
-def _limit_imports(config: dict[str, Any], reloaded: Reloaded) -> None:
-    if config["imports"] is not None:
-        ImportRules(config["imports"], reloaded).install()
+def _limit_imports(config: dict[str, Any], reloaded: Reloaded) -> bool:
+    """Holds the import list, if there is one."""
+    if config["imports"] is None:
+        return False
+    ImportRules(config["imports"], reloaded).install()
+    return True
 
 
 if __name__ == "__main__":

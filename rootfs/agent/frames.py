@@ -20,7 +20,7 @@ else:
 
 HEADER = Struct(">IBBHI")
 HEADER_SIZE = 12
-PROTOCOL = 1  # the version that READY announces
+PROTOCOL = 2  # the version that READY announces
 
 # Host to guest.
 EXEC = 1  # source text; answered by DONE or ERROR
@@ -28,7 +28,7 @@ CALL = 2  # value [function, [args...], {kwargs}]; answered by RESULT or ERROR
 POST = 3  # value, for the guest's recv
 INTERRUPT = 4  # KeyboardInterrupt, if request id is running
 CANCEL = 5  # answer request id with ERROR CancelledError, if it still waits
-CONFIG = 6  # JSON, what the agent has to know of the policy: first of all, of guests with PSI_CONFIG=channel
+CONFIG = 6  # JSON, what a guest with PSI_CONFIG=channel has to know of its policy, if that is no default; before any request
 
 # Guest to host.
 READY = 16  # JSON {"python", "pid", "protocol"}, the first frame, once

@@ -39,14 +39,11 @@ class _Script(End):
         return False
 
 
-def run_through(session: Session, config: bytes) -> None:
-    """Takes a configuration and serves a request, as if both had come."""
-    script = b"".join(
-        frames.HEADER.pack(len(text), kind, 0, 0, 0) + text for kind, text in ((frames.CONFIG, config), (frames.EXEC, _SOURCE))
-    )
+def run_through(session: Session) -> None:
+    """Serves a request, as if one had come."""
     configure, channel = session.configure, session.channel
     channel.leave_unwatched(True)
-    end = channel.exchange(_Script(script))
+    end = channel.exchange(_Script(frames.HEADER.pack(len(_SOURCE), frames.EXEC, 0, 0, 0) + _SOURCE))
     try:
         session.serve_one()
     except BaseException:  # of a signal: what follows ends, if it was to end

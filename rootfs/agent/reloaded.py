@@ -33,8 +33,13 @@ class Reloaded:
         with self._lock:
             return self._look()
 
+    def take(self, config: dict[str, Any]) -> None:
+        """Takes over what the policy says."""
+        for take in self.takers:
+            take(config)
+
     def look_again(self) -> None:
-        """What was there at first has been taken over only now: a reload was faster."""
+        """What came before a reload has been taken over after it."""
         if self._seen is not None:
             self._seen = None
             self.look()
@@ -49,7 +54,6 @@ class Reloaded:
                 config = decode(b"J" + file.read())
         except OSError:
             return False
-        for take in self.takers:
-            take(config)
+        self.take(config)
         self._seen = version
         return True

@@ -60,7 +60,8 @@ class Session:
         self.cancelled: list[tuple[int, int]] = []
         self.ending = False
         self.finishing = False
-        self.configure: Optional[Callable[[Payload], None]] = None  # what takes CONFIG, which must come first
+        self.configure: Optional[Callable[[Payload], None]] = None  # what takes CONFIG, until the first request
+        self.limited = False  # there is an import list
         self.sources: dict[str, str] = {}
         self.main = type(sys)("__main__")
         self.main.__dict__["__builtins__"] = builtins
@@ -118,17 +119,19 @@ class Session:
 
     def deliver(self, kind: int, ident: int, payload: Payload) -> None:
         """Files one frame; called by whichever thread reads."""
-        if self.configure is not None or kind == frames.CONFIG:
-            self._configure(kind, payload)
-        elif kind == frames.POST:
+        if kind == frames.POST:
             self.posts.append(payload)
         elif kind in (frames.EXEC, frames.CALL):
+            self.configure = None
             self.requests.append((kind, ident, payload))
         elif kind == frames.INTERRUPT and ident == self.running:
             self.interrupted = ident
             self._attract()
         elif kind in (frames.INTERRUPT, frames.CANCEL):
             self._cancel(ident)
+        elif kind == frames.CONFIG and self.configure is not None:
+            self.channel.held -= len(payload)
+            self.configure(payload)
         else:
             posix._exit(76)  # the host speaks another protocol
 
@@ -141,13 +144,6 @@ class Session:
         """Whether the host still takes a value of so many bytes, whose first byte is about to be sent."""
         self.reloaded.look()
         return size <= self.message + frames.VALUE_SLACK
-
-    def _configure(self, kind: int, payload: Payload) -> None:
-        take, self.configure = self.configure, None
-        if take is None or kind != frames.CONFIG:
-            posix._exit(76)
-        self.channel.held -= len(payload)
-        take(payload)
 
     def _cancel(self, ident: int) -> None:
         for index, (kind, queued, payload) in enumerate(self.requests):
