@@ -41,7 +41,7 @@ class _Script(End):
 
 def run_through(session: Session) -> None:
     """Serves a request, as if one had come."""
-    configure, channel = session.configure, session.channel
+    channel = session.channel
     channel.leave_unwatched(True)
     end = channel.exchange(_Script(frames.HEADER.pack(len(_SOURCE), frames.EXEC, 0, 0, 0) + _SOURCE))
     try:
@@ -51,5 +51,5 @@ def run_through(session: Session) -> None:
     finally:
         channel.exchange(end)
         channel.leave_unwatched(False)
-        session.configure = configure
+        session.asked = False
         session.sources.clear()

@@ -60,7 +60,8 @@ class Session:
         self.cancelled: list[tuple[int, int]] = []
         self.ending = False
         self.finishing = False
-        self.configure: Optional[Callable[[Payload], None]] = None  # what takes CONFIG, until the first request
+        self.configure: Optional[Callable[[Payload], None]] = None  # what takes CONFIG
+        self.asked = False  # a request has come: CONFIG cannot, any more
         self.limited = False  # there is an import list
         self.sources: dict[str, str] = {}
         self.main = type(sys)("__main__")
@@ -122,14 +123,14 @@ class Session:
         if kind == frames.POST:
             self.posts.append(payload)
         elif kind in (frames.EXEC, frames.CALL):
-            self.configure = None
+            self.asked = True
             self.requests.append((kind, ident, payload))
         elif kind == frames.INTERRUPT and ident == self.running:
             self.interrupted = ident
             self._attract()
         elif kind in (frames.INTERRUPT, frames.CANCEL):
             self._cancel(ident)
-        elif kind == frames.CONFIG and self.configure is not None:
+        elif kind == frames.CONFIG and self.configure is not None and not self.asked:
             self.channel.held -= len(payload)
             self.configure(payload)
         else:
