@@ -84,8 +84,8 @@ def _have_tables_copied() -> None:
     each is, as it is. Where this cannot be done guests take longer.
     """
     try:
-        memory = posix.open("/proc/self/mem", posix.O_RDWR | posix.O_CLOEXEC)
-        maps = posix.open("/proc/self/maps", posix.O_RDONLY | posix.O_CLOEXEC)
+        memory = posix.open("/proc/self/mem", posix.O_RDWR)
+        maps = posix.open("/proc/self/maps", posix.O_RDONLY)
     except OSError:
         return
     text = b"".join(iter(lambda: posix.read(maps, 1 << 16), b""))
