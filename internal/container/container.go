@@ -308,13 +308,16 @@ func (c *Container) PIDs() ([]int, error) {
 }
 
 // NetNS opens the network namespace of the container. The caller closes it.
-func (c *Container) NetNS() (*os.File, error) {
+func (c *Container) NetNS() (*os.File, error) { return c.namespace("net") }
+
+// namespace opens a namespace of the container's first process. The caller closes it.
+func (c *Container) namespace(kind string) (*os.File, error) {
 	if c.pidfd == nil {
 		return nil, ErrNotRunning
 	}
-	f, err := os.Open("/proc/" + strconv.Itoa(c.pid) + "/ns/net")
+	f, err := os.Open("/proc/" + strconv.Itoa(c.pid) + "/ns/" + kind)
 	if err != nil {
-		return nil, fmt.Errorf("opening the network namespace of container %s: %w", c.id, err)
+		return nil, fmt.Errorf("opening the %s namespace of container %s: %w", kind, c.id, err)
 	}
 	// The pid may have been reused between Load and here; the pidfd has not.
 	if err := signalFD(c.pidfd, 0); err != nil {

@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -204,48 +201,4 @@ func (c *Container) detachedTrees(change Change) (trees []*os.File, err error) {
 		}
 	}
 	return trees, nil
-}
-
-// clientIDs is the id map under which a client's files are shown to the guest.
-type clientIDs struct {
-	uid, gid  int
-	namespace *os.File
-}
-
-// MapClient prepares to show files of a client, which takes a millisecond or two. Apply does
-// it if nobody else has.
-func (c *Container) MapClient(uid, gid int) error {
-	c.mapping.Lock()
-	defer c.mapping.Unlock()
-	if c.clientIDs.namespace != nil && c.clientIDs.uid == uid && c.clientIDs.gid == gid {
-		return nil
-	}
-	ids, err := idmapNamespace(c.entry.IDs.First, uid, gid)
-	if err != nil {
-		return fmt.Errorf("mapping the client's ids: %w", err)
-	}
-	if c.clientIDs.namespace != nil {
-		_ = c.clientIDs.namespace.Close()
-	}
-	c.clientIDs = clientIDs{uid, gid, ids}
-	return nil
-}
-
-// idmapNamespace makes a user namespace whose only use is its id map: the client's
-// files are the guest's.
-func idmapNamespace(guest uint32, uid, gid int) (*os.File, error) {
-	one := func(client int) []syscall.SysProcIDMap {
-		return []syscall.SysProcIDMap{{ContainerID: client, HostID: int(guest), Size: 1}}
-	}
-	// The process is stopped before its first instruction, and killed there.
-	runtime.LockOSThread() // the one that traces it
-	defer runtime.UnlockOSThread()
-	p, err := os.StartProcess("/proc/self/exe", []string{"psi-ids"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER, UidMappings: one(uid), GidMappings: one(gid), Ptrace: true, Pdeathsig: unix.SIGKILL,
-	}})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = p.Kill(); _, _ = p.Wait() }()
-	return os.Open(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns", "user"))
 }
