@@ -96,17 +96,16 @@ class Channel:
     def request(self, kind: int, payload: Payload, listening: bool = False) -> Request:
         """Send an EXEC or CALL; with ``listening`` its output is kept for the thread that waits for it."""
         frame, flags, file = self._prepare(kind, payload)
+        requests = self._filing.requests
         with self._lock:
-            self._last_id = self._last_id % 0xFFFFFFFF + 1
-            request = Request(self._last_id, kind, listening)
-            self._filing.requests[request.id] = request
-            crowded = len(self._filing.requests) > _MANY_REQUESTS
+            self._last_id = id = self._last_id % 0xFFFFFFFF + 1
+            requests[id] = request = Request(id, kind, listening)
             try:
-                self._send(wire.pack(kind, request.id, frame, flags), file)
+                self._send(wire.pack(kind, id, frame, flags), file)
             except Exception:
-                self._filing.requests.pop(request.id, None)
+                requests.pop(id, None)
                 raise
-        if crowded:
+        if len(requests) > _MANY_REQUESTS:
             self.read_now()
         return request
 
@@ -186,10 +185,10 @@ class Channel:
             if not self.ended or self.fault is None:
                 self._inbox.appendleft(frame)
 
-    def wait_ready(self, deadline: Optional[float]) -> None:
+    def wait_ready(self, timeout: float) -> None:
         """Wait until the guest has said that it is ready."""
         if self._filing.ready is None:
-            self._wait(lambda: self._filing.ready, deadline)
+            self._wait(lambda: self._filing.ready, time.monotonic() + timeout)
 
     def answer(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         """Wait for a request's reply; its output goes to ``on_output``, in this thread, if it listens."""
