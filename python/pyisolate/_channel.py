@@ -57,11 +57,9 @@ class Channel:
     _sock: socket.SocketType
     _flags = 0  # of what is sent
 
-    def __init__(self, on_backlog: Callable[["Channel"], None], hear: Callable[[], None]) -> None:
-        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`. ``hear`` returns when
-        ``set_limit`` was called, if the supervisor had news."""
+    def __init__(self, on_backlog: Callable[["Channel"], None]) -> None:
+        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`."""
         self._on_backlog = on_backlog
-        self._hear = hear
         self._outbox = Outbox()
         self._reader = FrameReader()  # the leader's
         self.set_limit = self._reader.set_limit  # when a reload has changed it
@@ -79,9 +77,13 @@ class Channel:
         self.ended = False  # no more frames will come
         self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
 
-    def open(self, sock: socket.SocketType, message_limit: int, direct: bool, ready: Optional[Dict[str, object]]) -> None:
-        """Begin. ``direct``: the other end of the socket is the guest's own, so that descriptors get there. ``ready`` is what
-        the guest has said already when it was ready, if it was."""
+    def open(
+        self, sock: socket.SocketType, hear: Callable[[], None], message_limit: int, direct: bool, ready: Optional[Dict[str, object]]
+    ) -> None:
+        """Begin. ``hear`` returns when ``set_limit`` was called, if the supervisor had news. ``direct``: the other end of the
+        socket is the guest's own, so that descriptors get there. ``ready`` is what the guest has said already when it was
+        ready, if it was."""
+        self._hear = hear
         self._reader.begin(message_limit)
         self._filing.ready = ready
         self._sock = sock

@@ -303,16 +303,14 @@ class Connection:
 
     def _take_messages(self, only: Optional[Pending] = None) -> bool:
         """Take what has come, or for a leader its reply and who has exited; False if there was something else."""
-        while True:
-            data, start, fds, got = self._unread
+        data, start, fds, got = self._unread
+        while len(data) - start >= 4:
             begin = start + 4
-            if len(data) < begin:
-                break
             size = int.from_bytes(data[start:begin], "big")
             if size > MAX_FRAME:
                 raise ValueError(f"a message of {size} bytes; at most {MAX_FRAME} are allowed")
             end = begin + size
-            if len(data) < end:
+            if end > len(data):
                 break
             message, _ = _decode(str(data[begin:end], "utf-8"))
             id = message.get("id")
@@ -320,12 +318,14 @@ class Connection:
             if only is not None and pending is not only and "exited" not in message:
                 return False
             took = self._take(message, pending, fds)
-            self._unread = (data, end, fds[took:], got) if end < len(data) else (b"", 0, fds[took:], got)
+            start, fds = end, fds[took:]
+            self._unread = (data, start, fds, got)
             self._pending.pop(id, None)
-        if only is None and not data and fds:
-            self._unread = (b"", 0, (), got)
-            for fd in fds:
-                os.close(fd)
+        if start == len(data):
+            self._unread = (b"", 0, () if only is None else fds, got)
+            if only is None:
+                for fd in fds:  # that nobody asked for
+                    os.close(fd)
         return True
 
     def _take(self, message: Message, pending: Optional[Pending], fds: Tuple[int, ...]) -> int:

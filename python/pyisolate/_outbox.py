@@ -57,12 +57,13 @@ class Outbox:
         """
         with self._lock:
             queue = self._queue
-            size = len(frame)
-            reached = sum(self._sent)
-            end = queue[-1][0] if queue else reached
-            if 0 < end - reached and end - reached + size > LIMIT:
-                raise OutboxFull(f"{end - reached} bytes wait for a guest that does not read (limit {LIMIT})")
-            queue.append((end + size, frame, file))
+            begin = reached = sum(self._sent)
+            if queue:
+                begin = queue[-1][0]
+                waiting = begin - reached
+                if waiting and waiting + len(frame) > LIMIT:
+                    raise OutboxFull(f"{waiting} bytes wait for a guest that does not read (limit {LIMIT})")
+            queue.append((begin + len(frame), frame, file))
             return self._send()
 
     def takes_file(self, size: int) -> bool:
@@ -102,18 +103,17 @@ class Outbox:
         if self._closed:
             raise BrokenPipeError("the channel is closed")
         queue = self._queue
+        sent = self._sent
         while queue:
-            sent = self._sent
-            if len(sent) > 1:
-                self._sent = sent = [sum(sent)]
-            reached = sent[0]
             end, frame, file = queue[0]
-            if end <= reached:
+            left = end - sum(sent)
+            if not left:
                 queue.popleft()
+                self._sent = sent = [end]
                 continue
             try:
-                if end - reached != len(frame):
-                    sent.extend(map(self._sock.send, (memoryview(frame)[reached - end :],), (_NOW,)))
+                if left != len(frame):
+                    sent.extend(map(self._sock.send, (memoryview(frame)[-left:],), (_NOW,)))
                 elif file is None:
                     sent.extend(map(self._sock.send, (frame,), (_NOW,)))
                 else:
@@ -121,8 +121,6 @@ class Outbox:
                     sent.extend(map(self._sock.sendmsg, ((frame,),), ((rights,),), (_NOW,)))
             except BlockingIOError:
                 return False
-            if sent[0] + sent[1] == end:
-                queue.popleft()
         return True
 
 

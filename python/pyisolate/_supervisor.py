@@ -146,6 +146,7 @@ class Supervision:
             made = self._names.get(sandbox.name)
             if made is not None and made.sandbox is sandbox:
                 del self._names[sandbox.name]
+                made.pending = None  # whose reply it was
 
     def leave(self) -> None:
         """At exit: end the embedded supervisors, and with them their guests, before this process goes."""
@@ -306,9 +307,10 @@ class Making:
 
     def settle(self) -> None:
         """Wait until a guest that was given up is gone."""
-        if self.pending is not None:
+        pending = self.pending
+        if pending is not None:
             # An interrupt may have come before it went off; and it may have come just after.
-            self.pending.wait(SPAWN if self.pending.asked else _LEAVE)
+            pending.wait(SPAWN if pending.asked else _LEAVE)
         if self._ending is not None:
             self._ending.wait(_LEAVE)
 
