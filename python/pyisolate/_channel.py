@@ -86,6 +86,8 @@ class Channel:
         self._hear = hear
         self._reader.begin(message_limit)
         self._filing.ready = ready
+        if ready is None:
+            self._patience += 1  # which is read before that answer
         self._sock = sock
         sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
         self._poll.register(sock, select.POLLIN)
@@ -399,7 +401,8 @@ class Channel:
         with self._lock:
             self._closed = self.ended = True
             self._inbox.clear()
-            self._wake()
+            if self._followers:
+                self._wake()
             if self._leader is None:
                 self._release()
             else:

@@ -226,9 +226,10 @@ class FrameReader:
     def close(self) -> None:
         """Close what has come and was not claimed."""
         _, _, got, _, _, file, spent, _ = self._state
-        left = [each for each in (file, *(_memfd.only_fd(one[1]) for one in got)) if each is not None]
-        self._state = _new(_State, (_buffer(0), 0, [], deque(), 0, None, [*spent, *left], 0))
-        if spent or left:
+        if got or file is not None:
+            spent = [*spent, *(each for each in (file, *(_memfd.only_fd(one[1]) for one in got)) if each is not None)]
+        self._state = _new(_State, (_buffer(0), 0, [], deque(), 0, None, spent, 0))
+        if spent:
             self._close_spent()
 
     def _close_spent(self) -> None:
