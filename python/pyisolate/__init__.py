@@ -96,8 +96,8 @@ def list_active() -> Dict[str, Sandbox]:
 def connect(path: Optional[str]) -> None:
     """Use the shared supervisor whose socket is ``path`` for what is spawned from now on.
 
-    The environment variable PSI_SOCKET does the same; None goes back to it, or to a supervisor of
-    this process's own. The connection is made by the next spawn.
+    The environment variable PSI_SOCKET does the same if it is there when a connection is made; None goes
+    back to it, or to a supervisor of this process's own. The connection is made by the next spawn.
     """
     _supervision.connect(path)
 

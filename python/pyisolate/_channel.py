@@ -57,11 +57,9 @@ class Channel:
     _sock: socket.SocketType
     _flags = 0  # of what is sent
 
-    def __init__(self, on_backlog: Callable[["Channel"], None], hear: Callable[[], None]) -> None:
-        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`. ``hear`` returns when
-        ``set_limit`` was called, if the supervisor had news."""
+    def __init__(self, on_backlog: Callable[["Channel"], None]) -> None:
+        """``on_backlog`` is called when something waits to be sent: see :meth:`flush`."""
         self._on_backlog = on_backlog
-        self._hear = hear
         self._outbox = Outbox()
         self._reader = FrameReader()  # the leader's
         self.set_limit = self._reader.set_limit  # when a reload has changed it
@@ -79,11 +77,17 @@ class Channel:
         self.ended = False  # no more frames will come
         self.fault: Optional[str] = None  # the rule of the protocol that the guest broke, if it did
 
-    def open(self, sock: socket.SocketType, message_limit: int, direct: bool, ready: Optional[Dict[str, object]]) -> None:
-        """Begin. ``direct``: the other end of the socket is the guest's own, so that descriptors get there. ``ready`` is what
-        the guest has said already when it was ready, if it was."""
+    def open(
+        self, sock: socket.SocketType, hear: Callable[[], None], message_limit: int, direct: bool, ready: Optional[Dict[str, object]]
+    ) -> None:
+        """Begin. ``hear`` returns when ``set_limit`` was called, if the supervisor had news. ``direct``: the other end of the
+        socket is the guest's own, so that descriptors get there. ``ready`` is what the guest has said already when it was
+        ready, if it was."""
+        self._hear = hear
         self._reader.begin(message_limit)
         self._filing.ready = ready
+        if ready is None:
+            self._patience += 1  # which is read before that answer
         self._sock = sock
         sock.setblocking(True)  # reads block only in the leader; sends never do (MSG_DONTWAIT)
         self._poll.register(sock, select.POLLIN)
@@ -96,17 +100,16 @@ class Channel:
     def request(self, kind: int, payload: Payload, listening: bool = False) -> Request:
         """Send an EXEC or CALL; with ``listening`` its output is kept for the thread that waits for it."""
         frame, flags, file = self._prepare(kind, payload)
+        requests = self._filing.requests
         with self._lock:
-            self._last_id = self._last_id % 0xFFFFFFFF + 1
-            request = Request(self._last_id, kind, listening)
-            self._filing.requests[request.id] = request
-            crowded = len(self._filing.requests) > _MANY_REQUESTS
+            self._last_id = id = self._last_id % 0xFFFFFFFF + 1
+            requests[id] = request = Request(id, kind, listening)
             try:
-                self._send(wire.pack(kind, request.id, frame, flags), file)
+                self._send(wire.pack(kind, id, frame, flags), file)
             except Exception:
-                self._filing.requests.pop(request.id, None)
+                requests.pop(id, None)
                 raise
-        if crowded:
+        if len(requests) > _MANY_REQUESTS:
             self.read_now()
         return request
 
@@ -186,10 +189,10 @@ class Channel:
             if not self.ended or self.fault is None:
                 self._inbox.appendleft(frame)
 
-    def wait_ready(self, deadline: Optional[float]) -> None:
+    def wait_ready(self, timeout: float) -> None:
         """Wait until the guest has said that it is ready."""
         if self._filing.ready is None:
-            self._wait(lambda: self._filing.ready, deadline)
+            self._wait(lambda: self._filing.ready, time.monotonic() + timeout)
 
     def answer(self, request: Request, deadline: Optional[float], on_output: Callable[[Frame], None]) -> Frame:
         """Wait for a request's reply; its output goes to ``on_output``, in this thread, if it listens."""
@@ -398,7 +401,8 @@ class Channel:
         with self._lock:
             self._closed = self.ended = True
             self._inbox.clear()
-            self._wake()
+            if self._followers:
+                self._wake()
             if self._leader is None:
                 self._release()
             else:

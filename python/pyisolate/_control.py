@@ -22,7 +22,8 @@ The process's I/O thread reads, and wakes who asked. Two threads that are woken 
 a spawn, so who waits for the only reply that is to come may lead, and read it: then the I/O thread does not see
 the socket (it polls an epoll, from which the leader takes it). It goes on where the leader stops, who may be
 interrupted (KeyboardInterrupt) at any moment: what the kernel gives is recorded inside one call into C, and a
-message stays, to be looked at again, until one assignment takes it away.
+message stays, to be looked at again, until one assignment takes it away. So the leader takes its reply and what
+may be looked at twice, that a guest has exited; with anything else the I/O thread goes on.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ import json
 import os
 import select
 import socket
-import struct
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
+from ._codec import _dump
 from ._io import IOThread
 from ._lock import make_lock
 from ._outbox import Outbox, OutboxFull
@@ -46,14 +47,17 @@ from .errors import PolicyAuthError, PolicyError, SandboxError, TimeoutError
 VERSION = 2
 MAX_FRAME = 1 << 20
 _MAX_FDS = 16
+_CHUNK = 16 << 10  # bytes of one read: larger ones cost a large buffer, whatever comes
 _ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
-_encode = json.JSONEncoder().encode  # as json.dumps and json.loads, with fewer steps
-_decode = json.JSONDecoder().raw_decode
+_decode = json.JSONDecoder().raw_decode  # as json.loads, with fewer steps; _dump is in place of json.dumps
 
 Message = Dict[str, Any]
 OnOK = Callable[[Message, Optional[int]], Any]  # what becomes of an "ok", and of the descriptor that came along
 _Got = Tuple[bytes, List[Tuple[int, int, bytes]], int, Any]  # what recvmsg returns
+# What has come and was not taken: data, where the next message starts in it, descriptors, and one read that has not
+# been looked at, stored there by the call itself. Replaced as a whole, so that it is never half changed.
+_Unread = Tuple[bytes, int, Tuple[int, ...], List[_Got]]
 
 
 class ConnectionLost(SandboxError):
@@ -93,20 +97,11 @@ class Pending(Bell):
         return self.result
 
 
-class _Unread(NamedTuple):
-    """What has come and was not taken. Replaced as a whole, so that it is never half changed."""
-
-    data: bytes
-    start: int  # of the next message
-    fds: Tuple[int, ...]
-    got: List[_Got]  # one read that has not been looked at, stored there by the call itself
-
-
 class Connection:
     """One connection to a supervisor.
 
     ``ask``, ``tell``, ``send``, ``wait`` and ``lead`` may be called by any thread; everything else runs in the I/O thread.
-    ``on_push`` gets every message without an id, ``on_lost`` the reason when the connection ends (once).
+    ``on_push`` gets every message without an id (``exited`` perhaps twice, and in any thread), ``on_lost`` the reason when the connection ends (once).
     """
 
     def __init__(
@@ -126,7 +121,7 @@ class Connection:
         self._ids = itertools.count(1)
         self._outbox = Outbox()
         self._outbox.open(sock)
-        self._unread = _Unread(b"", 0, (), [])
+        self._unread: _Unread = (b"", 0, (), [])
         self._reading = make_lock()  # guards reading without a leader, and who becomes one
         self._leader: Optional[Pending] = None  # whose reply is read by who waits for it
         self._arrival = select.poll()  # the leader's
@@ -146,7 +141,8 @@ class Connection:
         ``on_ok`` runs in the I/O thread, before any later message is looked at; it gets the descriptor
         that came along and must keep or close it. Raises PolicyError, SandboxError, ConnectionLost.
         """
-        return self.wait(self.tell(op, fields, on_ok), op, timeout)
+        pending = self.tell(op, fields, on_ok)
+        return self.lead(pending, op, timeout) if on_ok is None else self.wait(pending, op, timeout)
 
     def wait(self, pending: Pending, op: str, timeout: float) -> Any:
         """Wait for the reply to what ``tell`` has sent."""
@@ -173,7 +169,7 @@ class Connection:
             if self._leader is pending:
                 self._stop_leading(pending)
             raise
-        return self.wait(pending, op, max(0.0, end - time.monotonic()))
+        return pending.value() if pending.rung else self.wait(pending, op, max(0.0, end - time.monotonic()))
 
     def _alone(self, pending: Pending) -> bool:
         """Whether no other reply is to come. What was interrupted before it went off gets none."""
@@ -208,7 +204,10 @@ class Connection:
     def send(self, pending: Pending, op: str, fields: Mapping[str, object]) -> None:
         """Send a request, or leave to the I/O thread what the supervisor does not take at once."""
         id = next(self._ids)
-        data = _encode({"id": id, "op": op, **fields}).encode()
+        try:
+            data = "".join(_dump({"id": id, "op": op, **fields}, 0)).encode()
+        except ValueError as error:  # an infinite number
+            raise SandboxError(f"{op} takes finite numbers: {error}") from None
         if len(data) > MAX_FRAME:
             raise PolicyError(f"a request of {len(data)} bytes; at most {MAX_FRAME} fit: make the policy smaller")
         self._pending[id] = pending
@@ -217,7 +216,7 @@ class Connection:
                 pending.finish(None, ConnectionLost(self.lost))
             return
         try:
-            self._outbox.put(struct.pack("!I", len(data)) + data)
+            self._outbox.put(len(data).to_bytes(4, "big") + data)
         except OutboxFull as error:
             raise SandboxError(f"the supervisor does not take requests: {error}") from None
         except OSError:
@@ -274,7 +273,8 @@ class Connection:
         self.lost = why
         self._gate.close()
         self._outbox.close()
-        for fd in self._unread.fds:
+        _, _, fds, _ = self._unread
+        for fd in fds:
             os.close(fd)
         while self._pending:
             try:
@@ -294,36 +294,38 @@ class Connection:
     def _receive(self) -> bool:
         data, start, fds, got = self._unread
         if not got:
-            got.extend(map(self._sock.recvmsg, (64 << 10,), (_ROOM,), (_CLOEXEC,)))
+            got.extend(map(self._sock.recvmsg, (_CHUNK,), (_ROOM,), (_CLOEXEC,)))
         more, ancillary, _, _ = got[0]
-        self._unread = _Unread(data[start:] + more, 0, fds + _descriptors(ancillary), [])
+        if ancillary:
+            fds += _descriptors(ancillary)
+        self._unread = (data[start:] + more, 0, fds, [])
         return bool(more)
 
     def _take_messages(self, only: Optional[Pending] = None) -> bool:
-        """Take what has come, or the reply for a leader; False if there was something else."""
-        while True:
-            data, start, fds, got = self._unread
+        """Take what has come, or for a leader its reply and who has exited; False if there was something else."""
+        data, start, fds, got = self._unread
+        while len(data) - start >= 4:
             begin = start + 4
-            if len(data) < begin:
-                break
             size = int.from_bytes(data[start:begin], "big")
             if size > MAX_FRAME:
                 raise ValueError(f"a message of {size} bytes; at most {MAX_FRAME} are allowed")
             end = begin + size
-            if len(data) < end:
+            if end > len(data):
                 break
             message, _ = _decode(str(data[begin:end], "utf-8"))
             id = message.get("id")
             pending = self._pending.get(id)
-            if only is not None and pending is not only:
+            if only is not None and pending is not only and "exited" not in message:
                 return False
             took = self._take(message, pending, fds)
-            self._unread = _Unread(data, end, fds[took:], got) if end < len(data) else _Unread(b"", 0, fds[took:], got)
+            start, fds = end, fds[took:]
+            self._unread = (data, start, fds, got)
             self._pending.pop(id, None)
-        if only is None and not data and fds:
-            self._unread = _Unread(b"", 0, (), got)
-            for fd in fds:
-                os.close(fd)
+        if start == len(data):
+            self._unread = (b"", 0, () if only is None else fds, got)
+            if only is None:
+                for fd in fds:  # that nobody asked for
+                    os.close(fd)
         return True
 
     def _take(self, message: Message, pending: Optional[Pending], fds: Tuple[int, ...]) -> int:
@@ -348,7 +350,7 @@ def _descriptors(ancillary: List[Tuple[int, int, bytes]]) -> Tuple[int, ...]:
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+            fds.frombytes(content)
     return tuple(fds)
 
 

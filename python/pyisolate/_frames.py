@@ -140,7 +140,7 @@ class FrameReader:
         """``value_limit``: the policy's limit for a message, in bytes."""
         self.begin(value_limit)
         self._changes: List[int] = []  # limits that were set and not looked at
-        self._state = _State(_buffer(_FIRST), 0, [], deque(), 0, None, [], 0)
+        self._state = _new(_State, (_buffer(_FIRST), 0, [], deque(), 0, None, [], 0))
 
     def begin(self, value_limit: int) -> None:
         """Set the limit before anything is read."""
@@ -226,9 +226,11 @@ class FrameReader:
     def close(self) -> None:
         """Close what has come and was not claimed."""
         _, _, got, _, _, file, spent, _ = self._state
-        left = [each for each in (file, *(_memfd.only_fd(one[1]) for one in got)) if each is not None]
-        self._state = _State(_buffer(0), 0, [], deque(), 0, None, [*spent, *left], 0)
-        self._close_spent()
+        if got or file is not None:
+            spent = [*spent, *(each for each in (file, *(_memfd.only_fd(one[1]) for one in got)) if each is not None)]
+        self._state = _new(_State, (_buffer(0), 0, [], deque(), 0, None, spent, 0))
+        if spent:
+            self._close_spent()
 
     def _close_spent(self) -> None:
         # Taken out of the list and closed in one call into C: never twice, whoever interrupts.
@@ -249,7 +251,7 @@ class FrameReader:
         fault: Optional[ProtocolError] = None
         while filled - start >= HEADER.size and len(cut) < _AT_ONCE:
             size, kind, flags, zero, id = HEADER.unpack_from(buffer, start)
-            if zero or flags or size > SMALL_FRAME or kind not in _USUAL:
+            if zero or flags or size > SMALL_FRAME or kind not in _USUAL and (kind != DONE or size):
                 fault = _fault(size, kind, flags, zero, former)
                 if fault:
                     break

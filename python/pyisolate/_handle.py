@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, cast
 
 from . import _frames as wire
@@ -46,7 +47,7 @@ class Handle:
         self._fs = fs_rules(asked)
         self._budget = Limits()
         self._classes: Dict[str, Callable[..., object]] = {}
-        self._channel = Channel(on_backlog, self._hear_supervisor)
+        self._channel = Channel(on_backlog)
         self._exit: Message = {}
         self._exited = Bell()
         self._closed = False
@@ -63,7 +64,8 @@ class Handle:
         self.limits: Mapping[str, Any] = made["limits"]  # in force, in the units of a policy document
         self._message_limit = int(self.limits["message"])
         self._budget.message = self._message_limit + wire.VALUE_SLACK
-        self._channel.open(channel, self._message_limit, not made.get("relayed"), made.get("ready"))
+        hear = partial(_hear_supervisor, connection, self.id)  # not a method: a handle that is dropped goes at once
+        self._channel.open(channel, hear, self._message_limit, not made.get("relayed"), made.get("ready"))
 
     def on_limits(self, limits: Mapping[str, Any]) -> None:
         """A reload has put these limits into force; the I/O thread says so, before the guest knows."""
@@ -74,13 +76,6 @@ class Handle:
         # What is decoded has been let in by the channel's reader, perhaps under an older limit: this one only grows.
         self._budget = Limits(message=max(self._budget.message, self._message_limit + wire.VALUE_SLACK))
         self._channel.set_limit(self._message_limit)
-
-    def _hear_supervisor(self) -> None:
-        """Returns when everything that the supervisor had to say has been looked at: its replies come in order."""
-        try:
-            self.connection.ask("find", {"guest": self.id}, _NEWS)
-        except SandboxError:
-            pass
 
     def source(self, src: object) -> bytes:
         """The payload of an exec."""
@@ -176,6 +171,14 @@ class Handle:
     def _about(self, error: SandboxError) -> SandboxError:
         error.sandbox = cast("Sandbox", self)
         return error
+
+
+def _hear_supervisor(connection: Connection, guest: str) -> None:
+    """Returns when everything that the supervisor had to say has been looked at: its replies come in order."""
+    try:
+        connection.ask("find", {"guest": guest}, _NEWS)
+    except SandboxError:
+        pass
 
 
 def _text(value: object) -> str:

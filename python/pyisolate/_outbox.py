@@ -14,7 +14,7 @@ import socket
 import sys
 import termios
 from collections import deque
-from typing import Deque, List, NamedTuple, Optional
+from typing import Deque, List, Optional, Tuple
 
 from ._lock import make_lock
 from ._memfd import Memfd
@@ -22,18 +22,14 @@ from ._memfd import Memfd
 _NOW = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 LIMIT = 64 << 20  # bytes that may wait for a guest; one frame alone may be larger
-_new = tuple.__new__  # of a NamedTuple, without its Python-level constructor: this is the path of every message
 _FILES = 16  # files that may be on their way to a guest, with LIMIT bytes
+
+
+_Entry = Tuple[int, bytes, Optional[Memfd]]  # where it ends in the stream, the frame, and what goes with its first byte
 
 
 class OutboxFull(Exception):
     """The guest does not read and too much waits for it; the text gives the figures."""
-
-
-class _Entry(NamedTuple):
-    end: int  # its position in the stream
-    frame: bytes
-    file: Optional[Memfd]  # goes with the first byte
 
 
 class Outbox:
@@ -61,13 +57,13 @@ class Outbox:
         """
         with self._lock:
             queue = self._queue
+            begin = reached = sum(self._sent)
             if queue:
-                end, waiting = queue[-1].end, queue[-1].end - sum(self._sent)
-                if waiting > 0 and waiting + len(frame) > LIMIT:
+                begin = queue[-1][0]
+                waiting = begin - reached
+                if waiting and waiting + len(frame) > LIMIT:
                     raise OutboxFull(f"{waiting} bytes wait for a guest that does not read (limit {LIMIT})")
-            else:
-                end = sum(self._sent)
-            queue.append(_new(_Entry, (end + len(frame), frame, file)))
+            queue.append((begin + len(frame), frame, file))
             return self._send()
 
     def takes_file(self, size: int) -> bool:
@@ -107,18 +103,17 @@ class Outbox:
         if self._closed:
             raise BrokenPipeError("the channel is closed")
         queue = self._queue
+        sent = self._sent
         while queue:
-            sent = self._sent
-            if len(sent) > 1:
-                self._sent = sent = [sum(sent)]
-            reached = sent[0]
             end, frame, file = queue[0]
-            if end <= reached:
+            left = end - sum(sent)
+            if not left:
                 queue.popleft()
+                self._sent = sent = [end]
                 continue
             try:
-                if end - reached != len(frame):
-                    sent.extend(map(self._sock.send, (memoryview(frame)[reached - end :],), (_NOW,)))
+                if left != len(frame):
+                    sent.extend(map(self._sock.send, (memoryview(frame)[-left:],), (_NOW,)))
                 elif file is None:
                     sent.extend(map(self._sock.send, (frame,), (_NOW,)))
                 else:
@@ -126,8 +121,6 @@ class Outbox:
                     sent.extend(map(self._sock.sendmsg, ((frame,),), ((rights,),), (_NOW,)))
             except BlockingIOError:
                 return False
-            if sent[0] + sent[1] == end:
-                queue.popleft()
         return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from .errors import PolicyError, SandboxError
@@ -11,7 +10,7 @@ from .policy import Policy, check
 
 PolicyLike = Union[str, "os.PathLike[str]", Mapping[str, Any], Policy, None]
 
-_USUAL_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
+_USUAL = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")  # in a name; other letters and digits are fine as well
 _SUFFIXES = (".yml", ".yaml", ".json")
 
 
@@ -19,8 +18,8 @@ def check_name(name: object) -> str:
     """A guest's name: 1 to 64 letters, digits, dots, underscores and dashes."""
     if not isinstance(name, str):
         raise SandboxError(f"a sandbox's name is text, not {type(name).__name__}")
-    usual = _USUAL_NAME.fullmatch(name)
-    if not usual and not (1 <= len(name) <= 64 and all(c in "._-" or c.isalpha() or c.isdecimal() for c in name)):
+    usual = _USUAL.issuperset(name)
+    if not 1 <= len(name) <= 64 or not (usual or all(c in _USUAL or c.isalpha() or c.isdecimal() for c in name)):
         raise SandboxError(f"name {name!r}: a sandbox's name has 1 to 64 letters, digits, dots, underscores or dashes")
     return name
 
@@ -32,10 +31,10 @@ def policy_fields(policy: PolicyLike) -> Dict[str, object]:
     if isinstance(policy, str):
         return _file_fields(policy) if "/" in policy or policy.endswith(_SUFFIXES) else {"policy_name": policy}
     if isinstance(policy, Policy):
-        return {"policy": policy.to_dict()}
+        return {"policy": policy._document}  # which nobody changes
     if isinstance(policy, Mapping):
         check(policy)
-        return {"policy": Policy.from_dict(policy).to_dict()}
+        return {"policy": Policy.from_dict(policy)._document}
     if isinstance(policy, os.PathLike):
         return _file_fields(os.fspath(policy))
     raise PolicyError(f"a policy is a name, a file's path, a dict, a Policy or None, not {type(policy).__name__}")

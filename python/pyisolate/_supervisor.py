@@ -13,7 +13,7 @@ import socket
 import subprocess
 import weakref
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _locate
 from ._control import VERSION, Connection, ConnectionLost, Message, Pending
@@ -48,6 +48,7 @@ class Supervision:
         self._starting = make_lock()  # one thread at a time starts a supervisor
         self._lock = make_lock()  # guards all that follows
         self._connections: Dict[Place, Connection] = {}  # that live
+        self._chosen: Dict[Tuple[Words, int], Connection] = {}  # … what PSI_SOCKET or connect() led to, by engine and user
         self._processes: List["subprocess.Popen[bytes]"] = []
         self._names: Dict[str, Making] = {}
         self.given_up: Dict[str, Making] = {}  # earlier spawns: the supervisor may still hold these names
@@ -59,60 +60,67 @@ class Supervision:
         """Spawn from now on through the shared supervisor at ``path``; None: as the environment says."""
         with self._starting:
             self._socket = path
+            self._chosen.clear()
 
     def spawn(self, name: str, fields: Mapping[str, object], engine: Words = None) -> Sandbox:
         """Make a guest and wait until it is ready."""
         given_up = self.given_up.get(name)
         if given_up is not None:
             given_up.settle()
-        made = self.making(name, fields)
+        made = Making(self, name, fields)
         try:
-            self.reserve(name, made)
-            sandbox = self._ask_for(name, fields, engine, made)
+            self.reserve(made)
+            sandbox = self._ask_for(made, engine)
             sandbox.wait_ready(READY)
             return sandbox
         except BaseException:
-            self.give_up(name, made)
+            self.give_up(made)
             raise
 
-    def making(self, name: str, fields: Mapping[str, object]) -> "Making":
-        """A spawn that has not begun."""
-        return Making(lambda: self._prepare(name, fields))
-
-    def reserve(self, name: str, made: "Making") -> None:
+    def reserve(self, made: "Making") -> None:
         """Begin a spawn."""
+        name = made.name
         with self._lock:
             self.given_up.pop(name, None)
             if name in self._names:
                 raise SandboxError(f"a sandbox named {name!r} is active; close it or choose another name")
             self._names[name] = made
 
-    def give_up(self, name: str, made: "Making") -> None:
+    def give_up(self, made: "Making") -> None:
         """End a spawn that came to nothing."""
         made.abandon()
         with self._lock:
             if not made.settled:
-                self.given_up[name] = made
-            if self._names.get(name) is made:
-                del self._names[name]
+                self.given_up[made.name] = made
+            if self._names.get(made.name) is made:
+                del self._names[made.name]
 
-    def ask_for(self, name: str, fields: Mapping[str, object], connection: Connection, made: "Making") -> None:
-        """Ask for the guest: ``made.pending`` will have the sandbox, which is not ready then."""
-        made.pending = Pending(partial(self._adopt, connection, made, []))
-        connection.send(made.pending, "spawn", {"name": name, **fields})
+    def ask_for(self, made: "Making", connection: Connection) -> Pending:
+        """Ask for the guest: the reply will be the sandbox, which is not ready then."""
+        made.pending = pending = Pending(partial(self._adopt, connection, made, []))
+        connection.send(pending, "spawn", {"name": made.name, **made.fields})
         made.prepare()  # while the supervisor works
+        return pending
 
     def living(self, engine: Words) -> Optional[Connection]:
         """A connection that need not be made."""
-        with self._lock:
-            found = self._connections.get(self._place(engine))
+        found = self._chosen.get((engine, os.geteuid()))
         return found if found is not None and found.lost is None else None
 
     def connected(self, engine: Words) -> Tuple[Connection, bool]:
         """A living connection, and whether it was made just now."""
         with self._starting:
             living = self.living(engine)
-            return (living, False) if living is not None else (self._connect(engine), True)
+            if living is not None:
+                return living, False
+            place = self._place(engine)
+            with self._lock:
+                connection = self._connections.get(place)
+            made = connection is None or connection.lost is not None
+            if connection is None or made:
+                connection = self._connect(engine, place)
+            self._chosen[engine, os.geteuid()] = connection
+            return connection, made
 
     def protect(self, token: str) -> None:
         """From now on a reload of this process's sandboxes needs the token."""
@@ -138,6 +146,7 @@ class Supervision:
             made = self._names.get(sandbox.name)
             if made is not None and made.sandbox is sandbox:
                 del self._names[sandbox.name]
+                made.pending = None  # whose reply it was
 
     def leave(self) -> None:
         """At exit: end the embedded supervisors, and with them their guests, before this process goes."""
@@ -166,22 +175,22 @@ class Supervision:
 
     # Spawning --------------------------------------------------------------------------------------------
 
-    def _ask_for(self, name: str, fields: Mapping[str, object], engine: Words, made: "Making") -> Sandbox:
+    def _ask_for(self, made: "Making", engine: Words) -> Sandbox:
         while True:
             fresh = False
             connection = self.living(engine)
             if connection is None:
                 connection, fresh = self.connected(engine)
-            self.ask_for(name, fields, connection, made)
-            assert made.pending is not None
+            pending = self.ask_for(made, connection)
             try:
-                sandbox: Sandbox = connection.lead(made.pending, "spawn", SPAWN)
+                sandbox: Sandbox = connection.lead(pending, "spawn", SPAWN)
                 return sandbox
             except ConnectionLost:
                 if fresh:
                     raise  # else it had died before: this is the "next spawn"
 
-    def _prepare(self, name: str, fields: Mapping[str, object]) -> Sandbox:
+    def handle(self, name: str, fields: Mapping[str, object]) -> Sandbox:
+        """A handle without a guest."""
         sandbox = Sandbox(self, self._io.drain, name, fields)
         self._handles.add(sandbox)
         return sandbox
@@ -206,8 +215,7 @@ class Supervision:
     def _place(self, engine: Words) -> Place:
         return engine or self._socket or _locate.shared_socket(os.environ, os.geteuid() == 0)
 
-    def _connect(self, engine: Words) -> Connection:
-        place = self._place(engine)
+    def _connect(self, engine: Words, place: Place) -> Connection:
         path = place if isinstance(place, str) else None
         self._reap()
         process: Optional["subprocess.Popen[bytes]"] = None
@@ -255,6 +263,7 @@ class Supervision:
         with self._lock:
             for place in [each for each, known in self._connections.items() if known is connection]:
                 del self._connections[place]
+            self._chosen = {each: known for each, known in self._chosen.items() if known is not connection}
             orphans = [each for each in self._guests.values() if each.connection is connection]
         for sandbox in orphans:
             sandbox.on_exited({"cause": "supervisor", "message": why})
@@ -263,8 +272,10 @@ class Supervision:
 class Making:
     """A spawn under way, whose caller may give up (KeyboardInterrupt) while the guest comes to life."""
 
-    def __init__(self, make: Callable[[], Sandbox]) -> None:
-        self._make = make
+    def __init__(self, owner: Supervision, name: str, fields: Mapping[str, object]) -> None:
+        self.name = name
+        self.fields = fields  # of the request
+        self._owner = owner
         self._lock = make_lock()  # guards the next one
         self._handle: Optional[Sandbox] = None  # made before there is a guest
         self.sandbox: Optional[Sandbox] = None
@@ -276,7 +287,7 @@ class Making:
         """The handle, without a guest."""
         with self._lock:
             if self._handle is None:
-                self._handle = self._make()
+                self._handle = self._owner.handle(self.name, self.fields)
             return self._handle
 
     def adopt(self, sandbox: Sandbox) -> None:
@@ -296,9 +307,10 @@ class Making:
 
     def settle(self) -> None:
         """Wait until a guest that was given up is gone."""
-        if self.pending is not None:
+        pending = self.pending
+        if pending is not None:
             # An interrupt may have come before it went off; and it may have come just after.
-            self.pending.wait(SPAWN if self.pending.asked else _LEAVE)
+            pending.wait(SPAWN if pending.asked else _LEAVE)
         if self._ending is not None:
             self._ending.wait(_LEAVE)
 

@@ -58,18 +58,18 @@ async def spawn(
     given_up = supervision.given_up.get(name)
     if given_up is not None:
         await asyncio.get_running_loop().run_in_executor(None, given_up.settle)
-    made = supervision.making(name, fields)
+    made = Making(supervision, name, fields)
     try:
-        supervision.reserve(name, made)
-        sandbox = Sandbox(await _ask_for(name, fields, words, made))
+        supervision.reserve(made)
+        sandbox = Sandbox(await _ask_for(made, words))
         await sandbox._ready()
         return sandbox
     except BaseException:
-        supervision.give_up(name, made)
+        supervision.give_up(made)
         raise
 
 
-async def _ask_for(name: str, fields: Mapping[str, object], words: Words, made: Making) -> _Sandbox:
+async def _ask_for(made: Making, words: Words) -> _Sandbox:
     supervision = pyisolate._supervision
     while True:
         fresh = False
@@ -77,10 +77,9 @@ async def _ask_for(name: str, fields: Mapping[str, object], words: Words, made: 
         if connection is None:  # a supervisor is started: once, and it takes a while
             found = asyncio.get_running_loop().run_in_executor(None, supervision.connected, words)
             connection, fresh = await found
-        supervision.ask_for(name, fields, connection, made)
-        assert made.pending is not None
+        pending = supervision.ask_for(made, connection)
         try:
-            sandbox: _Sandbox = await _reply(made.pending, "spawn", SPAWN)
+            sandbox: _Sandbox = await _reply(pending, "spawn", SPAWN)
             return sandbox
         except ConnectionLost:
             if fresh:

@@ -69,7 +69,7 @@ class Sandbox(Handle):
         """
         payload = self.source(src)
         listening = on_stdout is not None or on_stderr is not None
-        deadline = _deadline(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
         request = self._request(wire.EXEC, payload, listening)
         if timeout is None and not listening:
             return
@@ -224,7 +224,7 @@ class Sandbox(Handle):
     def wait_ready(self, timeout: float) -> None:
         """Wait until the guest's interpreter runs."""
         try:
-            self._channel.wait_ready(time.monotonic() + timeout)
+            self._channel.wait_ready(timeout)
         except WaitExpired:
             raise self._about(SandboxError(f"guest {self.name!r} was not ready within {timeout:g} s")) from None
         except ChannelClosed:
@@ -258,7 +258,8 @@ class Sandbox(Handle):
     # Inside ---------------------------------------------------------------------------------------------
 
     def _request(self, kind: int, payload: Payload, listening: bool = False) -> Request:
-        self.usable()
+        if self._closed or self._forked:
+            raise self.death()
         try:
             return self._channel.request(kind, payload, listening)
         except (OutboxFull, ChannelClosed) as error:
@@ -341,7 +342,3 @@ def take_socket(reply: Message, connected: Optional[int]) -> socket.socket:
 
 def ignore(frame: wire.Frame) -> None:
     """For output that nobody wants."""
-
-
-def _deadline(timeout: Optional[float]) -> Optional[float]:
-    return None if timeout is None else time.monotonic() + timeout

@@ -10,10 +10,12 @@ import socket
 import threading
 import time
 import unittest
+import unittest.mock
 from typing import Any, Callable, Dict, List, Optional
 
 from pyisolate._control import Connection, ConnectionLost, Message, Pending
 from pyisolate._io import IOThread
+from pyisolate.errors import SandboxError
 
 from .guests import wait_for
 
@@ -91,6 +93,31 @@ class Leading(unittest.TestCase):
         self.assertEqual(self.threads, [threading.current_thread().name])
         self.assertTrue(wait_for(lambda: self.pushed == [{"event": "later"}]))
         self.answer(frame({"event": "last"})[9:])
+        self.assert_goes_on(2)
+
+    def test_who_has_exited_is_taken_by_the_leader(self) -> None:
+        exited = frame({"exited": {"guest": "psi-1"}})
+        self.assertIsNone(self.lead(lambda: self.answer(exited + frame({"id": 1, "ok": {}}) + exited)))
+        self.assertEqual(self.threads, [threading.current_thread().name])
+        self.assertEqual(self.pushed, [{"exited": {"guest": "psi-1"}}] * 2)
+        self.assert_goes_on(2)
+
+    def test_a_question_is_led_by_who_asks(self) -> None:
+        reader: List[str] = []
+        finish = Pending.finish
+        with unittest.mock.patch.object(Pending, "finish", autospec=True) as finished:
+            finished.side_effect = lambda *given: (reader.append(threading.current_thread().name), finish(*given))
+            other = threading.Timer(0.05, lambda: self.answer(frame({"id": 1, "ok": 7})))
+            other.start()
+            self.addCleanup(other.join)
+            self.assertEqual(self.connection.ask("stats", {}, 10), 7)
+        self.assertEqual(reader, [threading.current_thread().name])
+        self.theirs.recv(4096)
+        self.assert_goes_on(2)
+
+    def test_a_number_that_is_not_json_is_refused_here(self) -> None:
+        with self.assertRaisesRegex(SandboxError, "close takes finite numbers"):
+            self.connection.ask("close", {"timeout": float("inf")}, 5)
         self.assert_goes_on(2)
 
     def test_not_while_others_wait(self) -> None:

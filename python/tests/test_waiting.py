@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import unittest
+import weakref
 from types import FrameType
 from typing import Any, Callable, Dict, List, Set, Tuple
 
@@ -136,6 +137,17 @@ class Threads(GuestTest):
         for each in boxes:
             self.assert_works(each)
         self.assertLessEqual(threading.active_count(), before + 1)
+
+
+class Dropping(GuestTest):
+    def test_a_handle_does_not_wait_for_the_garbage_collector(self) -> None:
+        gc.disable()
+        self.addCleanup(gc.enable)
+        with psi.spawn("dropped") as sandbox:
+            self.assert_works(sandbox)
+        gone = weakref.ref(sandbox)
+        del sandbox
+        self.assertTrue(wait_for(lambda: gone() is None), "a cycle of references holds it")
 
 
 class Bells(unittest.TestCase):
