@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +22,12 @@ type shell struct {
 	r  *bufio.Reader
 }
 
-func (f *fixture) shell() *shell {
+// serveLines is what the guest of a shell runs.
+const serveLines = `while read -r line; do eval "$line" 2>&1; echo "--$?"; done`
+
+func (f *fixture) shell() *shell { return f.shellOf(autoSpec(serveLines)) }
+
+func (f *fixture) shellOf(spec *specs.Spec) *shell {
 	f.t.Helper()
 	in, stdin, err := os.Pipe()
 	if err != nil {
@@ -31,7 +37,7 @@ func (f *fixture) shell() *shell {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	o := f.options(autoSpec(`while read -r line; do eval "$line" 2>&1; echo "--$?"; done`))
+	o := f.options(spec)
 	o.Stdin, o.Stdout, o.Stderr = in, out, out
 	o.ClientUID, o.ClientGID = 1234, 1234
 	o.RootFiles = map[string][]byte{"/etc/hosts": []byte("old\n")}

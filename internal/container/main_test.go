@@ -43,7 +43,7 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	testRoot = filepath.Join(dir, "rootfs")
-	if err := testroot.Make(testRoot); err != nil {
+	if err := testroot.Make(testRoot, "unshare"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
