@@ -49,8 +49,8 @@ func (l *live) apply(change Change, trees, covers []*os.File) error {
 			return fmt.Errorf("showing %s: %w", m.Dest, err)
 		}
 	}
-	for _, tree := range covers {
-		if err := l.cover(tree); err != nil {
+	if change.Cover != nil {
+		if err := l.cover(covers, change.Cover.Over); err != nil {
 			return err
 		}
 	}
