@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -305,6 +306,44 @@ func TestApplyImportsToWhoKeepsThem(t *testing.T) {
 			i.applies("imports: [sys, posix, mmap, _socket, math, csv]")
 		}
 	})
+}
+
+// However often the list changes, whatever of what it shows a container keeps open, there are no more
+// mounts than after the first time. A program that runs from there is in the way.
+func TestApplyImportsOverAndOver(t *testing.T) {
+	l, bundle := newLine(t), filepath.Join(t.TempDir(), "bundle")
+	l.ok("bundle", "--policy", write(t, "before.yml", wide), "--entry", write(t, "entry.py", runner), "--rootfs", pythonRoot(t), "-o", bundle)
+	const library = "/usr/lib/python3.11"
+	python, err := os.ReadFile(bundle + "/rootfs/usr/bin/python3.11")
+	if err == nil {
+		err = os.WriteFile(bundle+"/rootfs"+library+"/program", python, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := importerOf(l, "own", bundle)
+	mounts := func() int {
+		return strings.Count(l.ok("exec", i.id, "/usr/bin/python3", "-I", "-S", "-c", "print(open('/proc/1/mountinfo').read())"), "\n")
+	}
+	i.does("import posix; kept = []; library = '" + library + "'")
+	i.applies(narrow)
+	first := mounts()
+	for n, policy := range []string{"imports: [sys, posix, csv]", narrow, "imports: [sys, posix]", wide, narrow} {
+		i.does("kept += [posix.open(library + n, posix.O_RDONLY) for n in ('/types.py', '/os.py', '/encodings/utf_8.py')]")
+		i.applies(policy)
+		if now := mounts(); now > first {
+			t.Errorf("%d mounts after %d changes, %d after the first", now, n+2, first)
+		}
+	}
+	if said := i.does("print(all(posix.read(fd, 10) for fd in kept))"); said != "True\n" {
+		t.Errorf("of what it has kept it reads: %s", said)
+	}
+	if said := i.does("child = posix.posix_spawn(library + '/program', ['python3', '-I', '-S', '-c', 'import time; time.sleep(1000)'], {'PYTHONHOME': '/usr'})"); said != "" {
+		t.Fatal(said)
+	}
+	i.refused(wide, "files of container own: policy: .*: process [0-9]+ runs a program that lies in "+library+", of which files are hidden: have it ")
+	i.does("posix.kill(child, 9); posix.waitpid(child, 0)")
+	i.applies(wide)
 }
 
 // A container that may write its image moves what is masked, and writes another graph: it is shown

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
 	"github.com/psi-runtime/psi/internal/container"
@@ -26,6 +27,9 @@ func gcCommand() *cli.Command {
 			}
 			for _, path := range report.Strays {
 				fmt.Fprintln(c.App.Writer, "stray", path)
+			}
+			for _, each := range report.Unseen {
+				logrus.Warnf("container %s lives and is left alone, but its state below %s cannot be seen from here: call gc where it can, or end the container's processes first", each.ID, each.Root)
 			}
 			programs, programsErr := enforce.Collect()
 			for _, path := range programs {

@@ -51,10 +51,11 @@ type reloader struct {
 	modules  func() (*engine.Modules, error) // of the root as it was before the container ran
 	rootfs   *os.File                        // of a bundle of psi's own
 
-	mu    sync.Mutex // one at a time; guards the fields below
-	hosts string     // what /etc/hosts of a bundle of psi's own says
-	seen  bool       // shown says what is mounted in such a bundle; else its specification does
-	shown []view.Shown
+	mu     sync.Mutex // one at a time; guards the fields below
+	hosts  string     // what /etc/hosts of a bundle of psi's own says
+	seen   bool       // shown says what is mounted in such a bundle; else its specification does
+	shown  []view.Shown
+	covers container.Covers // of its modules
 }
 
 // change handles a request of `policy apply`.

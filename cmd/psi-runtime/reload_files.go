@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -89,7 +90,11 @@ func (r *reload) files() (err error) {
 // coverModules has a change show the directories of modules without those that the import list
 // hides.
 func (r *reload) coverModules(change *container.Change) (done func() error, err error) {
-	dirs := bundle.Directories(slices.Concat(r.old.Files.Modules, r.next.Files.Modules))
+	files := slices.Concat(r.old.Files.Modules, r.next.Files.Modules)
+	for _, dir := range r.covers.Dirs() {
+		files = append(files, filepath.Join("/", dir, "x"))
+	}
+	dirs := bundle.Directories(files)
 	if err := r.unheld(dirs); err != nil {
 		return nil, err
 	}
@@ -100,7 +105,9 @@ func (r *reload) coverModules(change *container.Change) (done func() error, err 
 	for i, name := range r.next.Files.Modules {
 		hidden[i] = name[1:]
 	}
-	change.Cover, done, err = r.c.LayerOver(r.rootfs, hidden, dirs)
+	if change.Cover, done, err = r.c.LayerOver(r.rootfs, hidden, dirs); err == nil {
+		change.Cover.Over = &r.covers
+	}
 	return done, err
 }
 

@@ -129,10 +129,8 @@ func thaw(dir string) {
 	_ = writeGroup(dir, "cgroup.freeze", "0")
 }
 
-// groupPIDs lists the processes in a group and below it, as pids of our own pid
-// namespace; a group that does not exist has none.
-func groupPIDs(dir string) ([]int, error) {
-	var pids []int
+// groupMembers is the kernel's list of the processes in a group, nil for one that does not exist.
+func groupMembers(dir string) ([]byte, error) {
 	data, err := readGroup(dir, "cgroup.procs")
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil
@@ -142,6 +140,32 @@ func groupPIDs(dir string) ([]int, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	return append([]byte{}, data...), nil
+}
+
+// occupied reports whether a process is in a group or below it, in whatever pid namespace.
+func occupied(dir string) (bool, error) {
+	data, err := groupMembers(dir)
+	if data == nil || len(data) > 0 {
+		return len(data) > 0, err
+	}
+	below, err := subdirs(dir)
+	for _, sub := range below {
+		if is, subErr := occupied(sub); is || subErr != nil {
+			return is, subErr
+		}
+	}
+	return false, err
+}
+
+// groupPIDs lists the processes in a group and below it, as pids of our own pid
+// namespace; a group that does not exist has none.
+func groupPIDs(dir string) ([]int, error) {
+	var pids []int
+	data, err := groupMembers(dir)
+	if data == nil {
+		return nil, err
 	}
 	for line := range bytes.Lines(data) {
 		pid, err := strconv.Atoi(strings.TrimSpace(string(line)))

@@ -158,6 +158,50 @@ func TestGCLeavesTheLivingAlone(t *testing.T) {
 	c.Close()
 }
 
+// TestGCLeavesWhatItCannotSee: the root of a container that was meant to outlive its creator is not visible
+// where gc runs. It is left alone, as long as it lives.
+func TestGCLeavesWhatItCannotSee(t *testing.T) {
+	f := newFixture(t)
+	c := f.create(f.options(autoSpec("sleep 1000")))
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", f.root(), "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	hidden := true
+	defer func() {
+		if hidden {
+			_ = unix.Unmount(f.root(), 0)
+		}
+	}()
+	report, err := GC(f.run)
+	if want := (Unseen{c.ID(), f.root()}); err != nil || len(report.Containers) > 0 || len(report.Unseen) != 1 || report.Unseen[0] != want {
+		t.Errorf("gc: %+v, %v, want %v to be left alone", report, err, want)
+	}
+	if err := unix.Unmount(f.root(), 0); err != nil {
+		t.Fatal(err)
+	}
+	hidden = false
+	wantStatus(t, c, "running")
+	if report, err = GC(f.run); err != nil || len(report.Containers)+len(report.Unseen) > 0 {
+		t.Errorf("gc of what it sees: %+v, %v", report, err)
+	}
+	if err := c.KillCgroup(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.Wait()
+	if err := os.Remove(filepath.Join(f.root(), c.ID(), "state.json")); err != nil {
+		t.Fatal(err)
+	}
+	if report, err = GC(f.run); err != nil || len(report.Containers) != 1 {
+		t.Errorf("gc of what has ended: %+v, %v", report, err)
+	}
+}
+
 // running is alive, and not a zombie that nobody has waited for.
 func running(pid int) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

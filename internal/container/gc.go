@@ -17,12 +17,18 @@ type GCReport struct {
 	Containers []string `json:"containers"` // ids
 	Owners     int      `json:"owners"`     // directories of processes that have gone
 	Strays     []string `json:"strays"`     // claims on host ids by no container
+	Unseen     []Unseen `json:"unseen"`     // what was left alone, because it could not be seen whether it is garbage
 }
+
+// Unseen is a container that has processes and was meant to outlive its creator, and whose state is not
+// to be found: it is in another mount namespace, or somebody has removed it.
+type Unseen struct{ ID, Root string }
 
 // GC removes what crashed processes left below dir ("" is DefaultRunDir): the
 // containers whose creators no longer live, newest first, and then what nobody
 // claims. Containers of living processes, and detached ones whose state is there,
-// are left alone. It goes on after an error and returns all of them.
+// are left alone, and so are those that live where their state cannot be seen. It goes on after an
+// error and returns all of them.
 func GC(dir string) (GCReport, error) {
 	if dir == "" {
 		dir = defaultRunDir()
@@ -36,7 +42,8 @@ func GC(dir string) (GCReport, error) {
 	if err != nil {
 		return report, fmt.Errorf("collecting garbage: %w", err)
 	}
-	dead, err := deadEntries(run, items)
+	dead, unseen, err := deadEntries(run, items)
+	report.Unseen = unseen
 	errs := []error{err}
 	var parents []string
 	for _, e := range dead {
@@ -59,8 +66,7 @@ func GC(dir string) (GCReport, error) {
 
 // deadEntries takes over the journals of containers that nobody owns and that are
 // not meant to be on their own.
-func deadEntries(run runDir, items []os.DirEntry) ([]*entry, error) {
-	var dead []*entry
+func deadEntries(run runDir, items []os.DirEntry) (dead []*entry, unseen []Unseen, err error) {
 	var errs []error
 	for _, item := range items {
 		name := item.Name()
@@ -74,17 +80,37 @@ func deadEntries(run runDir, items []os.DirEntry) ([]*entry, error) {
 			errs = append(errs, err)
 		case e.Detached && e.hasState():
 			e.release()
+		case e.Detached && e.lives(): // state goes after processes
+			unseen = append(unseen, Unseen{e.ID, e.Root})
+			e.release()
 		default:
 			dead = append(dead, e)
 		}
 	}
 	slices.SortFunc(dead, func(a, b *entry) int { return cmp.Compare(b.Created.UnixNano(), a.Created.UnixNano()) })
-	return dead, errors.Join(errs...)
+	return dead, unseen, errors.Join(errs...)
 }
 
 func (e *entry) hasState() bool {
 	_, err := os.Lstat(filepath.Join(e.stateDir(), "state.json"))
 	return err == nil
+}
+
+// lives reports whether the container has processes, or who attends it is there. In doubt it does.
+func (e *entry) lives() bool {
+	for _, dir := range e.Cgroups {
+		if is, err := occupied(dir); is || err != nil {
+			return true
+		}
+	}
+	if e.Attendant == nil {
+		return false
+	}
+	f, err := e.Attendant.open()
+	if err == nil {
+		_ = f.Close()
+	}
+	return !errors.Is(err, os.ErrProcessDone)
 }
 
 // sweepIDs gives back ids whose journal has gone: their claim is its last link.

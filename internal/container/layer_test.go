@@ -1,9 +1,11 @@
 package container
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -117,10 +119,11 @@ func TestCover(t *testing.T) {
 			t.Errorf("%s: %q, want %q", when, got, want)
 		}
 	}
+	var over Covers
 	cover := func(layer string) *Applied {
 		t.Helper()
 		place := filepath.Join(filepath.Dir(testRoot), "cover-test")
-		a, err := c.Apply(Change{Cover: &LiveLayer{Lower: testRoot, Layer: layer, Dirs: []string{"usr/bin"}, Place: place}})
+		a, err := c.Apply(Change{Cover: &LiveLayer{Lower: testRoot, Layer: layer, Dirs: []string{"usr/bin"}, Place: place, Over: &over}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,6 +132,18 @@ func TestCover(t *testing.T) {
 		}
 		return a
 	}
+	mounts := func(what string, want int) {
+		t.Helper()
+		data, err := os.ReadFile("/proc/" + strconv.Itoa(c.pid) + "/mountinfo")
+		if got := bytes.Count(data, []byte("\n")); got != want || err != nil {
+			t.Errorf("%s: %d mounts, %v, want %d", what, got, err, want)
+		}
+	}
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(c.pid) + "/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := bytes.Count(data, []byte("\n"))
 	look("at first", "cat sleep")
 	whole := cover("")
 	look("with all of it", "cat id sleep 0")
@@ -136,9 +151,20 @@ func TestCover(t *testing.T) {
 		t.Fatal(err)
 	}
 	look("taken back", "cat sleep")
+	mounts("taken back", before)
 	cover("").Keep()
-	cover(narrow).Keep()
+	less := cover(narrow)
 	look("with less", "sleep")
+	if err := less.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	look("with all of it again", "cat id sleep 0")
+	cover(narrow).Keep()
+	look("with less for good", "sleep")
+	mounts("after several changes", before+1)
+	if _, err := c.Apply(Change{Cover: &LiveLayer{Lower: testRoot, Layer: layer, Dirs: []string{"usr/lib"}, Over: &over}}); err == nil {
+		t.Error("what was covered could be uncovered")
+	}
 	cover(layer).Keep()
 	look("as at first", "cat sleep")
 }

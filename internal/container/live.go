@@ -145,7 +145,12 @@ func (c *Container) Apply(change Change) (*Applied, error) {
 	}
 	var covers []*os.File
 	if change.Cover != nil {
-		covers, err = coverTrees(*change.Cover)
+		if change.Cover.Over == nil {
+			change.Cover.Over = new(Covers)
+		}
+		if err = c.uncovers(*change.Cover); err == nil {
+			covers, err = coverTrees(*change.Cover)
+		}
 	}
 	defer func() { closeTrees(covers) }()
 	if err != nil {

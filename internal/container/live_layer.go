@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +19,21 @@ type LiveLayer struct {
 	Layer string   // see MountLayer; "" shows the root file system as it is
 	Dirs  []string // which directories of it, relative to it
 	Place string   // a directory to make for a moment, nobody else's
+	Over  *Covers  // of the container; nil if this is the only change
+}
+
+// Covers are the directories that changes of one container have covered. They take the place of each
+// other, so that there are no more mounts after many than after one. The zero value is none.
+type Covers struct{ placed map[string]uint64 } // the mounts' ids, by where they are
+
+// Dirs lists the directories as LiveLayer.Dirs does. The next change has to have each of them, or one
+// above it, among its own.
+func (c *Covers) Dirs() (dirs []string) {
+	for place := range c.placed {
+		dirs = append(dirs, strings.TrimPrefix(place, "/"))
+	}
+	slices.Sort(dirs)
+	return dirs
 }
 
 // coverTrees makes what is to cover the directories, attached to nothing.
@@ -108,17 +126,101 @@ func mountLowers(place, upper, lower string) error {
 	return nil
 }
 
-// cover puts a tree over a directory of the guest's root. What the guest has open or
-// mapped of what was there stays with it, see [Container.Unheld].
-func (l *live) cover(tree *os.File) error {
+// uncovers checks that a change may take the earlier covers away, before it puts others there. Files of
+// them that are open or mapped stay with their processes, on a mount that is attached to nothing.
+// A program must not run from there: by its mount the LSM programs tell guests' code from the
+// runtime's. The error wraps [ErrBusy].
+func (c *Container) uncovers(next LiveLayer) error {
+	if len(next.Over.placed) == 0 {
+		return nil
+	}
+	earlier := make(map[uint64]string)
+	for place, id := range next.Over.placed {
+		if !slices.ContainsFunc(next.Dirs, func(dir string) bool { return strings.HasPrefix(place+"/", "/"+dir+"/") }) {
+			return fmt.Errorf("%s was covered, and would not be any more", place)
+		}
+		earlier[id] = place
+	}
+	group, err := c.UnifiedCgroup()
+	if err != nil {
+		return err
+	}
+	pids, err := groupPIDs(group)
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		var stat unix.Statx_t
+		program := filepath.Join("/proc", strconv.Itoa(pid), "exe")
+		err := unix.Statx(unix.AT_FDCWD, program, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &stat)
+		if gone(err) != nil {
+			return &os.PathError{Op: "statx", Path: program, Err: err}
+		}
+		if place := earlier[stat.Mnt_id]; err == nil && place != "" {
+			return fmt.Errorf("%w: process %d runs a program that lies in %s, of which files are hidden", ErrBusy, pid, place)
+		}
+	}
+	return nil
+}
+
+// cover puts trees over directories of the guest's root, in the place of those of earlier changes.
+// What the guest has open or mapped of what was there stays with it, see [Container.Unheld].
+func (l *live) cover(trees []*os.File, over *Covers) error {
+	for place, id := range over.placed {
+		if err := l.uncover(place, id, over); err != nil {
+			return fmt.Errorf("covering %s anew: %w", place, err)
+		}
+	}
+	for _, tree := range trees {
+		if err := l.putOver(tree, over); err != nil {
+			return fmt.Errorf("covering %s: %w", tree.Name(), err)
+		}
+	}
+	return nil
+}
+
+// putOver puts one tree over the directory that has its name.
+func (l *live) putOver(tree *os.File, over *Covers) error {
 	place, err := openPlace(tree.Name())
 	if err != nil {
-		return fmt.Errorf("covering %s: %w", tree.Name(), err)
+		return err
 	}
 	defer place.Close()
+	id, _, err := mountOf(tree)
+	if err != nil {
+		return err
+	}
 	if err := moveTree(tree, place); err != nil {
 		return err
 	}
-	l.undo.add(func() error { return unix.Unmount(tree.Name(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+	if over.placed == nil {
+		over.placed = make(map[string]uint64)
+	}
+	over.placed[tree.Name()] = id
+	l.undo.add(func() error {
+		delete(over.placed, tree.Name())
+		return unix.Unmount(tree.Name(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	})
+	return nil
+}
+
+// uncover takes an earlier cover away, with what is mounted in it. Lazily: nobody has a directory
+// in it, with which more could be opened, see [Container.Unheld].
+func (l *live) uncover(place string, id uint64, over *Covers) error {
+	if err := is(place, id); err != nil {
+		return err
+	}
+	const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_SYMLINK_NOFOLLOW
+	fd, err := unix.OpenTree(unix.AT_FDCWD, place, clone)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	spare := os.NewFile(uintptr(fd), place)
+	l.spares = append(l.spares, spare)
+	if err := unix.Unmount(place, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return os.NewSyscallError("umount", err)
+	}
+	delete(over.placed, place)
+	l.undo.add(func() error { return l.putOver(spare, over) })
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,69 +17,6 @@ const runDir = "/run/psi"
 
 // kept is what stays in it when everybody has gone: seccomp filters for the next.
 const kept = runDir + "/filters"
-
-// foreign is what belongs to living processes that are not below this one: the
-// names of their files below /run/psi, and the ids of their containers.
-type foreign struct {
-	files      map[string]bool
-	inodes     map[uint64]bool // of their journals, which have other names too
-	containers map[string]bool
-}
-
-// foreignOwners finds the journals and the owners' directories whose lock is held
-// by a process that is not this one or below it: the holder has the file open.
-func foreignOwners() (foreign, error) {
-	out := foreign{map[string]bool{}, map[uint64]bool{}, map[string]bool{}}
-	journals, _ := filepath.Glob(filepath.Join(runDir, "*@*"))
-	owners, _ := filepath.Glob(filepath.Join(runDir, "owners", "*"))
-	if len(journals)+len(owners) == 0 {
-		return out, nil
-	}
-	all, err := allProcesses()
-	if err != nil {
-		return out, err
-	}
-	for _, path := range append(journals, owners...) {
-		name := filepath.Base(path)
-		if strings.HasPrefix(name, "@") || !locked(path) || openBelowUs(all, path) {
-			continue
-		}
-		out.files[path] = true
-		var st unix.Stat_t
-		if id, root, ok := strings.Cut(name, "@"); ok && unix.Stat(path, &st) == nil {
-			out.inodes[st.Ino] = true
-			out.containers[id] = true
-			out.containers[id+"-"+root] = true // its cgroup
-		}
-	}
-	return out, nil
-}
-
-// locked reports whether somebody holds the flock on dir.
-func locked(dir string) bool {
-	f, err := os.Open(dir)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
-}
-
-// openBelowUs reports whether this process or one below it has path open.
-func openBelowUs(all map[int]proc, path string) bool {
-	for pid := range all {
-		if !isOurs(all, pid) {
-			continue
-		}
-		fds, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
-		for _, fd := range fds {
-			if target, err := os.Readlink(fd); err == nil && target == path {
-				return true
-			}
-		}
-	}
-	return false
-}
 
 // runFiles lists what is below /run/psi. The directory itself may stay.
 func runFiles(others foreign) (map[string]string, error) {
@@ -102,28 +40,6 @@ func runFiles(others foreign) (map[string]string, error) {
 	return out, err
 }
 
-// owns reports whether a path below /run/psi is somebody else's.
-func (f foreign) owns(path string) bool {
-	rel, err := filepath.Rel(runDir, path)
-	if err != nil || len(f.files) == 0 {
-		return false
-	}
-	var st unix.Stat_t
-	if f.files[path] || unix.Lstat(path, &st) == nil && f.inodes[st.Ino] {
-		return true
-	}
-	first, rest, _ := strings.Cut(rel, "/")
-	switch {
-	case first == "owners":
-		owner, _, _ := strings.Cut(rest, "/")
-		return rest == "" || f.files[filepath.Join(runDir, first, owner)]
-	case first == "deferred", strings.HasSuffix(first, ".sock"):
-		return true
-	}
-	id, _, _ := strings.Cut(first, "@") // a state directory, or a root's mount point
-	return f.containers[id]
-}
-
 // mounts lists the mounts of this process's namespace.
 func mounts(others foreign) (map[string]string, error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
@@ -134,7 +50,7 @@ func mounts(others foreign) (map[string]string, error) {
 	for line := range strings.Lines(string(data)) {
 		// 36 35 98:0 /root /point options optional… - type source options
 		fields := strings.Fields(line)
-		if len(fields) < 5 || others.owns(fields[4]) || fields[4] == "/sys/fs/bpf" { // which stays, as where systemd mounts it
+		if len(fields) < 5 || others.owns(fields[4]) || others.places.hold(fields[4]) || fields[4] == "/sys/fs/bpf" { // which stays, as where systemd mounts it
 			continue
 		}
 		out[fields[0]+" "+fields[4]] = fields[4]
@@ -162,7 +78,7 @@ func cgroups(others foreign) (map[string]string, error) {
 		if !d.IsDir() || !strings.Contains(path, "/psi") || unix.Stat(path, &st) != nil || st.Nlink > 2 {
 			return nil
 		}
-		if !others.containers[filepath.Base(path)] && !holdsForeign(path, all) {
+		if !others.inGroups(path) && !holdsForeign(path, all) {
 			out[path] = path
 		}
 		return nil
@@ -172,23 +88,28 @@ func cgroups(others foreign) (map[string]string, error) {
 
 // holdsForeign reports whether a process that is not below us is in the group.
 func holdsForeign(group string, all map[int]proc) bool {
+	return slices.ContainsFunc(members(group), func(pid int) bool { return !isOurs(all, pid) })
+}
+
+// members are the processes of a group, without those below it.
+func members(group string) (pids []int) {
 	data, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
 	if err != nil {
-		return false
+		return nil
 	}
 	for line := range strings.Lines(string(data)) {
-		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && !isOurs(all, pid) {
-			return true
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
+			pids = append(pids, pid)
 		}
 	}
-	return false
+	return pids
 }
 
 // pins lists the guests that the host's LSM programs hold. The programs themselves,
 // below /sys/fs/bpf/psi, stay until `psi-runtime gc` finds no guest. So does all that is
 // there of the network programs: what a process has, who may be somebody else, goes with its guests'
 // cgroups, or is the next one's (see internal/enforce).
-func pins(foreign) (map[string]string, error) {
+func pins(others foreign) (map[string]string, error) {
 	out := map[string]string{}
 	maps, err := filepath.Glob("/sys/fs/bpf/psi/*/guests")
 	if err != nil {
@@ -199,6 +120,9 @@ func pins(foreign) (map[string]string, error) {
 			continue
 		}
 		for _, cgroup := range keysOfPin(path) {
+			if others.guests[cgroup] {
+				continue
+			}
 			name := fmt.Sprintf("file rules of cgroup %d in %s", cgroup, path)
 			out[name] = name
 		}

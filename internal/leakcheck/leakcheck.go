@@ -9,9 +9,9 @@
 //
 // Check takes a snapshot, and another when the test and its other clean-ups are
 // over; what is in the second only must go within a few seconds. Tests of several
-// packages run at the same time, and so may a supervisor: what belongs to a
-// living process (see internal/container) that is not below this one is somebody
-// else's and is not counted.
+// packages run at the same time, of other checkouts too, and so may a supervisor: what belongs to a
+// living process (see internal/container) that is not below this one, or lies where only another
+// run makes things, is somebody else's and is not counted. scripts/check-leaks counts everything.
 //
 // It is for tests only, and needs root to see everything.
 package leakcheck
@@ -90,7 +90,7 @@ func sources() map[string]func(foreign) (map[string]string, error) {
 }
 
 func take() (snapshot, error) {
-	others, err := foreignOwners()
+	others, err := findForeign()
 	if err != nil {
 		return nil, err
 	}

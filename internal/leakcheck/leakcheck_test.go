@@ -108,3 +108,52 @@ func TestCutStat(t *testing.T) {
 		t.Errorf("got %q, %q, %v", name, rest, ok)
 	}
 }
+
+// What other test runs have is told by where it was made, or by who lives in it; in doubt it is ours.
+func TestForeign(t *testing.T) {
+	p := places{ours: []string{"/tmp", "/home/a/psi"}}
+	for _, dir := range []string{"/var/tmp/b", "/home/b/psi", "/tmp/c", "/home/a", "/var", "/", "", "relative"} {
+		p.add(dir)
+	}
+	if want := []string{"/var/tmp/b", "/home/b/psi"}; !slices.Equal(p.others, want) {
+		t.Errorf("places of others: %q, want %q", p.others, want)
+	}
+	for _, test := range []struct {
+		j    journal
+		want bool
+	}{
+		{journal{Root: "/var/tmp/b/root", Bundle: "/var/tmp/b/bundle", Rootfs: "/var/tmp/b/bundle/rootfs"}, true},
+		{journal{Root: "/run/psi/owners/x", Bundle: "/home/b/psi/build/rootfs"}, true},
+		{journal{Root: "/var/tmp/b/root", Bundle: "/tmp/bundle"}, false},
+		{journal{Root: "/var/tmp/b/root", Rootfs: "/home/a/psi/build/rootfs"}, false},
+		{journal{Root: "/var/tmp/bb", Bundle: "/home/b"}, false},
+		{journal{Root: "/run/psi"}, false},
+		{journal{}, false},
+	} {
+		if got := test.j.isForeign(nil, p); got != test.want {
+			t.Errorf("%+v is foreign: %v, want %v", test.j, got, test.want)
+		}
+	}
+}
+
+// A container of somebody else's that has the name of one of ours, below another root, hides nothing of it.
+func TestForeignNames(t *testing.T) {
+	f := foreign{map[string]bool{}, map[uint64]bool{}, map[string]bool{}, map[string]bool{}, map[uint64]bool{}, places{}}
+	f.add(runDir+"/same@0123", journal{Cgroups: map[string]string{"": "/sys/fs/cgroup/psi/same-0123"}, Shared: []string{"/sys/fs/cgroup/psi"}})
+	f.add(runDir+"/default@", journal{})
+	for path, want := range map[string]bool{
+		"/same@0123": true, "/same@0123.root": true, "/same@0123.root/usr": true, "/same@4567": false, "/same@4567.root": false, "/same": false,
+		"/default@": true, "/default/state.json": true, "/default@0123": false,
+	} {
+		if got := f.owns(runDir + path); got != want {
+			t.Errorf("%s is foreign: %v, want %v", path, got, want)
+		}
+	}
+	for path, want := range map[string]bool{
+		"/psi/same-0123": true, "/psi/same-0123/below": true, "/psi": true, "/psi/same-4567": false, "/psi/same": false, "/psi/@0123": false,
+	} {
+		if got := f.inGroups("/sys/fs/cgroup" + path); got != want {
+			t.Errorf("%s is foreign: %v, want %v", path, got, want)
+		}
+	}
+}

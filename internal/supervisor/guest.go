@@ -58,12 +58,13 @@ type guest struct {
 	name      string     // which the client gave it; "" before
 	started   time.Time
 	policy    policy.Policy
-	digest    string       // of policy, once the guest is a client's
-	view      []string     // notes on how the files are shown
-	shown     []view.Shown // what is mounted in it; guarded by reloading
-	hosts     string       // what its /etc/hosts says; the same
-	asked     string       // why the supervisor ended it: control.CauseClosed, control.CauseSupervisor or ""
-	message   string       // goes with asked
+	digest    string           // of policy, once the guest is a client's
+	view      []string         // notes on how the files are shown
+	shown     []view.Shown     // what is mounted in it; guarded by reloading
+	covers    container.Covers // of its modules; guarded by reloading
+	hosts     string           // what its /etc/hosts says; the same
+	asked     string           // why the supervisor ended it: control.CauseClosed, control.CauseSupervisor or ""
+	message   string           // goes with asked
 	announced bool
 	held      []any  // pushed messages of a guest that its client does not know yet
 	untold    uint64 // denials whose events the client's queue had no room for

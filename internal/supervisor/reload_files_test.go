@@ -308,3 +308,26 @@ func TestReloadIsForTheOwner(t *testing.T) {
 	h := stranger.spawn(t, "theirs", nil)
 	stranger.refused(t, control.KindAuth, g.id, map[string]any{"op": "reload", "guests": []any{h.id, g.id}, "policy": map[string]any{"pids": 50}})
 }
+
+// Lists that follow each other take the place of what the one before has put over the modules.
+func TestReloadImportsOverAndOver(t *testing.T) {
+	_, c := embedded(t)
+	g := c.spawn(t, "often", map[string]any{"imports": []any{"posix", "csv", "json"}})
+	const look = `
+kept.append(posix.open("/usr/lib/python3.11/types.py", posix.O_RDONLY))
+with open("/proc/self/mountinfo") as f: post(len(f.readlines()))
+post(all(posix.read(fd, 10) for fd in kept))
+for fd in kept: posix.lseek(fd, 0, 0)
+`
+	g.run(t, "import posix; kept = []")
+	var first string
+	for n := range 6 {
+		c.reload(t, g, map[string]any{"imports": []any{"posix", []string{"csv", "json", "posix"}[n%3]}})
+		switch got := g.run(t, look); {
+		case n == 0:
+			first = got
+		case got != first:
+			t.Errorf("mounts, and whether what was kept can be read: %s after %d changes, %s after the first", got, n+1, first)
+		}
+	}
+}

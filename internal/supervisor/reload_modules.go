@@ -21,7 +21,7 @@ func (r *reloading) modules(files map[string][]byte) error {
 	}
 	defer done()
 	var covered []string
-	for _, dir := range slices.Concat(g.layer.dirs, next.dirs) {
+	for _, dir := range slices.Concat(g.layer.dirs, next.dirs, g.covers.Dirs()) {
 		covered = append(covered, filepath.Join(dir, "x"))
 	}
 	dirs := bundle.Directories(covered)
@@ -40,7 +40,7 @@ func (r *reloading) modules(files map[string][]byte) error {
 		return err
 	}
 	err = r.change(container.Change{Files: files, Cover: &container.LiveLayer{
-		Lower: g.kind.root.Path, Layer: next.mount, Dirs: dirs, Place: filepath.Join(g.s.place, g.id+"-modules"),
+		Lower: g.kind.root.Path, Layer: next.mount, Dirs: dirs, Place: filepath.Join(g.s.place, g.id+"-modules"), Over: &g.covers,
 	}})
 	if err == nil {
 		r.layer = next

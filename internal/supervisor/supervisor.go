@@ -99,6 +99,9 @@ func New(opts Options) (_ *Supervisor, err error) {
 	if len(report.Containers)+len(report.Strays) > 0 {
 		opts.Log.WithField("guests", report.Containers).WithField("strays", report.Strays).Info("removed what dead owners left")
 	}
+	for _, each := range report.Unseen {
+		opts.Log.WithField("container", each.ID).WithField("root", each.Root).Warn("left alone: it lives, and its state cannot be seen from here")
+	}
 	if s.budget, err = attend.NewBudget(); err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func TestParseSize(t *testing.T) {
 }
 
 func TestWithLimits(t *testing.T) {
-	want := Limits{Mem: gib, CPU: 0.5, CPUTime: 10 * time.Second, Wall: time.Minute, PIDs: 1, OpenFiles: 16,
+	want := Limits{Mem: gib, CPU: 0.5, CPUTime: 10 * time.Second, Wall: time.Minute, PIDs: 1, OpenFiles: 20,
 		Tmp: 0, Message: kib, Output: 0}
 	p, err := Defaults().WithLimits(want)
 	if err != nil || p.Limits() != want {
@@ -75,7 +75,7 @@ func TestWithLimits(t *testing.T) {
 		{func(l *Limits) { l.CPUTime = time.Microsecond }, `cpu_ms: "1µs": is not a whole number of milliseconds`},
 		{func(l *Limits) { l.Wall = math.MaxInt64 }, "wall_ms"},
 		{func(l *Limits) { l.PIDs = 0 }, "pids"},
-		{func(l *Limits) { l.OpenFiles = 3 }, "open_files"},
+		{func(l *Limits) { l.OpenFiles = 19 }, `open_files: "19": out of range: write a number from 20 to 1048576`},
 		{func(l *Limits) { l.Tmp = 1 }, `tmp: "1": out of range: write a size from 64KiB to 1048576GiB, or 0`},
 		{func(l *Limits) { l.Message = 0 }, "message"},
 		{func(l *Limits) { l.Message = 2 * gib }, "message"},

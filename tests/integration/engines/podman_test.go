@@ -1,6 +1,7 @@
 package engines
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -195,6 +196,14 @@ func (p podman) policy(t *testing.T) {
 	run("mem: 64MiB", memoryLimit, "--memory", "32m").expect(t, 0, "33554432")
 	threads := "import threading, time\ntry:\n    for _ in range(50): threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\nexcept RuntimeError:\n    print('held', flush=True)\nimport os\nos._exit(0)"
 	run("pids: 8", threads).expect(t, 0, "held")
+	// The fewest open files that a policy may say are enough for what puts the container together, with a terminal and volumes.
+	volume := tempDir(t)
+	fewest := p.must(t, p.args("run", []string{"-d", "-t", "-v", volume + ":/a", "--annotation", fmt.Sprintf(`"io.psi.policy={open_files: 20, imports: [decimal, socket, resource], fs: [{write: %s}, {write: /a}]}"`, volume)},
+		"import decimal, socket, resource\nopen('/a/x', 'w').close()\nprint(resource.getrlimit(resource.RLIMIT_NOFILE))")...)
+	if code, said := p.must(t, "wait", fewest), p.must(t, "logs", fewest); code != "0" || said != "(20, 20)" {
+		t.Errorf("with the fewest open files: exit %s, it says %q", code, said)
+	}
+	p.must(t, "rm", fewest)
 	for annotation, names := range map[string]string{
 		"no-such-policy": "no-such-policy",
 		"mem: -1":        "io.psi.policy",
