@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/psi-runtime/psi/bpf"
 )
 
 // LoadFilesOf is LoadFiles of a psi whose programs have another digest.
@@ -13,6 +15,16 @@ func LoadFilesOf(version string) (*FilePrograms, error) {
 
 // LoadOf is Load of a psi whose programs have another digest.
 func LoadOf(version string) (*Programs, error) { return load(filepath.Join(pinRoot, version)) }
+
+// HasKey reports whether a map has a key.
+func HasKey(m *ebpf.Map, key uint64) bool { return hasKey(m, key) }
+
+// Ring is the key of the ring in which the guest's denials are told.
+func (g *FileGuest) Ring() (uint64, error) {
+	var guest bpf.LSMGuest
+	err := g.programs.maps.Guests.Lookup(g.id, &guest)
+	return guest.Owner, err
+}
 
 // NetDir is where the programs of this psi are pinned.
 func NetDir() string { return netDir() }

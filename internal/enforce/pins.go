@@ -18,6 +18,7 @@ import (
 //
 //	/sys/fs/bpf/psi/<digest of the object>/guests, tables_small, …   the maps
 //	                                      /link_<program>            attached while it exists
+//	                                      /readers/<n>, spare/<n>    rings of processes, see ring.go
 //	                network1-<digest>/guests, connect4, …            maps and programs, see network_pins.go
 //
 // In each version guests is a hash whose keys are the cgroups of its guests. The lock on pinRoot is
