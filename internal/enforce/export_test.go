@@ -16,6 +16,9 @@ func LoadFilesOf(version string) (*FilePrograms, error) {
 // LoadOf is Load of a psi whose programs have another digest.
 func LoadOf(version string) (*Programs, error) { return load(filepath.Join(pinRoot, version)) }
 
+// ThrottleDir is where the scheduler's program of this psi is pinned.
+func ThrottleDir() string { return throttleDir() }
+
 // HasKey reports whether a map has a key.
 func HasKey(m *ebpf.Map, key uint64) bool { return hasKey(m, key) }
 
@@ -55,7 +58,7 @@ func (t *Throttles) ProgramID() ebpf.ProgramID {
 }
 
 // LoseRecords takes away what the program writes its records to.
-func (t *Throttles) LoseRecords() error { return t.program.maps.Rings.Delete(t.owner) }
+func (t *Throttles) LoseRecords() error { return t.program.maps.Rings.Delete(t.program.owner) }
 
 // Abandon is what is left of a process that was killed: its guests are still in the maps.
 func (t *Throttles) Abandon() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/enforce"
@@ -241,8 +242,8 @@ func TestThrottlingIsToldInTheEnd(t *testing.T) {
 	}
 }
 
-// Processes share the program. What a killed one had in its maps goes once its guests'
-// cgroups have gone.
+// Processes share the program, and one that begins takes the ring of one that has ended. What a killed one
+// had in its maps goes once its guests' cgroups have gone.
 func TestThrottleProgramIsShared(t *testing.T) {
 	var all [3]*enforce.Throttles
 	var children [3]*child
@@ -273,21 +274,46 @@ func TestThrottleProgramIsShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	killed.Abandon()
-	if g, r := count(); g != guests-1 || r != rings-1 {
+	if g, r := count(); g != guests-1 || r != rings {
 		t.Errorf("after a process has closed: %d guests and %d rings, before %d and %d", g, r, guests, rings)
 	}
 	removeCPUGroup(t, children[2], dirs[2])
-	if g, r := count(); g != guests-2 || r != rings-2 {
-		t.Errorf("after another was killed: %d guests and %d rings, before %d and %d", g, r, guests, rings)
+	next := enforce.NewThrottles()
+	if _, err := next.Watch(dirs[0], 0, func(time.Time, uint64) {}); err != nil {
+		t.Fatal(err)
+	}
+	running(t, next)
+	if g, r := count(); g != guests-1 || r != rings {
+		t.Errorf("after another was killed, and one has begun: %d guests and %d rings, before %d and %d", g, r, guests, rings)
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if err := staying.Close(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the program has gone with its last process", func() bool {
-		p, err := ebpf.NewProgramFromID(id)
-		if err == nil {
-			p.Close()
+	await(t, "the program runs nowhere without a process", func() bool { return !attachedAnywhere(t, id) })
+	again := newThrottles(t)
+	if _, err := again.Watch(dirs[0], 0, func(time.Time, uint64) {}); err != nil {
+		t.Fatal(err)
+	}
+	if now := running(t, again); now != id {
+		t.Errorf("program %d was loaded again, as %d", id, now)
+	}
+}
+
+// attachedAnywhere reports whether a link runs the program.
+func attachedAnywhere(t *testing.T, id ebpf.ProgramID) bool {
+	t.Helper()
+	links := link.Iterator{}
+	defer links.Close()
+	for links.Next() {
+		if info, err := links.Link.Info(); err == nil && info.Program == id {
+			return true
 		}
-		return err != nil
-	})
+	}
+	if err := links.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return false
 }
