@@ -307,7 +307,9 @@ func attachAndDie(t *testing.T, g *fileGuest) {
 // collectFiles collects, and returns what it removed of the file programs.
 func collectFiles() ([]string, error) {
 	removed, err := enforce.Collect()
-	return slices.DeleteFunc(removed, func(path string) bool { return strings.HasPrefix(path, enforce.NetDir()) || path == enforce.ThrottleDir() }), err
+	return slices.DeleteFunc(removed, func(path string) bool {
+		return strings.HasPrefix(path, enforce.NetDir()) || path == enforce.ThrottleDir()
+	}), err
 }
 
 // TestFilesCollected is last of a guest: the programs go, and come back.
