@@ -17,7 +17,18 @@ func LoadFilesOf(version string) (*FilePrograms, error) {
 func LoadOf(version string) (*Programs, error) { return load(filepath.Join(pinRoot, version)) }
 
 // ThrottleDir is where the scheduler's program of this psi is pinned.
-func ThrottleDir() string { return throttleDir() }
+func ThrottleDir() string { return throttleDir(throttleVersion()) }
+
+// NewThrottlesOf is NewThrottles of a psi whose program has another digest. With nobody who listens
+// [RemoveThrottlesOf] removes what is pinned.
+func NewThrottlesOf(version string) *Throttles {
+	t := NewThrottles()
+	t.version = version
+	return t
+}
+
+// RemoveThrottlesOf removes the pinned program of a version.
+func RemoveThrottlesOf(version string) error { return unpin(throttleDir(version)) }
 
 // HasKey reports whether a map has a key.
 func HasKey(m *ebpf.Map, key uint64) bool { return hasKey(m, key) }

@@ -42,17 +42,18 @@ const (
 	throttleTries = 10
 )
 
-func throttleDigest() [sha256.Size]byte { return sha256.Sum256(bpf.SchedObject()) }
-
-// throttleDir is the directory of this version of the program.
-func throttleDir() string {
-	digest := throttleDigest()
-	return filepath.Join(pinRoot, "sched1-"+hex.EncodeToString(digest[:8]))
+// throttleVersion tells versions of the program apart, which can live beside each other.
+func throttleVersion() string {
+	digest := sha256.Sum256(bpf.SchedObject())
+	return hex.EncodeToString(digest[:8])
 }
 
+// throttleDir is the directory of a version.
+func throttleDir(version string) string { return filepath.Join(pinRoot, "sched1-"+version) }
+
 // openThrottleProgram has the program run, or finds that it does.
-func openThrottleProgram(dir string) (_ *throttleProgram, err error) {
-	p := &throttleProgram{}
+func openThrottleProgram(version string) (_ *throttleProgram, err error) {
+	p, dir := &throttleProgram{}, throttleDir(version)
 	defer func() {
 		if err != nil {
 			p.close()
@@ -68,9 +69,7 @@ func openThrottleProgram(dir string) (_ *throttleProgram, err error) {
 	if lock != nil {
 		defer lock.Close()
 	}
-	// Versions of psi can live beside each other: the name says which program it is.
-	digest := throttleDigest()
-	if err := p.run("psi_"+hex.EncodeToString(digest[:5]), dir); err != nil {
+	if err := p.run("psi_"+version[:10], dir); err != nil { // the kernel has 15 bytes for a name
 		return p, err
 	}
 	if err := p.open(dir); err != nil {

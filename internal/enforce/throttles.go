@@ -30,6 +30,7 @@ const settle = 100 * time.Millisecond
 // process has it run, the others find it by its name among what runs, and it stops with the
 // last of them. See throttle_program.go.
 type Throttles struct {
+	version string // of the program: see throttleVersion
 	ended   chan struct{}
 	running sync.WaitGroup
 
@@ -51,7 +52,7 @@ type throttled struct {
 // NewThrottles returns one for the guests of this process. It costs nothing before the
 // first.
 func NewThrottles() *Throttles {
-	return &Throttles{ended: make(chan struct{}), guests: make(map[uint64]*throttled)}
+	return &Throttles{version: throttleVersion(), ended: make(chan struct{}), guests: make(map[uint64]*throttled)}
 }
 
 // Watch has told called from now on when a guest begins to be held back: once for each
@@ -173,7 +174,7 @@ func (t *Throttles) run() {
 		return
 	case <-time.After(settle):
 	}
-	p, err := openThrottleProgram(throttleDir())
+	p, err := openThrottleProgram(t.version)
 	t.mu.Lock()
 	select {
 	case <-t.ended:
