@@ -287,7 +287,7 @@ func TestApplyOfExchangedPlaces(t *testing.T) {
 	s := own(t, dir, policy)
 	rename := []string{"exec", s.id, "/usr/bin/python3", "-I", "-S", "-c",
 		fmt.Sprintf("import os; os.chdir(%q); os.rename('a', 'x'); os.rename('b', 'a'); os.rename('x', 'b')", dir)}
-	if probeFiles() == nil { // a guest moves no directory with something below that it may not write
+	if lacksFiles() == nil { // a guest moves no directory with something below that it may not write
 		if r := s.run(rename...); r.code == 0 || !strings.Contains(r.err, "PermissionError") {
 			t.Errorf("exit code %d: %s", r.code, r.err)
 		}

@@ -36,7 +36,7 @@ func withVolume(t *testing.T, dir, policy string) func(*specs.Spec) {
 func ofEngine(l *line, dir, policy string, change ...func(*specs.Spec)) *subject {
 	t := l.t
 	t.Helper()
-	if probeFiles() == nil {
+	if lacksFiles() == nil {
 		t.Skip("LSM programs hold the rules on this kernel (CONFIG_BPF_LSM)")
 	}
 	s := &subject{line: l, id: "engine", probe: []string{"/usr/bin/python3", "-I", "-S", "-c", lookAt(dir)}}

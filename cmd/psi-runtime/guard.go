@@ -31,13 +31,8 @@ type guard struct {
 	// loaded gives the network programs, which are found or put into the kernel while the container
 	// is being made; nil if they cannot be had.
 	loaded func() *enforce.Programs
-	files  chan loadedFiles
-}
-
-// loadedFiles are the host's LSM programs, or why there are none.
-type loadedFiles struct {
-	programs *enforce.FilePrograms
-	err      error
+	// files gives the host's LSM programs, or says why there are none.
+	files func() (*enforce.FilePrograms, error)
 }
 
 // guardOf decides which policy the container of a bundle has, and narrows the
@@ -67,7 +62,7 @@ func guardOf(g *global, spec *specs.Spec, dir string) (*guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	host.Network, host.Files = network, sync.OnceValue(probeFiles)
+	host.Network, host.Files = network, out.lacksFiles
 	host.Pairs = func() engine.Pairs { return pairsOf(host.Files(), nil) }
 	narrowed, err := engine.Narrow(spec, p, host)
 	if err != nil {
@@ -84,7 +79,7 @@ func guardOf(g *global, spec *specs.Spec, dir string) (*guard, error) {
 
 // guardOwn does the same for a bundle of psi's own: all that is left to choose is its filter.
 func (g *guard) guardOwn(spec *specs.Spec, network error) (err error) {
-	record, files := &g.record, probeFiles()
+	record, files := &g.record, g.lacksFiles()
 	record.Files.Needed = files == nil
 	if record.Made.Pairs, err = engine.ChooseFilter(spec, record.Policy, pairsOf(files, record.Policy.Expose())); err != nil {
 		return err
@@ -107,7 +102,7 @@ func pairsOf(files error, exposed []uint16) engine.Pairs {
 }
 
 func newGuard(record engine.Record) *guard {
-	return &guard{record: record, loaded: func() *enforce.Programs { return nil }, files: make(chan loadedFiles, 1)}
+	return &guard{record: record, loaded: func() *enforce.Programs { return nil }, files: sync.OnceValues(enforce.LoadFiles)}
 }
 
 // probeNetwork says why the network programs cannot be loaded; nil if they can.
@@ -119,13 +114,10 @@ func probeNetwork() error {
 	return programs.Close()
 }
 
-// probeFiles says why the LSM programs cannot be loaded; nil if they can.
-func probeFiles() error {
-	programs, err := enforce.LoadFiles()
-	if err != nil {
-		return err
-	}
-	return programs.Close()
+// lacksFiles says why the LSM programs cannot be loaded; nil if they are.
+func (g *guard) lacksFiles() error {
+	_, err := g.files()
+	return err
 }
 
 func confinementOf(c engine.Confine) (*confine.Confinement, error) {
@@ -205,10 +197,7 @@ func (g *guard) load() {
 		return programs
 	})
 	go g.loaded()
-	go func() {
-		files, err := enforce.LoadFiles()
-		g.files <- loadedFiles{files, err}
-	}()
+	go func() { _, _ = g.files() }()
 }
 
 // byCgroup says whether programs at the container's cgroup decide where its pairs of datagram
@@ -220,10 +209,14 @@ func (g *guard) unload() error {
 	if g == nil {
 		return nil
 	}
+	var errs []error
 	if programs := g.loaded(); programs != nil {
-		return programs.Close()
+		errs = append(errs, programs.Close())
 	}
-	return nil
+	if files, err := g.files(); err == nil {
+		errs = append(errs, files.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // attendance is a guest being attended by this process.
@@ -243,9 +236,9 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	if g.record.Own && !c.PrivateNet() {
 		return &attendance{}, errors.New("the bundle's policy cannot be enforced: the bundle has no network namespace of its own (linux.namespaces: add one of type network, without a path)")
 	}
-	files := <-g.files
-	if files.err != nil && (g.record.Files.Needed || !errors.Is(files.err, enforce.ErrNotSupported)) {
-		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), files.err)
+	files, err := g.files()
+	if err != nil && (g.record.Files.Needed || !errors.Is(err, enforce.ErrNotSupported)) {
+		return &attendance{}, fmt.Errorf("holding the file rules of container %s: %w", c.ID(), err)
 	}
 	events, err := control.OpenEventLog(c.StateDir(), c.ID())
 	if err != nil {
@@ -253,7 +246,7 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	}
 	tell := func(e attend.Event) { tellEvent(events, e) }
 	a, err := attend.Start(c, g.record.Policy, attend.Options{
-		Programs: g.loaded(), Files: files.programs, Filter: !g.record.Own, Pairs: g.byCgroup(), OnEvent: tell,
+		Programs: g.loaded(), Files: files, Filter: !g.record.Own, Pairs: g.byCgroup(), OnEvent: tell,
 		OwnFiles: g.record.OwnFiles, Places: g.record.Places,
 	})
 	if err != nil {
@@ -261,7 +254,7 @@ func (g *guard) attend(c *container.Container) (*attendance, error) {
 	}
 	r := &reloader{root: filepath.Dir(c.StateDir()), id: c.ID(), a: a, tell: tell,
 		hosts: string(attend.RootFiles(g.record.Policy)["/etc/hosts"])}
-	err = g.findFiles(c, r, files.programs != nil)
+	err = g.findFiles(c, r, files != nil)
 	var policies *control.PolicyServer
 	if err == nil {
 		policies, err = control.ServePolicy(c.StateDir(), r.change)

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/psi-runtime/psi/internal/container"
+	"github.com/psi-runtime/psi/internal/engine"
 	"github.com/psi-runtime/psi/internal/leakcheck"
 	"github.com/psi-runtime/psi/internal/testroot"
 )
@@ -186,3 +187,6 @@ func wants(t *testing.T, what, got, want string) {
 		t.Errorf("%s: %q does not contain %q", what, got, want)
 	}
 }
+
+// lacksFiles says why this host has no LSM programs; nil if it has.
+func lacksFiles() error { return newGuard(engine.Record{}).lacksFiles() }

@@ -81,7 +81,7 @@ func scriptCondition(name string) (bool, error) {
 	case "v2":
 		_, missing = os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	case "lsm":
-		missing = probeFiles()
+		missing = lacksFiles()
 	case "sys_resource":
 		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); has != 1 {
 			missing = errors.Join(errors.New("not in the bounding set"), err)

@@ -18,7 +18,7 @@ import (
 // process is left, or the cgroup has gone. Reading slowly loses intermediate
 // values, never the last.
 //
-// On cgroup2 the kernel modifies memory.events; on v1 it signals an eventfd, once
+// On cgroup2 memory.events and cgroup.events can be polled; on v1 the kernel signals an eventfd, once
 // when it is about to kill and again when the group is removed, so the counter is
 // read until it moves.
 func (c *Container) OOMEvents(ctx context.Context) (<-chan uint64, error) {
@@ -30,7 +30,7 @@ func (c *Container) OOMEvents(ctx context.Context) (<-chan uint64, error) {
 	var err error
 	if w.v2 = cgroups.IsCgroup2UnifiedMode(); w.v2 {
 		w.file = "memory.events"
-		w.wake, err = watchModified(filepath.Join(dir, w.file), filepath.Join(dir, "cgroup.events"))
+		w.wake, err = watchEvents(filepath.Join(dir, w.file), filepath.Join(dir, "cgroup.events"))
 	} else {
 		w.file = "memory.oom_control"
 		w.wake, err = watchOOMControl(dir)
@@ -38,7 +38,7 @@ func (c *Container) OOMEvents(ctx context.Context) (<-chan uint64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watching memory of container %s: %w", c.id, err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = w.wake.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, w.wake.stop)
 	go func() {
 		defer stop()
 		w.run(ctx)
@@ -46,17 +46,23 @@ func (c *Container) OOMEvents(ctx context.Context) (<-chan uint64, error) {
 	return w.out, nil
 }
 
+// oomWake waits for one of the two kinds of cgroups.
+type oomWake interface {
+	wait() error
+	stop() // wait fails from now on
+	Close() error
+}
+
 type oomWatch struct {
 	dir, file string
 	v2        bool
-	wake      *os.File // readable when the counter may have moved
+	wake      oomWake // returns when the counter may have moved
 	out       chan uint64
 }
 
 func (w *oomWatch) run(ctx context.Context) {
 	defer close(w.out)
 	defer w.wake.Close()
-	buf := make([]byte, 4096)
 	var last uint64
 	for {
 		n, err := w.count()
@@ -74,7 +80,7 @@ func (w *oomWatch) run(ctx context.Context) {
 		if w.empty() {
 			return
 		}
-		if _, err := w.wake.Read(buf); err != nil || ctx.Err() != nil {
+		if err := w.wake.wait(); err != nil || ctx.Err() != nil {
 			return
 		}
 		w.settle(ctx, last)
@@ -102,24 +108,8 @@ func (w *oomWatch) settle(ctx context.Context, last uint64) {
 	}
 }
 
-// watchModified returns a file that becomes readable when one of paths is modified.
-func watchModified(paths ...string) (*os.File, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, os.NewSyscallError("inotify_init1", err)
-	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	for _, path := range paths {
-		if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
-			f.Close()
-			return nil, &os.PathError{Op: "inotify_add_watch", Path: path, Err: err}
-		}
-	}
-	return f, nil
-}
-
 // watchOOMControl registers an eventfd with a v1 memory group.
-func watchOOMControl(dir string) (*os.File, error) {
+func watchOOMControl(dir string) (oomWake, error) {
 	control, err := os.Open(filepath.Join(dir, "memory.oom_control"))
 	if err != nil {
 		return nil, err
@@ -135,5 +125,15 @@ func watchOOMControl(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return f, nil
+	return oomControl{f}, nil
 }
+
+// oomControl is an eventfd.
+type oomControl struct{ *os.File }
+
+func (c oomControl) wait() error {
+	_, err := c.Read(make([]byte, 8))
+	return err
+}
+
+func (c oomControl) stop() { _ = c.SetReadDeadline(time.Unix(1, 0)) }

@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/psi-runtime/psi/bpf"
 )
 
 // LoadFilesOf is LoadFiles of a psi whose programs have another digest.
@@ -13,6 +15,30 @@ func LoadFilesOf(version string) (*FilePrograms, error) {
 
 // LoadOf is Load of a psi whose programs have another digest.
 func LoadOf(version string) (*Programs, error) { return load(filepath.Join(pinRoot, version)) }
+
+// ThrottleDir is where the scheduler's program of this psi is pinned.
+func ThrottleDir() string { return throttleDir(throttleVersion()) }
+
+// NewThrottlesOf is NewThrottles of a psi whose program has another digest. With nobody who listens
+// [RemoveThrottlesOf] removes what is pinned.
+func NewThrottlesOf(version string) *Throttles {
+	t := NewThrottles()
+	t.version = version
+	return t
+}
+
+// RemoveThrottlesOf removes the pinned program of a version.
+func RemoveThrottlesOf(version string) error { return unpin(throttleDir(version)) }
+
+// HasKey reports whether a map has a key.
+func HasKey(m *ebpf.Map, key uint64) bool { return hasKey(m, key) }
+
+// Ring is the key of the ring in which the guest's denials are told.
+func (g *FileGuest) Ring() (uint64, error) {
+	var guest bpf.LSMGuest
+	err := g.programs.maps.Guests.Lookup(g.id, &guest)
+	return guest.Owner, err
+}
 
 // NetDir is where the programs of this psi are pinned.
 func NetDir() string { return netDir() }
@@ -43,7 +69,7 @@ func (t *Throttles) ProgramID() ebpf.ProgramID {
 }
 
 // LoseRecords takes away what the program writes its records to.
-func (t *Throttles) LoseRecords() error { return t.program.maps.Rings.Delete(t.owner) }
+func (t *Throttles) LoseRecords() error { return t.program.maps.Rings.Delete(t.program.owner) }
 
 // Abandon is what is left of a process that was killed: its guests are still in the maps.
 func (t *Throttles) Abandon() {

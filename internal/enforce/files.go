@@ -3,7 +3,6 @@ package enforce
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,12 +22,12 @@ import (
 // of the host share. It is safe for use by several goroutines, and of no use
 // without the kernel feature BPF-LSM: see [LoadFiles].
 type FilePrograms struct {
-	dir   string // where they are pinned
-	owner uint64 // names the ring for the denials of this process's guests
+	dir string // where they are pinned
 
 	mu      sync.Mutex // guards the fields below
 	maps    bpf.LSMMaps
 	denials *denials               // of the guests attached through maps
+	ring    *ring                  // in which they are told of; nil before the first guest
 	known   map[[32]byte]tableName // of rules that were compiled, by their digest
 }
 
@@ -39,7 +38,7 @@ type FilePrograms struct {
 func LoadFiles() (*FilePrograms, error) { return loadFiles(pinDir(bpf.LSMObject())) }
 
 func loadFiles(dir string) (*FilePrograms, error) {
-	p := &FilePrograms{dir: dir, owner: rand.Uint64()}
+	p := &FilePrograms{dir: dir}
 	if _, err := os.Stat(p.dir); err != nil {
 		if err := probeLSM(); err != nil {
 			return nil, err
@@ -56,7 +55,7 @@ func loadFiles(dir string) (*FilePrograms, error) {
 	return p, nil
 }
 
-// Close gives up this process's hold on the maps; what is attached stays.
+// Close gives up this process's hold on the maps, and its ring to the next; what is attached stays.
 func (p *FilePrograms) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,14 +66,10 @@ func (p *FilePrograms) Close() error {
 }
 
 func (p *FilePrograms) closeMaps() error {
-	var err error
 	if p.denials != nil {
 		p.denials.close()
-		if p.denials.ring != nil {
-			err = p.denials.ring.Close()
-		}
 	}
-	return errors.Join(err, p.maps.Close())
+	return errors.Join(p.leaveRing(), p.maps.Close())
 }
 
 // open finds the pinned programs, or loads, attaches and pins them. The caller

@@ -23,11 +23,8 @@ const maxKnown = 1024
 // compiled once; guests of one policy cost a look. The caller holds the lock.
 func (p *FilePrograms) tableOf(files Files) (tableName, error) {
 	digest := files.digest()
-	if name, ok := p.known[digest]; ok {
-		var inner *ebpf.Map
-		if err := p.outerMaps()[name.size].Lookup(name.id, &inner); err == nil {
-			return name, inner.Close()
-		}
+	if name, ok := p.known[digest]; ok && hasKey(p.outerMaps()[name.size], name.id) {
+		return name, nil
 	}
 	a, err := policy.CompileGuest(files.Own, files.Rules, files.Places)
 	if err != nil {
@@ -60,9 +57,8 @@ func (f Files) digest() [32]byte {
 // addTable puts a table into the kernel unless it is there. The caller holds the lock.
 func (p *FilePrograms) addTable(t pathTable) error {
 	outer := p.outerMaps()[t.size]
-	var inner *ebpf.Map
-	if err := outer.Lookup(t.id, &inner); err == nil {
-		return inner.Close()
+	if hasKey(outer, t.id) {
+		return nil
 	}
 	if n := countKeys[[16]byte](outer); n >= manyTables {
 		if err := p.sweepTables(); err != nil {
@@ -108,6 +104,27 @@ func keys[K any](m *ebpf.Map) []K {
 	return out
 }
 
+// hasKey reports whether a hash of maps has a key. To look one up there waits, before Linux 6.8, until
+// no program runs that could see what was there before: 8 ms. To ask for the next key does not: that of one
+// that is not there is the first, which follows none.
+func hasKey[K comparable](m *ebpf.Map, key K) bool {
+	for {
+		var first, next, again K
+		if m.NextKey(nil, &first) != nil {
+			return false
+		}
+		if err := m.NextKey(key, &next); err != nil {
+			return errors.Is(err, ebpf.ErrKeyNotExist) // it is the last
+		}
+		if next == first {
+			return false
+		}
+		if m.NextKey(nil, &again) == nil && again == first {
+			return true // and nobody has changed which is the first
+		}
+	}
+}
+
 func countKeys[K any](m *ebpf.Map) int { return len(keys[K](m)) }
 
 // forgetGone removes the guests whose cgroup is gone. The caller holds the lock.
@@ -120,23 +137,6 @@ func (p *FilePrograms) forgetGone() error {
 		return fmt.Errorf("removing guests that are gone: %w", err)
 	}
 	return nil
-}
-
-// sweepRings removes the rings that belong to no guest. The caller holds the lock.
-func (p *FilePrograms) sweepRings() error {
-	used := make(map[uint64]bool)
-	var id uint64
-	var guest bpf.LSMGuest
-	for guests := p.maps.Guests.Iterate(); guests.Next(&id, &guest); {
-		used[guest.Owner] = true
-	}
-	var errs []error
-	for _, owner := range keys[uint64](p.maps.Rings) {
-		if !used[owner] {
-			errs = append(errs, ignoreMissing(p.maps.Rings.Delete(owner)))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // goneGuests lists the guests whose cgroup is gone, and counts the others. dir is any

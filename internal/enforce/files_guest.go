@@ -138,10 +138,10 @@ func (g *FileGuest) put(files Files) error {
 	if err != nil {
 		return err
 	}
-	if err := g.programs.keepRing(); err != nil {
+	if err := g.programs.needRing(); err != nil {
 		return err
 	}
-	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace, Owner: g.programs.owner}
+	entry := bpf.LSMGuest{Size: table.size, MountNamespace: files.MountNamespace, Owner: g.programs.ring.key()}
 	entry.Table.Digest = table.id
 	if files.Forked {
 		entry.Forked = 1
@@ -187,15 +187,8 @@ func (g *FileGuest) OnDenied(told func(Denial)) error {
 		if g.denials != p.denials {
 			return fmt.Errorf("watching the denials of cgroup %s: %w", g.cgroup, os.ErrClosed)
 		}
-		if p.denials.ring != nil {
-			return nil
-		}
-		ring, err := ebpf.NewMap(&ebpf.MapSpec{Name: "denials", Type: ebpf.RingBuf, MaxEntries: 1 << 18})
-		if err != nil {
-			return fmt.Errorf("making a ring for denials: %w", explainLSM(err))
-		}
-		p.denials.ring = ring
-		return p.keepRing()
+		p.denials.ring = p.ring.buffer
+		return nil
 	})
 	if err != nil {
 		return err
@@ -204,22 +197,6 @@ func (g *FileGuest) OnDenied(told func(Denial)) error {
 		d.Rule = denyingRule(*g.rules.Load(), d)
 		told(d)
 	})
-}
-
-// keepRing makes the ring of this process, if it has one, that of its guests. Whoever
-// removed what nobody used may have removed it. The caller holds the lock.
-func (p *FilePrograms) keepRing() error {
-	if p.denials.ring == nil {
-		return nil
-	}
-	var there *ebpf.Map
-	if err := p.maps.Rings.Lookup(p.owner, &there); err == nil {
-		return there.Close()
-	}
-	if err := p.maps.Rings.Put(p.owner, p.denials.ring); err != nil {
-		return fmt.Errorf("adding a ring for denials: %w", full(err, p.maps.Rings, "processes that watch guests"))
-	}
-	return nil
 }
 
 // denyingRule is the rule that denies a path, in the place of the kernel, whose table

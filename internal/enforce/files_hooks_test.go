@@ -282,11 +282,7 @@ func TestFilesOutliveLoader(t *testing.T) {
 	p := loadFiles(t)
 	g := startFileGuest(t, p)
 	other := startFileGuest(t, p)
-	cmd := exec.Command("/proc/self/exe", other.cgroup)
-	cmd.Env = append(os.Environ(), childEnv+"=attach-files", "PSI_MNT="+itoa(int(other.files.MountNamespace)), "PSI_READ="+other.host+"/*.txt")
-	if out, err := cmd.CombinedOutput(); err == nil {
-		t.Fatalf("the attaching process was to be killed: %s", out)
-	}
+	attachAndDie(t, other)
 	other.ask("open", other.host+"/a.txt", 0) // its rules, not the first ones
 	other.ask("open", other.host+"/a.csv", syscall.EACCES)
 	if removed, err := collectFiles(); err != nil || len(removed) != 0 {
@@ -298,10 +294,22 @@ func TestFilesOutliveLoader(t *testing.T) {
 	}
 }
 
+// attachAndDie has another process attach to a guest's cgroup; it is killed then.
+func attachAndDie(t *testing.T, g *fileGuest) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", g.cgroup)
+	cmd.Env = append(os.Environ(), childEnv+"=attach-files", "PSI_MNT="+itoa(int(g.files.MountNamespace)), "PSI_READ="+g.host+"/*.txt")
+	if out, err := cmd.CombinedOutput(); err == nil {
+		t.Fatalf("the attaching process was to be killed: %s", out)
+	}
+}
+
 // collectFiles collects, and returns what it removed of the file programs.
 func collectFiles() ([]string, error) {
 	removed, err := enforce.Collect()
-	return slices.DeleteFunc(removed, func(path string) bool { return strings.HasPrefix(path, enforce.NetDir()) }), err
+	return slices.DeleteFunc(removed, func(path string) bool {
+		return strings.HasPrefix(path, enforce.NetDir()) || path == enforce.ThrottleDir()
+	}), err
 }
 
 // TestFilesCollected is last of a guest: the programs go, and come back.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -24,10 +23,8 @@ import (
 // The programs find a map through another one, and to write that the kernel waits until
 // no program runs that could have read what was there before: 8 ms. So maps are handed on.
 type owner struct {
-	number uint32
-	maps   ownerMaps
-	path   string   // of the directory; "" where nothing is pinned
-	lock   *os.File // on it
+	seat
+	maps ownerMaps
 }
 
 // ownerMaps are maps of one owner.
@@ -38,40 +35,17 @@ func (m *ownerMaps) byName() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{"ports": &m.ports, "endpoints": &m.endpoints, "events": &m.events}
 }
 
-// maxOwners is how many processes can hold guests at a time; net.bpf.c has the same.
-const maxOwners = 1 << 13
-
-// maxSpare is how many maps are kept for the next: each has a ring of 256 KiB.
-const maxSpare = 16
-
 // takeSpare takes maps that are there; without any it returns nil. The caller holds the directory's lock.
 func takeSpare(dir string) (*owner, error) {
-	spare, err := os.ReadDir(filepath.Join(dir, spareName))
-	if err != nil {
-		return nil, fmt.Errorf("looking for spare maps: %w", err)
+	o := &owner{}
+	s, err := takeSeat(dir, ownersName, func(s *seat) error {
+		o.seat = *s
+		return errors.Join(o.maps.close(), o.open())
+	})
+	if s == nil {
+		return nil, errors.Join(err, o.maps.close())
 	}
-	for _, e := range spare {
-		o, err := lockOwner(filepath.Join(dir, spareName, e.Name()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != nil {
-			continue // somebody else takes it, or it is nothing of ours
-		}
-		if err = o.move(filepath.Join(dir, ownersName)); err == nil {
-			err = o.open()
-		}
-		if err == nil {
-			return o, nil
-		}
-		_ = o.close() // what is not whole is swept one day
-	}
-	return nil, nil
-}
-
-// pins is the directory in which the programs of this version are pinned; "" where nothing is.
-func (o *owner) pins() string {
-	if o.path == "" {
-		return ""
-	}
-	return filepath.Dir(filepath.Dir(o.path))
+	return o, err
 }
 
 // open opens the maps that are pinned.
@@ -84,53 +58,13 @@ func (o *owner) open() (err error) {
 	return nil
 }
 
-// lockOwner takes the lock of an owner's directory, without its maps. With LOCK_NB the error
-// wraps EWOULDBLOCK when its process lives.
-func lockOwner(path string, how int) (*owner, error) {
-	number, err := strconv.ParseUint(filepath.Base(path), 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("looking at pinned maps: %w", err)
-	}
-	lock, err := lockDir(path, how)
+// newOwner takes a number that nobody has. The caller holds the directory's lock exclusively.
+func newOwner(dir string) (*owner, error) {
+	s, err := newSeat(dir, ownersName)
 	if err != nil {
 		return nil, err
 	}
-	return &owner{number: uint32(number), path: path, lock: lock}, nil
-}
-
-// move moves the directory into another one.
-func (o *owner) move(dir string) error {
-	to := filepath.Join(dir, filepath.Base(o.path))
-	if err := os.Rename(o.path, to); err != nil {
-		return fmt.Errorf("handing on pinned maps: %w", err)
-	}
-	o.path = to
-	return nil
-}
-
-// newOwner takes a number that nobody has. The caller holds the directory's lock exclusively.
-func newOwner(dir string) (*owner, error) {
-	taken := make(map[string]bool)
-	for _, name := range []string{ownersName, spareName} {
-		entries, err := os.ReadDir(filepath.Join(dir, name))
-		if err != nil {
-			return nil, fmt.Errorf("making maps: %w", err)
-		}
-		for _, e := range entries {
-			taken[e.Name()] = true
-		}
-	}
-	for n := range maxOwners {
-		if taken[strconv.Itoa(n)] {
-			continue
-		}
-		path := filepath.Join(dir, ownersName, strconv.Itoa(n))
-		if err := os.Mkdir(path, 0o700); err != nil {
-			return nil, fmt.Errorf("making maps: %w", err)
-		}
-		return lockOwner(path, unix.LOCK_EX)
-	}
-	return nil, fmt.Errorf("%d processes hold guests, the most that can at a time: end some", maxOwners)
+	return &owner{seat: *s}, nil
 }
 
 // create makes the maps, empty.
@@ -187,20 +121,7 @@ func eachOuter(objects *bpf.NetObjects, do func(name string, outer *ebpf.Map) er
 // release leaves the maps to the next process, or removes them if there are enough. No
 // guest uses them.
 func (o *owner) release(objects *bpf.NetObjects) error {
-	if o.path == "" {
-		return nil
-	}
-	dir := o.pins()
-	spare, err := os.ReadDir(filepath.Join(dir, spareName))
-	if err == nil && len(spare) < maxSpare {
-		err = o.move(filepath.Join(dir, spareName))
-	} else if err == nil {
-		err = o.remove(objects)
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // somebody has removed the pins
-	}
-	return err
+	return o.leave(func() error { return o.remove(objects) })
 }
 
 // remove takes the maps from the programs, and unpins them.
@@ -214,12 +135,7 @@ func (o *owner) remove(objects *bpf.NetObjects) error {
 
 // close gives up this process's hold on the maps. Closing again does nothing.
 func (o *owner) close() error {
-	err := o.maps.close()
-	if o.lock != nil {
-		err = errors.Join(err, o.lock.Close())
-	}
-	o.path, o.lock = "", nil
-	return err
+	return errors.Join(o.maps.close(), o.seat.close())
 }
 
 func (m *ownerMaps) close() error {
@@ -274,8 +190,8 @@ func deadOwners(dir string) (map[uint32]*owner, error) {
 	dead := make(map[uint32]*owner)
 	for _, e := range entries {
 		// Whoever lives has the lock, or has just become spare.
-		if o, err := lockOwner(filepath.Join(dir, ownersName, e.Name()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-			dead[o.number] = o
+		if s, err := lockSeat(filepath.Join(dir, ownersName, e.Name()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			dead[s.number] = &owner{seat: *s}
 		}
 	}
 	return dead, nil

@@ -26,7 +26,7 @@ func (p *Programs) loadPairs() (hooks []hook, err error) {
 			err, hooks = errors.Join(err, closeHooks(hooks)), nil
 		}
 	}()
-	image, dir := bpf.PairsImage(), p.owner.pins()
+	image, dir := bpf.PairsImage(), p.owner.version()
 	own := map[string]*ebpf.Map{"guests": p.objects.Guests, "accounts": p.objects.Accounts, "events": p.objects.Events}
 	maps := make([]int, len(image.Maps))
 	for i, m := range image.Maps {

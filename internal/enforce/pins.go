@@ -18,7 +18,9 @@ import (
 //
 //	/sys/fs/bpf/psi/<digest of the object>/guests, tables_small, …   the maps
 //	                                      /link_<program>            attached while it exists
+//	                                      /readers/<n>, spare/<n>    rings of processes, see ring.go
 //	                network1-<digest>/guests, connect4, …            maps and programs, see network_pins.go
+//	                sched1-<digest>/program                          see throttle_program.go
 //
 // In each version guests is a hash whose keys are the cgroups of its guests. The lock on pinRoot is
 // held by whoever changes what is pinned, or adds a guest that is held to file rules.

@@ -1,12 +1,9 @@
 package enforce
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -32,10 +27,10 @@ const settle = 100 * time.Millisecond
 
 // Throttles tells when the guests of a process are held back by their cpu limits, as
 // sched.bpf.c finds out. Its program is one for the host, whoever has guests: the first
-// process loads it, the others find it by its name among what runs, and it goes with the
-// last of them. So nothing is pinned, and nothing is left behind.
+// process has it run, the others find it by its name among what runs, and it stops with the
+// last of them. See throttle_program.go.
 type Throttles struct {
-	owner   uint64
+	version string // of the program: see throttleVersion
 	ended   chan struct{}
 	running sync.WaitGroup
 
@@ -54,18 +49,10 @@ type throttled struct {
 	heard   uint64 // stretches that the program has told of
 }
 
-// throttleProgram is what a process holds of the program.
-type throttleProgram struct {
-	maps   bpf.SchedMaps
-	link   link.Link
-	ring   *ebpf.Map
-	reader *ringbuf.Reader
-}
-
 // NewThrottles returns one for the guests of this process. It costs nothing before the
 // first.
 func NewThrottles() *Throttles {
-	return &Throttles{owner: rand.Uint64(), ended: make(chan struct{}), guests: make(map[uint64]*throttled)}
+	return &Throttles{version: throttleVersion(), ended: make(chan struct{}), guests: make(map[uint64]*throttled)}
 }
 
 // Watch has told called from now on when a guest begins to be held back: once for each
@@ -174,7 +161,6 @@ func (t *Throttles) Close() error {
 	}
 	t.mu.Unlock()
 	if p != nil {
-		_ = p.maps.Rings.Delete(t.owner)
 		_ = p.reader.Close()
 	}
 	t.running.Wait()
@@ -188,7 +174,7 @@ func (t *Throttles) run() {
 		return
 	case <-time.After(settle):
 	}
-	p, err := openThrottleProgram()
+	p, err := openThrottleProgram(t.version)
 	t.mu.Lock()
 	select {
 	case <-t.ended:
@@ -196,9 +182,6 @@ func (t *Throttles) run() {
 		p.close()
 		return
 	default:
-	}
-	if err == nil {
-		err = p.maps.Rings.Put(t.owner, p.ring)
 	}
 	if err != nil {
 		t.err = fmt.Errorf("it takes Linux 6.1, CONFIG_BPF_EVENTS, CONFIG_DEBUG_INFO_BTF and leave to trace: %w", err)
@@ -218,7 +201,7 @@ func (t *Throttles) run() {
 // add has the program look at a guest, which is told first what was counted before there
 // was anybody to look: it may be asleep by now. The caller holds the lock.
 func (t *Throttles) add(guest uint64, g *throttled) error {
-	guests, entry := t.program.maps.Guests, bpf.SchedGuest{Owner: t.owner}
+	guests, entry := t.program.maps.Guests, bpf.SchedGuest{Owner: t.program.owner}
 	if g.catchUp() {
 		entry.Last = monotonic() // what follows at once is of the same stretch
 	}
@@ -249,123 +232,5 @@ func (t *Throttles) read(reader *ringbuf.Reader) {
 			g.told(wallTime(e.Time), e.Periods)
 		}
 		t.mu.Unlock()
-	}
-}
-
-// openThrottleProgram finds the program that runs, or loads it and lets it run. Two
-// processes that do it at the same moment load two, which is only waste.
-func openThrottleProgram() (_ *throttleProgram, err error) {
-	p := &throttleProgram{}
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
-	// Versions of psi can live beside each other: the name says which program it is.
-	digest := sha256.Sum256(bpf.SchedObject())
-	name := "psi_" + hex.EncodeToString(digest[:5])
-	if err := p.find(name); err != nil {
-		return p, err
-	}
-	if p.link == nil {
-		if err := p.load(name); err != nil {
-			return p, err
-		}
-	}
-	if p.ring, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.RingBuf, MaxEntries: 1 << 14}); err != nil {
-		return p, err
-	}
-	p.reader, err = ringbuf.NewReader(p.ring)
-	return p, err
-}
-
-// find looks for the program among those that are attached.
-func (p *throttleProgram) find(name string) error {
-	all := link.Iterator{}
-	defer all.Close()
-	for all.Next() {
-		info, err := all.Link.Info()
-		if err != nil {
-			continue
-		}
-		program, err := ebpf.NewProgramFromID(info.Program)
-		if err != nil {
-			continue // it has gone since
-		}
-		about, err := program.Info()
-		if err = errors.Join(err, program.Close()); err != nil || about.Name != name {
-			continue
-		}
-		ids, _ := about.MapIDs()
-		for _, id := range ids {
-			if err := p.take(id); err != nil {
-				return err
-			}
-		}
-		if p.maps.Guests == nil || p.maps.Rings == nil {
-			return fmt.Errorf("program %s lacks its maps", name)
-		}
-		p.link = all.Take()
-		return nil
-	}
-	return all.Err()
-}
-
-// take opens a map of the program.
-func (p *throttleProgram) take(id ebpf.MapID) error {
-	m, err := ebpf.NewMapFromID(id)
-	if err != nil {
-		return err
-	}
-	info, err := m.Info()
-	switch {
-	case err == nil && info.Name == "guests":
-		p.maps.Guests = m
-	case err == nil && info.Name == "rings":
-		p.maps.Rings = m
-	default:
-		return errors.Join(err, m.Close())
-	}
-	return nil
-}
-
-func (p *throttleProgram) load(name string) error {
-	spec, err := bpf.LoadSched()
-	if err != nil {
-		return fmt.Errorf("reading the embedded scheduler program: %w", err)
-	}
-	spec.Programs["psi_sched_switch"].Name = name
-	var objects bpf.SchedObjects
-	if err := spec.LoadAndAssign(&objects, nil); err != nil {
-		return err
-	}
-	p.maps = objects.SchedMaps
-	p.link, err = link.AttachTracing(link.TracingOptions{Program: objects.PsiSchedSwitch})
-	return errors.Join(err, objects.SchedPrograms.Close())
-}
-
-// forgetGone removes the guests of killed processes, whose cgroups are gone, and the rings
-// of those processes. dir is any directory of the guests' hierarchy.
-func (p *throttleProgram) forgetGone(dir string) error {
-	gone, _, err := goneGuests(p.maps.Guests, dir)
-	for _, id := range gone {
-		var guest bpf.SchedGuest
-		if p.maps.Guests.Lookup(id, &guest) == nil {
-			err = errors.Join(err, ignoreMissing(p.maps.Guests.Delete(id)), ignoreMissing(p.maps.Rings.Delete(guest.Owner)))
-		}
-	}
-	return err
-}
-
-// close may be called on one that is incomplete.
-func (p *throttleProgram) close() {
-	if p.reader != nil {
-		_ = p.reader.Close()
-	}
-	if p.link != nil {
-		_ = p.link.Close()
-	}
-	for _, m := range []*ebpf.Map{p.ring, p.maps.Guests, p.maps.Rings} {
-		_ = m.Close() // nil too
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/psi-runtime/psi/internal/enforce"
@@ -241,15 +242,21 @@ func TestThrottlingIsToldInTheEnd(t *testing.T) {
 	}
 }
 
-// Processes share the program. What a killed one had in its maps goes once its guests'
-// cgroups have gone.
+// Processes share the program, and one that begins takes the ring of one that has ended. What a killed one
+// had in its maps goes once its guests' cgroups have gone.
 func TestThrottleProgramIsShared(t *testing.T) {
+	const version = "0123456789abcdef" // of this test alone: psi may have guests here
+	t.Cleanup(func() {
+		if err := enforce.RemoveThrottlesOf(version); err != nil {
+			t.Error(err)
+		}
+	})
 	var all [3]*enforce.Throttles
 	var children [3]*child
 	var dirs [3]string
 	var id ebpf.ProgramID
 	for i := range all {
-		all[i], children[i] = enforce.NewThrottles(), startChild(t, newCgroup(t))
+		all[i], children[i] = enforce.NewThrottlesOf(version), startChild(t, newCgroup(t))
 		dirs[i] = cpuGroup(t, children[i])
 		if _, err := all[i].Watch(dirs[i], 0, func(time.Time, uint64) {}); err != nil {
 			t.Fatal(err)
@@ -273,21 +280,51 @@ func TestThrottleProgramIsShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	killed.Abandon()
-	if g, r := count(); g != guests-1 || r != rings-1 {
+	if g, r := count(); g != guests-1 || r != rings {
 		t.Errorf("after a process has closed: %d guests and %d rings, before %d and %d", g, r, guests, rings)
 	}
 	removeCPUGroup(t, children[2], dirs[2])
-	if g, r := count(); g != guests-2 || r != rings-2 {
-		t.Errorf("after another was killed: %d guests and %d rings, before %d and %d", g, r, guests, rings)
+	next := enforce.NewThrottlesOf(version)
+	if _, err := next.Watch(dirs[0], 0, func(time.Time, uint64) {}); err != nil {
+		t.Fatal(err)
+	}
+	running(t, next)
+	if g, r := count(); g != guests-1 || r != rings {
+		t.Errorf("after another was killed, and one has begun: %d guests and %d rings, before %d and %d", g, r, guests, rings)
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if err := staying.Close(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the program has gone with its last process", func() bool {
-		p, err := ebpf.NewProgramFromID(id)
-		if err == nil {
-			p.Close()
+	if attachedAnywhere(t, id) {
+		t.Error("the program runs without a process")
+	}
+	again := enforce.NewThrottlesOf(version)
+	if _, err := again.Watch(dirs[0], 0, func(time.Time, uint64) {}); err != nil {
+		t.Fatal(err)
+	}
+	if now := running(t, again); now != id {
+		t.Errorf("program %d was loaded again, as %d", id, now)
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// attachedAnywhere reports whether a link runs the program.
+func attachedAnywhere(t *testing.T, id ebpf.ProgramID) bool {
+	t.Helper()
+	links := link.Iterator{}
+	defer links.Close()
+	for links.Next() {
+		if info, err := links.Link.Info(); err == nil && info.Program == id {
+			return true
 		}
-		return err != nil
-	})
+	}
+	if err := links.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return false
 }
