@@ -65,7 +65,6 @@ def serve(session: Session) -> tuple[bool, Callable[[], None]]:
     for finder in sys.path_importer_cache.values():
         if finder is not None:
             finder.invalidate_caches()  # the zygote's root has more in it
-    _have_tables_copied()
     gc.collect()
     gc.freeze()  # what is here stays: a collection in a guest would copy every page of it
     connected: bool = module.serve(reader)
@@ -75,30 +74,6 @@ def serve(session: Session) -> tuple[bool, Callable[[], None]]:
     if "numpy.random" in sys.modules:  # Python's own random sees to itself
         sys.modules["numpy.random"].seed()
     return connected, module.live
-
-
-def _have_tables_copied() -> None:
-    """Has a fork copy what leads to the pages of programs and libraries, which else each guest would ask for piece by piece.
-
-    The kernel copies the page tables of a mapping of a file only if one of its pages was written: so the first byte of
-    each is, as it is. Where this cannot be done guests take longer.
-    """
-    try:
-        memory = posix.open("/proc/self/mem", posix.O_RDWR)
-        maps = posix.open("/proc/self/maps", posix.O_RDONLY)
-    except OSError:
-        return
-    text = b"".join(iter(lambda: posix.read(maps, 1 << 16), b""))
-    for line in text.splitlines():
-        fields = line.split(None, 5)
-        if len(fields) == 6 and fields[1] in (b"r-xp", b"r--p") and fields[5].startswith(b"/"):
-            start = int(fields[0].partition(b"-")[0], 16)
-            try:
-                posix.pwrite(memory, posix.pread(memory, 1, start), start)
-            except OSError:
-                pass
-    posix.close(maps)
-    posix.close(memory)
 
 
 def _connect(session: Session) -> int:
