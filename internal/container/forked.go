@@ -120,10 +120,11 @@ func (c *Container) beginFork(o *CreateOptions, undo *undoStack) error {
 	c.forked = &forked{sync: ours, made: make(chan error, 1)}
 	gone := make(chan struct{})
 	undo.add(func() error { <-gone; return c.abort() })
+	wait := o.Zygote.fork(words, o.Stdin, o.Stderr, theirs)
 	go func() {
 		defer close(gone)
 		defer theirs.Close()
-		c.forked.made <- c.fork(o, words, theirs)
+		c.forked.made <- c.take(wait())
 	}()
 	return nil
 }
@@ -175,11 +176,12 @@ func (c *Container) assemble(a assembly) error {
 	return nil
 }
 
-// fork has the zygote make the first process, which has the other end of sync.
-func (c *Container) fork(o *CreateOptions, order []byte, sync *os.File) (err error) {
-	if c.pidfd, err = o.Zygote.fork(order, o.Stdin, o.Stderr, sync); err != nil {
+// take notes the first process, which the zygote has made.
+func (c *Container) take(pidfd *os.File, err error) error {
+	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
+	c.pidfd = pidfd
 	if c.pid, err = pidOf(c.pidfd); err == nil {
 		c.process, err = os.FindProcess(c.pid)
 	}

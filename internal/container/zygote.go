@@ -296,20 +296,41 @@ func (z *Zygote) makeRoot(c *Container, o *CreateOptions) (root *os.File, err er
 	return os.NewFile(uintptr(fd), "root"), nil
 }
 
-// fork has the zygote make a child and returns its pidfd.
-func (z *Zygote) fork(order []byte, channel, stderr, sync *os.File) (*os.File, error) {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	if z.control == nil {
-		return nil, os.ErrClosed
+// fork has the zygote make a child, and returns what waits for its pidfd, which must be called. The
+// zygote is asked at once, if nobody else asks it: while this thread is the only one that runs the
+// kernel wakes it on another processor. A thread that is woken to ask would be there already.
+func (z *Zygote) fork(order []byte, channel, stderr, sync *os.File) (wait func() (*os.File, error)) {
+	ask := func() (*os.File, error) {
+		if z.control == nil {
+			return nil, os.ErrClosed
+		}
+		rights := unix.UnixRights(int(channel.Fd()), int(stderr.Fd()), int(sync.Fd()))
+		if err := unix.Sendmsg(int(z.control.Fd()), order, rights, nil, unix.MSG_NOSIGNAL); err != nil {
+			return nil, fmt.Errorf("asking the zygote: %w", err)
+		}
+		return z.control, nil
 	}
-	control := int(z.control.Fd())
-	rights := unix.UnixRights(int(channel.Fd()), int(stderr.Fd()), int(sync.Fd()))
-	if err := unix.Sendmsg(control, order, rights, nil, unix.MSG_NOSIGNAL); err != nil {
-		return nil, fmt.Errorf("asking the zygote: %w", err)
+	if !z.mu.TryLock() {
+		return func() (*os.File, error) {
+			z.mu.Lock()
+			defer z.mu.Unlock()
+			return z.answer(ask())
+		}
+	}
+	control, err := ask()
+	return func() (*os.File, error) {
+		defer z.mu.Unlock()
+		return z.answer(control, err)
+	}
+}
+
+// answer takes the pidfd of the child that the zygote was asked for, if it was.
+func (z *Zygote) answer(control *os.File, err error) (*os.File, error) {
+	if err != nil {
+		return nil, err
 	}
 	var failed [4]byte
-	fds, n, err := receiveFD(control, failed[:])
+	fds, n, err := receiveFD(int(control.Fd()), failed[:])
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("asking the zygote: %w", err)
