@@ -147,16 +147,14 @@ func (c *Container) startForked(o *CreateOptions, _ *undoStack) error {
 	if err := errors.Join(c.mapIDs(config), c.joinGroups(config)); err != nil {
 		return err
 	}
-	// The host's side of its policy, while its root is put together around it.
-	attended := make(chan error, 1)
-	go func() {
-		if o.OnInit != nil {
-			attended <- o.OnInit(c)
-		}
-		close(attended)
-	}()
-	if err := errors.Join(c.assemble(assembly), <-attended); err != nil {
+	// Both while it begins its session, which takes longer: nobody else has to run.
+	if err := c.assemble(assembly); err != nil {
 		return err
+	}
+	if o.OnInit != nil {
+		if err := o.OnInit(c); err != nil {
+			return err
+		}
 	}
 	_, err = c.receive('s')
 	return err
