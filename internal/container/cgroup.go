@@ -247,7 +247,7 @@ func groupNumber(dir, file string) (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
 }
 
-// readGroup reads a file of a group. An os.File would first be made, unsuccessfully, one to
+// readGroup reads a file of a group, or of /proc. An os.File would first be made, unsuccessfully, one to
 // wait for: that takes as long as the rest.
 func readGroup(dir, file string) ([]byte, error) {
 	path := filepath.Join(dir, file)
@@ -274,7 +274,7 @@ func readGroup(dir, file string) ([]byte, error) {
 	}
 }
 
-// writeGroup writes a file of a group that is there.
+// writeGroup writes a file of a group, or of /proc, that is there.
 func writeGroup(dir, file, value string) error {
 	path := filepath.Join(dir, file)
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)

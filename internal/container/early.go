@@ -83,7 +83,7 @@ func receivePIDFD(socket *os.File) (*os.File, error) {
 
 // pidOf is the pid, in our pid namespace, of a pidfd's process.
 func pidOf(pidfd *os.File) (int, error) {
-	data, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(pidfd.Fd())))
+	data, err := readGroup("/proc/self/fdinfo", strconv.Itoa(int(pidfd.Fd())))
 	if err != nil {
 		return 0, fmt.Errorf("reading a pidfd: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -193,7 +192,7 @@ func (c *Container) mapIDs(config *configs.Config) error {
 		for _, m := range mappings {
 			text += fmt.Sprintf("%d %d %d\n", m.ContainerID, m.HostID, m.Size)
 		}
-		return os.WriteFile(filepath.Join("/proc", strconv.Itoa(c.pid), file), []byte(text), 0)
+		return writeGroup("/proc/"+strconv.Itoa(c.pid), file, text)
 	}
 	if err := errors.Join(write("uid_map", config.UIDMappings), write("gid_map", config.GIDMappings)); err != nil {
 		return fmt.Errorf("mapping the ids of container %s: %w", c.id, err)

@@ -73,7 +73,7 @@ class SocketEnd(End):
         self._now = _socket.MSG_DONTWAIT
         self._flags = _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
         self._room = _socket.CMSG_LEN(4)  # for one descriptor
-        self._patience = 0  # so many reads until it polls again
+        self._patience = 1  # so many reads until it polls again; the first request takes longer to come
         self._vain = 0  # so many will follow when it polls in vain
 
     def read(self, received: list[Received], room: memoryview, block: bool) -> None:
