@@ -175,19 +175,21 @@ class Channel(Writer):
 
     def drain(self) -> None:
         """Files what has arrived, without waiting; nothing if somebody is reading."""
-        if self.held > self.message or not self.open or not self._reading.acquire(False):
-            return
         me = get_ident()
-        self._begin(me)
         main = me == self.guard.main
         before = self.guard.critical
         if main:
-            self.guard.critical = True
+            self.guard.critical = True  # first: an exception of a handler's would leave the turn to read taken
         try:
-            while not self.ended and self.held <= self.message and self._end.available():
-                self._receive(False, False)
+            if self.held > self.message or not self.open or not self._reading.acquire(False):
+                return
+            self._begin(me)
+            try:
+                while not self.ended and self.held <= self.message and self._end.available():
+                    self._receive(False, False)
+            finally:
+                self._release()
         finally:
-            self._release()
             if main:
                 self.guard.critical = before
 
