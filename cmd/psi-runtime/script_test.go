@@ -322,9 +322,11 @@ func scriptUnattend(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
+// zombie reports whether all threads of a process have ended: until then its sockets are open.
 func zombie(pid int) bool {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	return err != nil || strings.Contains(string(stat), ") Z ")
+	threads, _ := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
+	return err != nil || strings.Contains(string(stat), ") Z ") && len(threads) <= 1
 }
 
 func scriptReap(ts *testscript.TestScript, neg bool, args []string) {
