@@ -114,6 +114,26 @@ type Applied struct {
 	spares []*os.File // what was hidden
 }
 
+// undoFiles is how many descriptors taking a change back needs at a time: a step four, and some of
+// those before it are still being closed.
+const undoFiles = 8
+
+// reserve opens as many: who has run out of them has these, when they are closed, to take back what
+// was changed until then.
+func (c *Container) reserve() (room []*os.File, err error) {
+	for range undoFiles {
+		if c.pidfd == nil {
+			return nil, nil // it has ended, which inside says
+		}
+		fd, err := unix.FcntlInt(c.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return room, os.NewSyscallError("fcntl", err)
+		}
+		room = append(room, os.NewFile(uintptr(fd), "room"))
+	}
+	return room, nil
+}
+
 // Undo takes the change back. The guest must still be frozen.
 func (a *Applied) Undo() error {
 	defer a.Keep()
@@ -156,12 +176,18 @@ func (c *Container) Apply(change Change) (*Applied, error) {
 	if err != nil {
 		return nil, err
 	}
+	room, err := c.reserve()
+	defer func() { closeTrees(room) }()
+	if err != nil {
+		return nil, err
+	}
 	a := &Applied{c: c}
 	err = c.inside(func() error {
 		l := live{Applied: a}
 		defer l.close()
 		err := l.apply(change, trees, covers)
 		if err != nil {
+			closeTrees(room)
 			err = errors.Join(err, torn(a.undo.run()))
 		}
 		return err
