@@ -20,7 +20,9 @@ def starts(runs: int, work: Path, with_podman: bool) -> List[Row]:
     """`psi-runtime run` with policy and eBPF, against the peers: same root, same program."""
     with actions(work, with_podman) as found:
         times = interleaved(runs, found)
-    note = "crun refuses this host's hybrid cgroups: see the second kernel" if "crun" not in found else ""
+    note = "what 0.7 × would take: ARCHITECTURE.md, A cold run"
+    if "crun" not in found:
+        note += "; crun refuses this host's hybrid cgroups: see the second kernel"
     return [Row("cold", "cold start, print(1)", "ms", first(times), rest(times), ratio_at_most=0.9, note=note)]
 
 
