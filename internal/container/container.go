@@ -307,26 +307,6 @@ func (c *Container) PIDs() ([]int, error) {
 	return pids, nil
 }
 
-// NetNS opens the network namespace of the container. The caller closes it.
-func (c *Container) NetNS() (*os.File, error) { return c.namespace("net") }
-
-// namespace opens a namespace of the container's first process. The caller closes it.
-func (c *Container) namespace(kind string) (*os.File, error) {
-	if c.pidfd == nil {
-		return nil, ErrNotRunning
-	}
-	f, err := os.Open("/proc/" + strconv.Itoa(c.pid) + "/ns/" + kind)
-	if err != nil {
-		return nil, fmt.Errorf("opening the %s namespace of container %s: %w", kind, c.id, err)
-	}
-	// The pid may have been reused between Load and here; the pidfd has not.
-	if err := signalFD(c.pidfd, 0); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
 // MountNamespace is the inode number of the container's mount namespace, which
 // names it as long as the first process lives.
 func (c *Container) MountNamespace() (uint32, error) {

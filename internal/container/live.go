@@ -121,10 +121,10 @@ const undoFiles = 8
 // reserve opens as many: who has run out of them has these, when they are closed, to take back what
 // was changed until then.
 func (c *Container) reserve() (room []*os.File, err error) {
+	if c.pidfd == nil {
+		return nil, nil // it has ended, which inside says
+	}
 	for range undoFiles {
-		if c.pidfd == nil {
-			return nil, nil // it has ended, which inside says
-		}
 		fd, err := unix.FcntlInt(c.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return room, os.NewSyscallError("fcntl", err)

@@ -76,7 +76,10 @@ func (s *shell) wants(line, want string) {
 }
 
 // change freezes the guest, applies, and lets it go on.
-func (s *shell) change(change Change) (*Applied, error) {
+func (s *shell) change(change Change) (*Applied, error) { return s.changeFor(1234, change) }
+
+// changeFor does it for another client.
+func (s *shell) changeFor(client int, change Change) (*Applied, error) {
 	s.t.Helper()
 	thaw, err := s.c.Freeze()
 	if err != nil {
@@ -87,7 +90,7 @@ func (s *shell) change(change Change) (*Applied, error) {
 			s.t.Error(err)
 		}
 	}()
-	change.ClientUID, change.ClientGID = 1234, 1234
+	change.ClientUID, change.ClientGID = client, client
 	return s.c.Apply(change)
 }
 

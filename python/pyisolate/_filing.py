@@ -98,6 +98,8 @@ class Filing:
         if not isinstance(note, dict):
             raise ProtocolError(f"a frame of type {frame.type} that is not a JSON object")
         if frame.type == wire.READY and self.ready is None:
+            if note.get("protocol") != wire.PROTOCOL:
+                raise ProtocolError(f"it does not speak version {wire.PROTOCOL} of the protocol: rebuild its rootfs")
             self.ready = note
         elif frame.type == wire.NOTICE:
             self.output_cut = self.output_cut or note.get("output") == "cut"

@@ -45,6 +45,7 @@ HEADER = struct.Struct("!IBBHI")
 _REST = struct.Struct("!Q")
 
 EXEC, CALL, POST, INTERRUPT, CANCEL = 1, 2, 3, 4, 5
+PROTOCOL = 2  # that READY announces
 READY, DONE, RESULT, ERROR, GUEST_POST, STDOUT, STDERR, NOTICE = 16, 17, 18, 19, 20, 21, 22, 23
 
 _USUAL = frozenset((RESULT, ERROR, GUEST_POST, STDOUT, STDERR))  # with up to SMALL_FRAME bytes, always fine

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Deque, List, Optional
 
 from pyisolate import _frames as wire
+from pyisolate._filing import Filing
 from pyisolate._frames import Frame, FrameReader, ProtocolError, move, pack
 from pyisolate._outbox import LIMIT, Outbox, OutboxFull
 
@@ -65,6 +66,15 @@ class Reading(Pairs):
         self.assertEqual([len(each.payload) for each in got], sizes)
         self.assertTrue(all(set(each.payload) <= {i} for i, each in enumerate(got)))
         self.assertEqual(got[-1].posted, sum(sizes))
+
+    def test_another_protocol(self) -> None:
+        """A root that another version of psi has made: the error says what to do."""
+        self.theirs.sendall(pack(wire.READY, 0, b'{"python":"3.11.2","pid":1,"protocol":1}'))
+        reader = FrameReader()
+        reader.begin(1 << 20)
+        reader.read(self.ours)
+        with self.assertRaisesRegex(ProtocolError, "version 2 of the protocol: rebuild its rootfs"):
+            Filing().hand_out(reader.frames)
 
     def test_faults(self) -> None:
         for header, says in (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import posix
 import sys
 
-# The CONFIG of a default policy; pkg/bundle has the same, and the supervisor sends no other.
+# The CONFIG of a default policy, as pkg/bundle has it: the supervisor sends it to nobody who begins with it.
 _COMMON = b'{"imports":null,"message":67108864,"output":16777216,"threads":1}'
 _HOME = __file__.rpartition("/")[0] + "/"
 if __package__ != "_psi":

@@ -2,8 +2,8 @@
 
 Between requests, and in recv, the main thread reads the channel itself. While guest code
 runs, the main thread is sent SIGIO when something arrives: by the kernel (O_ASYNC) after the
-first reads, because most guests end after one or two, and a thread costs each of them a
-fortieth of all that they cost. But a signal for every message doubles the time of a short
+first reads, because most guests end after one or two, and a thread costs each of them some
+35 page faults. But a signal for every message doubles the time of a short
 exchange. So who goes on reading gets a thread, which waits in poll() once guest code has run
 for longer than a moment, and adds nothing to an exchange. Pipes have it from the start.
 """
